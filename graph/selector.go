@@ -1,0 +1,20 @@
+package graph
+
+// Selector says which files of a tree matter to the one who reads it. The zero Selector selects nothing.
+type Selector struct {
+	Paths []Select `json:"paths,omitempty"`
+}
+
+// Select names one path of a tree and what is wanted below it. Paths are absolute within the tree.
+type Select struct {
+	Path     string   `json:"path"`
+	Wildcard bool     `json:"wildcard,omitempty"` // Path is a pattern of path.Match
+	Follow   bool     `json:"follow,omitempty"`   // follow a symlink that Path itself names
+	Contents bool     `json:"contents,omitempty"` // only what is in the directory: its own mode and owner do not matter
+	Include  []string `json:"include,omitempty"`  // patterns relative to Path, as in .dockerignore; empty = all
+	Exclude  []string `json:"exclude,omitempty"`
+	Required []string `json:"required,omitempty"` // patterns of Include of which each must match something
+}
+
+// All selects the whole tree.
+func All() *Selector { return &Selector{Paths: []Select{{Path: "/"}}} }

@@ -1,0 +1,44 @@
+// Package session is how a build reaches the client that asked for it: files, secrets, ssh agents, credentials.
+//
+// The engine sees the [Session] interface only. [Local] implements it in the process of the command line; a server
+// implements it over its protocol. A session belongs to one build.
+package session
+
+import (
+	"context"
+	"io"
+)
+
+// Session is the client's side of one build. Every method may be called at any time until the build ends, from many
+// goroutines. What the client does not have is a diag.NotFound error.
+type Session interface {
+	// Dir returns the client's directory of that name, such as "context".
+	Dir(ctx context.Context, name string) (Dir, error)
+	// Secret returns a secret's bytes.
+	Secret(ctx context.Context, id string) ([]byte, error)
+	// SSH connects to the client's ssh agent of that id; "" is "default".
+	SSH(ctx context.Context, id string) (io.ReadWriteCloser, error)
+	// Credential returns what the client knows for a registry host; the zero Credential is anonymous access.
+	Credential(ctx context.Context, host string) (Credential, error)
+	// Output returns where an exporter writes what it makes for the client.
+	Output(ctx context.Context, id string) (Output, error)
+}
+
+// Dir is a directory of the client that can be read on this machine. Key is the same for versions of one directory, so
+// that what is known of its files is found again; "" means Path.
+type Dir struct {
+	Path string
+	Key  string
+}
+
+// Credential is a login at a registry: name and password, or a token of one of the two kinds.
+type Credential struct {
+	Username, Password         string
+	IdentityToken, AccessToken string
+}
+
+// Output is a destination of the client: a directory to write into, or a stream.
+type Output struct {
+	Dir  string
+	File io.WriteCloser
+}
