@@ -1,0 +1,242 @@
+package registry
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"strings"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/image"
+)
+
+// Limits of documents, in bytes. The distribution specification names 4 MiB for manifests.
+const (
+	MaxManifest = 4 << 20
+	MaxConfig   = 8 << 20
+)
+
+// Document is a decoded manifest or index: exactly one of the two is set.
+type Document struct {
+	MediaType string
+	Manifest  *ocispec.Manifest
+	Index     *ocispec.Index
+}
+
+var manifestTypes = map[string]bool{ocispec.MediaTypeImageManifest: true, image.DockerManifest: true}
+var indexTypes = map[string]bool{ocispec.MediaTypeImageIndex: true, image.DockerManifestList: true}
+
+// IsManifest and IsIndex classify a media type.
+func IsManifest(mediaType string) bool { return manifestTypes[mediaType] }
+
+// IsIndex reports whether a media type is that of an index or of Docker's manifest list.
+func IsIndex(mediaType string) bool { return indexTypes[mediaType] }
+
+// Decode parses a manifest or an index. mediaType is what the descriptor or the server said, "" if nothing; the document's
+// own mediaType, if there is one, must agree. A document that two readers could understand in two ways is refused: one
+// with the fields of both kinds, with a key twice, or with a known key in other letters (which Go's decoder would take).
+func Decode(data []byte, mediaType string) (*Document, error) {
+	if len(data) > MaxManifest {
+		return nil, diag.Errorf(diag.Exhausted, "the manifest has more than %d bytes", MaxManifest)
+	}
+	if err := checkKeys(data, manifestKeys); err != nil {
+		return nil, err
+	}
+	var head struct {
+		SchemaVersion int             `json:"schemaVersion"`
+		MediaType     string          `json:"mediaType"`
+		Manifests     json.RawMessage `json:"manifests"`
+		Layers        json.RawMessage `json:"layers"`
+		Config        json.RawMessage `json:"config"`
+		FSLayers      json.RawMessage `json:"fsLayers"`
+	}
+	if err := json.Unmarshal(data, &head); err != nil {
+		return nil, diag.Errorf(diag.Invalid, "invalid manifest: %w", err)
+	}
+	mediaType = plainType(mediaType)
+	if head.SchemaVersion == 1 || strings.HasPrefix(mediaType, "application/vnd.docker.distribution.manifest.v1") || head.FSLayers != nil {
+		return nil, diag.Errorf(diag.Unsupported, "the image has a manifest of schema 1, which was given up in 2019").
+			WithHint("copy it with a tool that converts it, such as skopeo copy --format v2s2, or build it again")
+	}
+	switch {
+	case mediaType == "" && head.MediaType == "":
+		return nil, diag.Errorf(diag.Invalid, "the manifest has no mediaType")
+	case mediaType == "":
+		mediaType = head.MediaType
+	case head.MediaType != "" && head.MediaType != mediaType:
+		return nil, diag.Errorf(diag.Invalid, "the manifest says that it is %q, but was announced as %q", head.MediaType, mediaType)
+	}
+	if head.Manifests != nil && (head.Layers != nil || head.Config != nil) {
+		return nil, diag.Errorf(diag.Invalid, "the document is both a manifest and an index")
+	}
+	doc := &Document{MediaType: mediaType}
+	switch {
+	case IsIndex(mediaType):
+		if head.Manifests == nil {
+			return nil, diag.Errorf(diag.Invalid, "the index has no manifests, although its type is %q", mediaType)
+		}
+		doc.Index = &ocispec.Index{}
+		return doc, decodeInto(data, doc.Index)
+	case IsManifest(mediaType):
+		if head.Config == nil {
+			return nil, diag.Errorf(diag.Invalid, "the manifest has no config, although its type is %q", mediaType)
+		}
+		doc.Manifest = &ocispec.Manifest{}
+		return doc, decodeInto(data, doc.Manifest)
+	}
+	return nil, diag.Errorf(diag.Unsupported, "%q is no image manifest", mediaType)
+}
+
+// decodeInto decodes and checks every descriptor that will be used as a name.
+func decodeInto(data []byte, v any) error {
+	if err := json.Unmarshal(data, v); err != nil {
+		return diag.Errorf(diag.Invalid, "invalid manifest: %w", err)
+	}
+	var all []ocispec.Descriptor
+	switch v := v.(type) {
+	case *ocispec.Index:
+		all = v.Manifests
+	case *ocispec.Manifest:
+		all = append(append(all, v.Config), v.Layers...)
+	}
+	for _, d := range all {
+		if err := d.Digest.Validate(); err != nil {
+			return diag.Errorf(diag.Invalid, "the manifest names an invalid digest %q: %w", d.Digest, err)
+		}
+		if d.Size < 0 {
+			return diag.Errorf(diag.Invalid, "the manifest gives %s a negative size", d.Digest)
+		}
+		if d.MediaType == "" {
+			return diag.Errorf(diag.Invalid, "the manifest gives %s no mediaType", d.Digest)
+		}
+	}
+	return nil
+}
+
+// DecodeConfig parses an image configuration with the same care for its keys, and keeps the bytes in Extra.
+func DecodeConfig(data []byte) (*image.Config, error) {
+	if len(data) > MaxConfig {
+		return nil, diag.Errorf(diag.Exhausted, "the image configuration has more than %d bytes", MaxConfig)
+	}
+	if err := checkKeys(data, configKeys); err != nil {
+		return nil, err
+	}
+	var c image.Config
+	if err := json.Unmarshal(data, &c); err != nil {
+		return nil, diag.Errorf(diag.Invalid, "invalid image configuration: %w", err)
+	}
+	for _, d := range c.RootFS.DiffIDs {
+		if err := d.Validate(); err != nil {
+			return nil, diag.Errorf(diag.Invalid, "the image configuration names an invalid diff_id %q: %w", d, err)
+		}
+	}
+	c.Extra = bytes.Clone(data)
+	return &c, nil
+}
+
+// plainType drops parameters and the types that say nothing.
+func plainType(s string) string {
+	t, _, err := mime.ParseMediaType(s)
+	if err != nil {
+		t = strings.TrimSpace(s)
+	}
+	switch t {
+	case "application/json", "application/octet-stream", "text/plain", "binary/octet-stream":
+		return ""
+	}
+	return t
+}
+
+// keySet holds, per depth class, the keys that decoding cares about. free names the objects whose keys are data.
+type keySet struct {
+	known map[string]bool // in any object that is not free
+	free  map[string]bool
+}
+
+func words(s string) map[string]bool {
+	m := map[string]bool{}
+	for w := range strings.FieldsSeq(s) {
+		m[w] = true
+	}
+	return m
+}
+
+var manifestKeys = keySet{
+	known: words("schemaVersion mediaType artifactType config layers manifests subject digest size urls data platform annotations architecture os os.version os.features variant"),
+	free:  words("annotations"),
+}
+
+var configKeys = keySet{
+	known: words("architecture os os.version os.features variant rootfs diff_ids history created_by empty_layer"),
+	free:  words("Labels Volumes ExposedPorts annotations config container_config"),
+}
+
+// checkKeys reads the tokens of a JSON document of one object and refuses ambiguous keys.
+func checkKeys(data []byte, keys keySet) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber()
+	t, err := d.Token()
+	if err != nil {
+		return diag.Errorf(diag.Invalid, "not a JSON document: %w", err)
+	}
+	if t != json.Delim('{') {
+		return diag.Errorf(diag.Invalid, "not a JSON object")
+	}
+	if err := checkObject(d, keys, false); err != nil {
+		return err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return diag.Errorf(diag.Invalid, "there is data after the JSON document")
+	}
+	return nil
+}
+
+func checkObject(d *json.Decoder, keys keySet, free bool) error {
+	folded := map[string]string{}
+	for known := range keys.known {
+		folded[strings.ToLower(known)] = known
+	}
+	seen := map[string]bool{}
+	for d.More() {
+		t, err := d.Token()
+		if err != nil {
+			return diag.Errorf(diag.Invalid, "invalid JSON: %w", err)
+		}
+		key, _ := t.(string)
+		if seen[key] {
+			return diag.Errorf(diag.Invalid, "the key %q stands twice in one object", key)
+		}
+		seen[key] = true
+		if want := folded[strings.ToLower(key)]; !free && want != "" && want != key {
+			return diag.Errorf(diag.Invalid, "the key %q is not %q", key, want)
+		}
+		if err := checkValue(d, keys, free || keys.free[key]); err != nil {
+			return err
+		}
+	}
+	_, err := d.Token()
+	return err
+}
+
+func checkValue(d *json.Decoder, keys keySet, free bool) error {
+	t, err := d.Token()
+	if err != nil {
+		return diag.Errorf(diag.Invalid, "invalid JSON: %w", err)
+	}
+	switch t {
+	case json.Delim('{'):
+		return checkObject(d, keys, free)
+	case json.Delim('['):
+		for d.More() {
+			if err := checkValue(d, keys, free); err != nil {
+				return err
+			}
+		}
+		_, err = d.Token()
+	}
+	return err
+}

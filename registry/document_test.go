@@ -1,0 +1,86 @@
+package registry
+
+import (
+	"io"
+	"log"
+	"strings"
+	"testing"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/image"
+)
+
+var nilLog = log.New(io.Discard, "", 0)
+
+const (
+	aDigest  = `"sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"`
+	aDesc    = `{"mediaType":"x/y","digest":` + aDigest + `,"size":1}`
+	manifest = ocispec.MediaTypeImageManifest
+	index    = ocispec.MediaTypeImageIndex
+)
+
+func TestDecode(t *testing.T) {
+	ok := map[string]string{
+		`{"schemaVersion":2,"config":` + aDesc + `,"layers":[]}`:                                         manifest,
+		`{"schemaVersion":2,"mediaType":"` + manifest + `","config":` + aDesc + `,"layers":[]}`:          "",
+		`{"schemaVersion":2,"config":` + aDesc + `,"layers":[],"annotations":{"Size":"1","size":"2"}}`:   manifest + "; charset=utf-8",
+		`{"schemaVersion":2,"mediaType":"` + image.DockerManifestList + `","manifests":[` + aDesc + `]}`: "application/json",
+		`{"schemaVersion":2,"manifests":[],"futureField":{"A":1,"a":2}}`:                                 index,
+	}
+	for in, mt := range ok {
+		if _, err := Decode([]byte(in), mt); err != nil {
+			t.Errorf("%s: %v", in, err)
+		}
+	}
+	bad := []struct {
+		in, mt string
+		kind   diag.Kind
+		text   string
+	}{
+		{`{"schemaVersion":2,"config":` + aDesc + `,"layers":[]}`, "", diag.Invalid, "no mediaType"},
+		{`{"schemaVersion":2,"config":` + aDesc + `,"layers":[],"manifests":[]}`, manifest, diag.Invalid, "both"},
+		{`{"schemaVersion":2,"config":` + aDesc + `,"layers":[],"manifests":[]}`, index, diag.Invalid, "both"},
+		{`{"schemaVersion":2,"config":` + aDesc + `,"layers":[],"layers":[]}`, manifest, diag.Invalid, "twice"},
+		{`{"schemaVersion":2,"config":` + aDesc + `,"layers":[],"Layers":[]}`, manifest, diag.Invalid, `"Layers" is not "layers"`},
+		{`{"schemaVersion":2,"config":{"mediaType":"a","Digest":` + aDigest + `,"size":1},"layers":[]}`, manifest, diag.Invalid, `"Digest"`},
+		{`{"schemaVersion":2,"mediaType":"` + index + `","config":` + aDesc + `}`, manifest, diag.Invalid, "announced"},
+		{`{"schemaVersion":2,"layers":[]}`, manifest, diag.Invalid, "no config"},
+		{`{"schemaVersion":2,"config":` + aDesc + `}`, index, diag.Invalid, "no manifests"},
+		{`{"schemaVersion":2,"config":{"mediaType":"a","digest":"sha256:../../x","size":1}}`, manifest, diag.Invalid, "invalid digest"},
+		{`{"schemaVersion":2,"config":{"mediaType":"a","digest":` + aDigest + `,"size":-1}}`, manifest, diag.Invalid, "negative"},
+		{`{"schemaVersion":2,"config":{"digest":` + aDigest + `,"size":1}}`, manifest, diag.Invalid, "no mediaType"},
+		{`{"schemaVersion":1,"fsLayers":[]}`, image.DockerSchema1, diag.Unsupported, "schema 1"},
+		{`{"schemaVersion":1}`, "", diag.Unsupported, "skopeo"},
+		{`{"schemaVersion":2,"config":` + aDesc + `} {}`, manifest, diag.Invalid, "after"},
+		{`[]`, manifest, diag.Invalid, "object"},
+		{``, manifest, diag.Invalid, "JSON"},
+		{`{"schemaVersion":2,"config":`, manifest, diag.Invalid, "JSON"},
+		{`{}`, "text/html", diag.Unsupported, "text/html"},
+		{strings.Repeat(" ", MaxManifest+1), manifest, diag.Exhausted, "more than"},
+	}
+	for _, tc := range bad {
+		_, err := Decode([]byte(tc.in), tc.mt)
+		wantKind(t, err, tc.kind, tc.text)
+	}
+}
+
+func TestDecodeConfig(t *testing.T) {
+	c, err := DecodeConfig([]byte(`{"architecture":"arm64","os":"linux","variant":"v8","config":{"Env":["A=b"],"Labels":{"os":"x","OS":"y"}},"rootfs":{"type":"layers","diff_ids":[` + aDigest + `]},"x-own":1}`))
+	if err != nil || c.Architecture != "arm64" || len(c.RootFS.DiffIDs) != 1 || !strings.Contains(string(c.Extra), "x-own") {
+		t.Fatalf("%+v %v", c, err)
+	}
+	for _, in := range []string{`{"os":"linux","OS":"windows"}`, `{"rootfs":{"diff_ids":["x"]}}`, `{"rootfs":{},"rootfs":{}}`, `{"RootFS":{}}`} {
+		_, err := DecodeConfig([]byte(in))
+		wantKind(t, err, diag.Invalid)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte(`{"schemaVersion":2,"config":`+aDesc+`,"layers":[]}`), manifest)
+	f.Fuzz(func(_ *testing.T, data []byte, mt string) {
+		_, _ = Decode(data, mt)
+		_, _ = DecodeConfig(data)
+	})
+}

@@ -1,0 +1,695 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	gcr "github.com/google/go-containerregistry/pkg/registry"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/session"
+)
+
+// fast makes failures quick.
+var fast = Timing{Header: 2 * time.Second, Stall: 300 * time.Millisecond, Backoff: time.Millisecond}
+
+// serve starts a registry behind wrap and returns its host.
+func serve(t *testing.T, wrap func(http.Handler) http.Handler) string {
+	t.Helper()
+	var h http.Handler = gcr.New(gcr.Logger(nilLog), gcr.WithReferrersSupport(true))
+	if wrap != nil {
+		h = wrap(h)
+	}
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	return strings.TrimPrefix(s.URL, "http://")
+}
+
+func newClient(t *testing.T, cfg Config) *Client {
+	t.Helper()
+	if cfg.Timing == (Timing{}) {
+		cfg.Timing = fast
+	}
+	c := New(cfg)
+	t.Cleanup(c.Close)
+	return c
+}
+
+func mustRef(t *testing.T, s string) Ref {
+	t.Helper()
+	r, err := ParseRef(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func noise(n int) ([]byte, image.Descriptor) {
+	b := make([]byte, n)
+	r := rand.NewChaCha8([32]byte{byte(n)})
+	_, _ = r.Read(b)
+	return b, image.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(b), Size: int64(n)}
+}
+
+func opener(b []byte) func(int64) (io.ReadCloser, error) {
+	return func(at int64) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b[at:])), nil }
+}
+
+// pushImage stores an image of one layer and returns its manifest's descriptor and the layer.
+func pushImage(t *testing.T, c *Client, ref Ref, size int) (image.Descriptor, []byte, image.Descriptor) {
+	t.Helper()
+	layer, desc := noise(size)
+	config := []byte(`{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["` + desc.Digest.String() + `"]}}`)
+	cdesc := image.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(config), Size: int64(len(config))}
+	for _, u := range []Upload{{Desc: desc, Open: opener(layer)}, {Desc: cdesc, Open: opener(config)}} {
+		if _, err := c.Push(t.Context(), ref, u); err != nil {
+			t.Fatal(err)
+		}
+	}
+	raw := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"digest":%q,"size":%d},"layers":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
+		ocispec.MediaTypeImageManifest, cdesc.MediaType, cdesc.Digest, cdesc.Size, desc.MediaType, desc.Digest, desc.Size)
+	m, err := c.PushManifest(t.Context(), ref, raw, ocispec.MediaTypeImageManifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m, layer, desc
+}
+
+func wantKind(t *testing.T, err error, k diag.Kind, parts ...string) {
+	t.Helper()
+	if err == nil || diag.KindOf(err) != k {
+		t.Fatalf("got %v (%v), want an error of kind %v", err, diag.KindOf(err), k)
+	}
+	var d *diag.Error
+	text := err.Error()
+	if errors.As(err, &d) {
+		text += " | " + d.Hint
+	}
+	for _, p := range parts {
+		if !strings.Contains(text, p) {
+			t.Errorf("%q lacks %q", text, p)
+		}
+	}
+}
+
+func TestParseRef(t *testing.T) {
+	d := digest.FromString("x")
+	for in, want := range map[string]string{
+		"debian":                    "docker.io/library/debian:latest",
+		"debian:12":                 "docker.io/library/debian:12",
+		"a/b":                       "docker.io/a/b:latest",
+		"localhost:5000/x":          "localhost:5000/x:latest",
+		"localhost/x:1":             "localhost/x:1",
+		"h.io/a/b@" + d.String():    "h.io/a/b@" + d.String(),
+		"h.io/a/b:1@" + d.String():  "h.io/a/b:1@" + d.String(),
+		"index.docker.io/debian:12": "docker.io/library/debian:12",
+	} {
+		if got := mustRef(t, in).String(); got != want {
+			t.Errorf("%s: got %s, want %s", in, got, want)
+		}
+	}
+	_, err := ParseRef("Debian")
+	wantKind(t, err, diag.Invalid, "debian")
+}
+
+func TestRoundTrip(t *testing.T) {
+	c := newClient(t, Config{})
+	ref := mustRef(t, serve(t, nil)+"/a/b:1")
+	m, layer, ldesc := pushImage(t, c, ref, 300_000)
+	desc, err := c.Resolve(t.Context(), ref)
+	if err != nil || desc.Digest != m.Digest || desc.Size != m.Size || desc.MediaType != m.MediaType {
+		t.Fatalf("%v %v, want %v", desc, err, m)
+	}
+	raw, err := c.Manifest(t.Context(), ref, desc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := Decode(raw, desc.MediaType)
+	if err != nil || doc.Manifest == nil || doc.Manifest.Layers[0].Digest != ldesc.Digest {
+		t.Fatalf("%v %v", doc, err)
+	}
+	for _, offset := range []int64{0, 1, 299_999, 300_000} {
+		body, err := c.Fetch(t.Context(), ref, ldesc, offset)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(body)
+		if err != nil || !bytes.Equal(got, layer[offset:]) {
+			t.Fatalf("offset %d: %d bytes, %v", offset, len(got), err)
+		}
+		body.Close()
+	}
+	if how, err := c.Push(t.Context(), ref, Upload{Desc: ldesc, Open: opener(layer)}); err != nil || how != Existed {
+		t.Errorf("pushed again: %v %v", how, err)
+	}
+	if s, err := c.Stat(t.Context(), ref, ldesc.Digest); err != nil || s.Size != ldesc.Size {
+		t.Errorf("stat: %v %v", s, err)
+	}
+	if tags, err := c.Tags(t.Context(), ref); err != nil || len(tags) != 1 || tags[0] != "1" {
+		t.Errorf("tags: %v %v", tags, err)
+	}
+	_, err = c.Resolve(t.Context(), mustRef(t, ref.Name()+":nope"))
+	wantKind(t, err, diag.NotFound, "/a/b:nope: not found", "check the name")
+}
+
+func TestMount(t *testing.T) {
+	var posts atomic.Int64
+	host := serve(t, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPost && r.URL.Query().Get("mount") != "" {
+				posts.Add(1)
+				if r.URL.Query().Get("from") == "have/it" {
+					w.WriteHeader(http.StatusCreated)
+					return
+				}
+			}
+			h.ServeHTTP(w, r)
+		})
+	})
+	c := newClient(t, Config{})
+	b, desc := noise(1000)
+	how, err := c.Push(t.Context(), mustRef(t, host+"/new"), Upload{Desc: desc, Open: opener(b), From: []string{"lacks/it", "have/it"}})
+	if err != nil || how != Mounted || posts.Load() != 2 {
+		t.Fatalf("%v %v after %d requests", how, err, posts.Load())
+	}
+	how, err = c.Push(t.Context(), mustRef(t, host+"/new"), Upload{Desc: desc, Open: opener(b), From: []string{"lacks/it"}})
+	if err != nil || how != Uploaded {
+		t.Fatalf("%v %v", how, err)
+	}
+}
+
+// flaky wraps blob downloads.
+func flaky(f func(n int64, w http.ResponseWriter, r *http.Request, next http.Handler)) func(http.Handler) http.Handler {
+	var n atomic.Int64
+	return func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/sha256:") {
+				f(n.Add(1), w, r, h)
+				return
+			}
+			h.ServeHTTP(w, r)
+		})
+	}
+}
+
+// cut lets n bytes through and then breaks the connection.
+type cut struct {
+	http.ResponseWriter
+	n int
+}
+
+func (c *cut) Write(p []byte) (int, error) {
+	if len(p) > c.n {
+		_, _ = c.ResponseWriter.Write(p[:c.n])
+		c.ResponseWriter.(http.Flusher).Flush()
+		panic(http.ErrAbortHandler)
+	}
+	c.n -= len(p)
+	return c.ResponseWriter.Write(p)
+}
+
+func fetchAll(c *Client, ctx context.Context, ref Ref, d image.Descriptor) ([]byte, error) {
+	body, err := c.Fetch(ctx, ref, d, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	return io.ReadAll(body)
+}
+
+func TestResume(t *testing.T) {
+	var mu sync.Mutex
+	var ranges []string
+	host := serve(t, flaky(func(n int64, w http.ResponseWriter, r *http.Request, next http.Handler) {
+		mu.Lock()
+		ranges = append(ranges, r.Header.Get("Range"))
+		mu.Unlock()
+		switch n {
+		case 1:
+			w.Header().Set("Retry-After", "0")
+			w.WriteHeader(http.StatusServiceUnavailable)
+		case 2, 3:
+			next.ServeHTTP(&cut{w, 100_000}, r)
+		case 4: // a server without ranges
+			r.Header.Del("Range")
+			next.ServeHTTP(&cut{w, 250_000}, r)
+		default:
+			next.ServeHTTP(w, r)
+		}
+	}))
+	c := newClient(t, Config{})
+	ref := mustRef(t, host+"/x:1")
+	_, layer, d := pushImage(t, c, ref, 400_000)
+	got, err := fetchAll(c, t.Context(), ref, d)
+	if err != nil || !bytes.Equal(got, layer) {
+		t.Fatalf("%d bytes, %v", len(got), err)
+	}
+	if want := "[  bytes=100000-399999 bytes=200000-399999 bytes=250000-399999]"; fmt.Sprint(ranges) != want {
+		t.Errorf("ranges %v, want %v", ranges, want)
+	}
+}
+
+func TestBadBlobs(t *testing.T) {
+	_, want := noise(50_000)
+	other := bytes.Repeat([]byte("x"), 50_000)
+	cases := map[string]struct {
+		f    func(n int64, w http.ResponseWriter, r *http.Request, next http.Handler)
+		kind diag.Kind
+		text string
+	}{
+		"wrong digest": {func(_ int64, w http.ResponseWriter, _ *http.Request, _ http.Handler) { _, _ = w.Write(other) }, diag.Invalid, "digest is sha256:"},
+		"too short":    {func(_ int64, w http.ResponseWriter, _ *http.Request, _ http.Handler) { _, _ = w.Write(other[:10]) }, diag.Invalid, "sends 10 bytes"},
+		"too long": {func(_ int64, w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+			w.(http.Flusher).Flush() // no length
+			_, _ = w.Write(append(other, 'y'))
+		}, diag.Invalid, "more than"},
+		"always 503": {func(_ int64, w http.ResponseWriter, _ *http.Request, _ http.Handler) { w.WriteHeader(503) }, diag.Unavailable, "503"},
+		"429 for an hour": {func(_ int64, w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+			w.Header().Set("Retry-After", "3600")
+			w.WriteHeader(429)
+		}, diag.Unavailable, "docker login"},
+		"evil range": {func(n int64, w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if n == 1 {
+				next.ServeHTTP(&cut{w, 1000}, r)
+				return
+			}
+			w.Header().Set("Content-Range", "bytes 0-9/50000")
+			w.WriteHeader(206)
+			_, _ = w.Write(other[:10])
+		}, diag.Invalid, "bytes from 1000"},
+		"drip": {func(_ int64, w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			w.Header().Set("Content-Length", "50000")
+			for r.Context().Err() == nil {
+				_, _ = w.Write([]byte{1})
+				w.(http.Flusher).Flush()
+				time.Sleep(10 * time.Millisecond)
+			}
+		}, diag.Unavailable, "stalled"},
+		"redirect loop": {func(_ int64, w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			http.Redirect(w, r, r.URL.Path, http.StatusFound)
+		}, diag.Denied, "more than 10"},
+		"redirect to the metadata service": {func(_ int64, w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			http.Redirect(w, r, "http://169.254.169.254/latest", http.StatusFound)
+		}, diag.Denied, "no public address"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			c := newClient(t, Config{})
+			ref := mustRef(t, serve(t, flaky(tc.f))+"/x:1")
+			pushImage(t, c, ref, 50_000)
+			_, err := fetchAll(c, t.Context(), ref, want)
+			wantKind(t, err, tc.kind, tc.text)
+		})
+	}
+}
+
+func TestCancel(t *testing.T) {
+	c := newClient(t, Config{Timing: Timing{Backoff: time.Hour}})
+	started := make(chan struct{}, 1)
+	ref := mustRef(t, serve(t, flaky(func(_ int64, w http.ResponseWriter, r *http.Request, _ http.Handler) {
+		w.Header().Set("Content-Length", "50000")
+		_, _ = w.Write([]byte("abc"))
+		w.(http.Flusher).Flush()
+		started <- struct{}{}
+		<-r.Context().Done()
+	}))+"/x:1")
+	_, _, d := pushImage(t, c, ref, 50_000)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-started; cancel() }()
+	_, err := fetchAll(c, ctx, ref, d)
+	if !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+}
+
+func TestRedirectDropsCredentials(t *testing.T) {
+	layer, d := noise(5000)
+	var leaked atomic.Value
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		leaked.Store(r.Header.Get("Authorization"))
+		_, _ = w.Write(layer)
+	}))
+	defer other.Close()
+	host := serve(t, func(h http.Handler) http.Handler {
+		return basicAuth(flaky(func(_ int64, w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			http.Redirect(w, r, other.URL+"/blob?signature=secret", http.StatusTemporaryRedirect)
+		})(h))
+	})
+	c := newClient(t, Config{Credentials: static("u", "p")})
+	ref := mustRef(t, host+"/x:1")
+	got, err := fetchAll(c, t.Context(), ref, d)
+	if err != nil || !bytes.Equal(got, layer) {
+		t.Fatal(err)
+	}
+	if leaked.Load() != "" {
+		t.Errorf("the other host got %q", leaked.Load())
+	}
+}
+
+func TestUploadElsewhereDropsCredentials(t *testing.T) {
+	var auth atomic.Value
+	var got atomic.Int64
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		auth.Store(r.Header.Get("Authorization"))
+		n, _ := io.Copy(io.Discard, r.Body)
+		got.Store(n)
+		w.WriteHeader(http.StatusCreated)
+	}))
+	defer other.Close()
+	host := serve(t, func(h http.Handler) http.Handler {
+		return basicAuth(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPost {
+				w.Header().Set("Location", other.URL+"/upload/1?state=abc")
+				w.WriteHeader(http.StatusAccepted)
+				return
+			}
+			h.ServeHTTP(w, r)
+		}))
+	})
+	b, d := noise(7000)
+	c := newClient(t, Config{Credentials: static("u", "p")})
+	if _, err := c.Push(t.Context(), mustRef(t, host+"/x:1"), Upload{Desc: d, Open: opener(b)}); err != nil {
+		t.Fatal(err)
+	}
+	if auth.Load() != "" || got.Load() != 7000 {
+		t.Errorf("the other host got %q and %d bytes", auth.Load(), got.Load())
+	}
+}
+
+func static(user, password string) Credentials {
+	return func(context.Context, string) (session.Credential, error) {
+		return session.Credential{Username: user, Password: password}, nil
+	}
+}
+
+func basicAuth(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if u, p, ok := r.BasicAuth(); !ok || u != "u" || p != "p" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+func TestBasic(t *testing.T) {
+	host := serve(t, basicAuth)
+	ref := mustRef(t, host+"/x:1")
+	pushImage(t, newClient(t, Config{Credentials: static("u", "p")}), ref, 10)
+	_, err := newClient(t, Config{Credentials: static("u", "wrong")}).Resolve(t.Context(), ref)
+	wantKind(t, err, diag.Denied, host, "docker login "+host)
+	_, err = newClient(t, Config{}).Resolve(t.Context(), ref)
+	wantKind(t, err, diag.Denied, "docker login "+host)
+}
+
+// tokenServer issues tokens that say what they are for.
+type tokenServer struct {
+	issued atomic.Int64
+	oauth  atomic.Int64
+	revoke atomic.Bool // refuse the next use of a token
+}
+
+func (s *tokenServer) wrap(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/token" {
+			s.issue(w, r)
+			return
+		}
+		need := "pull"
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			need = "push"
+		}
+		scope, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if ok && strings.Contains(scope, need) && !s.revoke.CompareAndSwap(true, false) {
+			h.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="test",scope="repository:x:pull"`, r.Host))
+		w.WriteHeader(http.StatusUnauthorized)
+	})
+}
+
+func (s *tokenServer) issue(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodPost {
+		_ = r.ParseForm()
+		if r.PostForm.Get("refresh_token") != "identity" || r.PostForm.Get("grant_type") != "refresh_token" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		s.oauth.Add(1)
+		fmt.Fprintf(w, `{"access_token":"%d-%s"}`, s.issued.Add(1), r.PostForm.Get("scope"))
+		return
+	}
+	if u, p, _ := r.BasicAuth(); u != "u" || p != "p" || r.URL.Query().Get("service") != "test" {
+		w.WriteHeader(http.StatusUnauthorized)
+		return
+	}
+	fmt.Fprintf(w, `{"token":"%d-%s","expires_in":300}`, s.issued.Add(1), strings.Join(r.URL.Query()["scope"], " "))
+}
+
+func TestToken(t *testing.T) {
+	s := &tokenServer{}
+	host := serve(t, s.wrap)
+	ref := mustRef(t, host+"/x:1")
+	c := newClient(t, Config{Credentials: static("u", "p")})
+	m, _, d := pushImage(t, c, ref, 1000)
+	before := s.issued.Load()
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if _, err := c.Manifest(t.Context(), ref, m); err != nil {
+				t.Error(err)
+			}
+			if _, err := fetchAll(c, t.Context(), ref, d); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := s.issued.Load() - before; n > 1 {
+		t.Errorf("%d tokens for 16 requests of one scope", n)
+	}
+	s.revoke.Store(true) // a token that ended early
+	if _, err := c.Manifest(t.Context(), ref, m); err != nil {
+		t.Error(err)
+	}
+	b2, d2 := noise(2000)
+	s.revoke.Store(true)
+	if _, err := c.Push(t.Context(), ref, Upload{Desc: d2, Open: opener(b2)}); err != nil {
+		t.Error(err)
+	}
+	id := c.For(func(context.Context, string) (session.Credential, error) {
+		return session.Credential{IdentityToken: "identity"}, nil
+	})
+	if _, err := id.Resolve(t.Context(), ref); err != nil || s.oauth.Load() == 0 {
+		t.Errorf("identity token: %v", err)
+	}
+	_, err := c.For(static("u", "wrong")).Resolve(t.Context(), ref)
+	wantKind(t, err, diag.Denied, host, "password of u", "docker login "+host)
+	_, err = c.For(nil).Resolve(t.Context(), ref)
+	wantKind(t, err, diag.Denied, "docker login "+host)
+}
+
+func TestTokenRealmDowngrade(t *testing.T) {
+	var asked atomic.Bool
+	realm := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Store(true) }))
+	defer realm.Close()
+	reg := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s/token",service="x"`, realm.URL))
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	defer reg.Close()
+	host := strings.TrimPrefix(reg.URL, "https://")
+	c := newClient(t, Config{Credentials: static("u", "p")})
+	_, err := c.Resolve(t.Context(), mustRef(t, host+"/x:1")) // https on this machine is found out
+	wantKind(t, err, diag.Denied, "https", "refused")
+	if asked.Load() {
+		t.Error("the realm was asked")
+	}
+}
+
+func TestUnreachable(t *testing.T) {
+	s := httptest.NewServer(nil)
+	host := strings.TrimPrefix(s.URL, "http://")
+	s.Close()
+	_, err := newClient(t, Config{}).Resolve(t.Context(), mustRef(t, host+"/x:1"))
+	wantKind(t, err, diag.Unavailable, host, "http://"+host+"/v2/", "refused")
+	host = serve(t, nil)
+	_, err = newClient(t, Config{Hosts: map[string]HostConfig{host: {Insecure: true}}}).Resolve(t.Context(), mustRef(t, host+"/x:1"))
+	wantKind(t, err, diag.Unavailable, "http = true")
+	tls := httptest.NewTLSServer(nil)
+	defer tls.Close()
+	host = strings.TrimPrefix(tls.URL, "https://")
+	c := newClient(t, Config{Hosts: map[string]HostConfig{host: {Mirrors: []string{"https://" + host + "/m"}}}})
+	ep, err := c.net.endpoint("https://" + host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.send(t.Context(), ep, request{method: "GET", url: &url.URL{Scheme: "https", Host: host, Path: "/"}})
+	wantKind(t, err, diag.Unavailable, "insecure = true")
+}
+
+func TestMirror(t *testing.T) {
+	origin, mirror := serve(t, nil), serve(t, nil)
+	plain := newClient(t, Config{})
+	pushImage(t, plain, mustRef(t, mirror+"/pre/only/mirror:1"), 10)
+	pushImage(t, plain, mustRef(t, origin+"/only/origin:1"), 10)
+	c := newClient(t, Config{Hosts: map[string]HostConfig{origin: {Mirrors: []string{"127.0.0.1:1", "http://" + mirror + "/pre"}}}})
+	for _, repo := range []string{"only/mirror", "only/origin"} {
+		ref := mustRef(t, origin+"/"+repo+":1")
+		d, err := c.Resolve(t.Context(), ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := c.Manifest(t.Context(), ref, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		doc, _ := Decode(raw, d.MediaType)
+		if _, err := fetchAll(c, t.Context(), ref, doc.Manifest.Layers[0]); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestLyingHead: whatever HEAD claims, the bytes decide.
+func TestLyingHead(t *testing.T) {
+	mode := ""
+	host := serve(t, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodHead && strings.Contains(r.URL.Path, "/manifests/") {
+				switch mode {
+				case "none":
+					w.WriteHeader(http.StatusMethodNotAllowed)
+					return
+				case "lie":
+					w.Header().Set("Docker-Content-Digest", digest.FromString("lie").String())
+					w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+					w.Header().Set("Content-Length", "5")
+					return
+				}
+			}
+			if mode == "lie" {
+				r.URL.Path = strings.Replace(r.URL.Path, digest.FromString("lie").String(), "1", 1)
+			}
+			h.ServeHTTP(w, r)
+		})
+	})
+	c := newClient(t, Config{})
+	ref := mustRef(t, host+"/x:1")
+	m, _, _ := pushImage(t, c, ref, 10)
+	mode = "none"
+	d, err := c.Resolve(t.Context(), ref)
+	if err != nil || d.Digest != m.Digest || d.MediaType != m.MediaType {
+		t.Errorf("GET: %v %v", d, err)
+	}
+	mode = "lie"
+	d, err = c.Resolve(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Manifest(t.Context(), ref, d)
+	wantKind(t, err, diag.Invalid, "whose digest is "+m.Digest.String())
+}
+
+func TestChunkedFallback(t *testing.T) {
+	var puts, patches atomic.Int64
+	host := serve(t, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case r.Method == http.MethodPut && r.ContentLength > 0 && strings.Contains(r.URL.Path, "/blobs/"):
+				puts.Add(1)
+				w.WriteHeader(http.StatusRequestEntityTooLarge)
+				return
+			case r.Method == http.MethodPatch:
+				patches.Add(1)
+			}
+			h.ServeHTTP(w, r)
+		})
+	})
+	c := newClient(t, Config{})
+	b, d := noise(17 << 20)
+	ref := mustRef(t, host+"/x:1")
+	var last atomic.Int64
+	if _, err := c.Push(t.Context(), ref, Upload{Desc: d, Open: opener(b), Progress: last.Store}); err != nil {
+		t.Fatal(err)
+	}
+	if patches.Load() != 2 || last.Load() != d.Size {
+		t.Errorf("%d chunks, progress %d", patches.Load(), last.Load())
+	}
+	got, err := fetchAll(c, t.Context(), ref, d)
+	if err != nil || sha256.Sum256(got) != sha256.Sum256(b) {
+		t.Error(err)
+	}
+}
+
+func TestPushDamagedBlob(t *testing.T) {
+	c := newClient(t, Config{})
+	b, d := noise(1000)
+	ref := mustRef(t, serve(t, nil)+"/x:1")
+	b[7] ^= 1
+	_, err := c.Push(t.Context(), ref, Upload{Desc: d, Open: opener(b)})
+	wantKind(t, err, diag.Internal, "damaged")
+	_, err = c.Push(t.Context(), ref, Upload{Desc: d, Open: opener(b[:10])})
+	wantKind(t, err, diag.Internal, "shorter")
+}
+
+func TestDockerCredentials(t *testing.T) {
+	dir := t.TempDir()
+	// user:pass
+	conf := `{"auths":{"https://index.docker.io/v1/":{"auth":"dXNlcjpwYXNz"},"r.example:5000":{"auth":"dXNlcjpwYXNz","identitytoken":"id"}},"credHelpers":{"helped.example":"stratatest"}}`
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	helper := "#!/bin/sh\nread host\necho '{\"ServerURL\":\"'$host'\",\"Username\":\"h\",\"Secret\":\"s\"}'\n"
+	if err := os.WriteFile(filepath.Join(dir, "docker-credential-stratatest"), []byte(helper), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	get := DockerCredentials(dir)
+	for host, want := range map[string]session.Credential{
+		"docker.io":      {Username: "user", Password: "pass"},
+		"r.example:5000": {Username: "user", Password: "pass", IdentityToken: "id"},
+		"helped.example": {Username: "h", Password: "s"},
+		"none.example":   {},
+	} {
+		got, err := get(t.Context(), host)
+		if err != nil || got != want {
+			t.Errorf("%s: %+v %v, want %+v", host, got, err, want)
+		}
+	}
+	if got, err := DockerCredentials(filepath.Join(dir, "none"))(t.Context(), "docker.io"); err != nil || got != (session.Credential{}) {
+		t.Errorf("no file: %v %v", got, err)
+	}
+}
+
+func TestParseHosts(t *testing.T) {
+	h, err := ParseHosts("f", []byte("debug = true\n[worker.oci]\nx = 1\n[registry.\"docker.io\"]\nmirrors = [\"m.io/p\"]\nhttp = true\ninsecure = true\nca = [\"/ca\"]\n[[registry.\"docker.io\".keypair]]\nkey=\"k\"\ncert=\"c\"\n"))
+	d := h["docker.io"]
+	if err != nil || len(d.Mirrors) != 1 || !d.HTTP || !d.Insecure || d.CA[0] != "/ca" || d.KeyPairs[0].Cert != "c" {
+		t.Fatalf("%+v %v", h, err)
+	}
+	_, err = ParseHosts("f", []byte("[registry.\"x\"]\nmirors = []\n"))
+	wantKind(t, err, diag.Invalid, "mirors", "mirrors")
+	_, err = ParseHosts("f", []byte("[registry\n"))
+	wantKind(t, err, diag.Invalid, "f")
+}
