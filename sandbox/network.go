@@ -1,0 +1,158 @@
+package sandbox
+
+import (
+	"log/slog"
+	"net/netip"
+	"os"
+	"sync"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
+)
+
+// NetworkConfig says what the default network of steps is.
+type NetworkConfig struct {
+	Mode   NetworkMode
+	Subnet netip.Prefix // IPv4, addresses that the bridge may choose a /24 from; default 10.87.0.0/16
+	Idle   int          // network namespaces to keep for later steps; default 16
+}
+
+// NetworkMode chooses how steps reach the network.
+type NetworkMode string
+
+const (
+	Auto       NetworkMode = ""       // Bridge, or with a warning Host where no bridge can be made
+	Bridge     NetworkMode = "bridge" // a bridge of this machine, behind its address
+	HostAlways NetworkMode = "host"   // the network of this machine
+)
+
+// hostResolv is where the host's resolver configuration is.
+const hostResolv = "/etc/resolv.conf"
+
+// network hands out network namespaces.
+type network struct {
+	cfg    NetworkConfig
+	owner  string
+	warn   func(string)
+	log    *slog.Logger
+	none   *pool
+	resolv string // path of the host's resolv.conf
+
+	mu      sync.Mutex
+	decided bool
+	bridge  *bridge // nil = the default network is the host's
+	bridged *pool
+	err     error
+}
+
+func newNetwork(cfg NetworkConfig, owner string, warn func(string), log *slog.Logger) (*network, error) {
+	if !cfg.Subnet.IsValid() {
+		cfg.Subnet = netip.MustParsePrefix("10.87.0.0/16")
+	}
+	if !cfg.Subnet.Addr().Is4() || cfg.Subnet.Bits() > 24 {
+		return nil, diag.Errorf(diag.Invalid, "the network %s of build steps must be IPv4 and at least a /24", cfg.Subnet)
+	}
+	if cfg.Idle == 0 {
+		cfg.Idle = 16
+	}
+	switch cfg.Mode {
+	case Auto, Bridge, HostAlways:
+	default:
+		return nil, diag.Errorf(diag.Invalid, "unknown network mode %q", cfg.Mode).WithHint("the modes are bridge and host")
+	}
+	n := &network{cfg: cfg, owner: owner, warn: warn, log: log, resolv: hostResolv}
+	n.none = &pool{max: cfg.Idle, create: func() (*slot, error) {
+		ns, err := newNS()
+		if err != nil {
+			return nil, err
+		}
+		return &slot{ns: ns}, nil
+	}}
+	return n, nil
+}
+
+// lease is the network of one step.
+type lease struct {
+	path    string // of the namespace; "" = the host's
+	gateway string // the address of this machine as the step sees it
+	resolv  resolvConf
+	slot    *slot
+	pool    *pool
+}
+
+// release gives the network back. Dirty says that the step could change it.
+func (l *lease) release(dirty bool) {
+	if l.slot != nil {
+		l.pool.put(l.slot, dirty)
+	}
+}
+
+func (n *network) acquire(mode graph.Network) (*lease, error) {
+	l := &lease{gateway: "127.0.0.1", resolv: readResolvConf(n.resolv)}
+	switch mode {
+	case graph.NetworkHost:
+		return l, nil
+	case graph.NetworkNone:
+		l.pool = n.none
+	default:
+		b, p, err := n.bridgePool()
+		if err != nil {
+			return nil, err
+		}
+		if b == nil {
+			return l, nil
+		}
+		l.pool, l.gateway = p, b.gateway.String()
+		if !l.resolv.reachable() {
+			l.resolv.servers = []string{b.nameserver()}
+		}
+	}
+	s, err := l.pool.get()
+	if err != nil {
+		return nil, diag.Errorf(diag.Unavailable, "cannot make a network for the step: %w", err)
+	}
+	l.slot, l.path = s, s.path()
+	return l, nil
+}
+
+// bridgePool makes the bridge when the first step needs it, and decides once what happens where it cannot be made.
+func (n *network) bridgePool() (*bridge, *pool, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.decided {
+		n.decided = true
+		n.decide()
+	}
+	return n.bridge, n.bridged, n.err
+}
+
+func (n *network) decide() {
+	if n.cfg.Mode == HostAlways {
+		return
+	}
+	here, err := os.Open("/proc/self/ns/net")
+	var b *bridge
+	if err == nil {
+		b, err = newBridge(n.cfg.Subnet, n.owner, here, n.resolv)
+	}
+	switch {
+	case err == nil:
+		n.bridge, n.bridged = b, &pool{max: n.cfg.Idle, create: b.newSlot}
+		n.log.Info("bridge for build steps", "name", b.name, "subnet", b.subnet)
+	case n.cfg.Mode == Bridge:
+		n.err = diag.Errorf(diag.Unavailable, "cannot make the bridge of the build network: %w", err).WithHint("use the host's network for builds")
+	default:
+		n.warn("build steps use the network of this machine, because no bridge can be made: " + err.Error())
+	}
+}
+
+func (n *network) close() {
+	n.none.close()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.decided, n.err = true, diag.Errorf(diag.Unavailable, "the sandbox is closed")
+	if n.bridge != nil {
+		n.bridged.close()
+		n.bridge.close()
+	}
+}

@@ -1,0 +1,353 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
+)
+
+// Options configure a Sandbox.
+type Options struct {
+	Root    string // state directory, one process at a time; best on a file system in memory
+	Binary  string // the runtime: a name or a path of runc or something with its command line; "" = runc
+	Network NetworkConfig
+	Log     *slog.Logger
+	Warn    func(string) // what a user should know, such as a missing bridge; nil = Log
+}
+
+// Sandbox is a Runtime that uses an OCI runtime's command line, made for runc.
+type Sandbox struct {
+	root    string
+	owner   string
+	log     *slog.Logger
+	net     *network
+	binary  string
+	ids     atomic.Int64
+	started string // part of every id, so that none comes twice
+
+	once   sync.Once
+	host   *host
+	runc   *runc
+	broken error
+}
+
+var _ Runtime = (*Sandbox)(nil)
+
+// New makes a sandbox. It does not need root or a runtime yet: Run says what is missing.
+func New(opt Options) (*Sandbox, error) {
+	root, err := filepath.Abs(opt.Root)
+	if err != nil || opt.Root == "" {
+		return nil, diag.Errorf(diag.Invalid, "the sandbox needs a state directory")
+	}
+	if root, err = realDir(root); err != nil {
+		return nil, diag.Errorf(diag.Unavailable, "the sandbox's state directory: %w", err)
+	}
+	s := &Sandbox{root: root, owner: ownerOf(root), log: opt.Log, binary: opt.Binary, started: strconv.FormatInt(time.Now().UnixMilli(), 36)}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.binary == "" {
+		s.binary = "runc"
+	}
+	warn := opt.Warn
+	if warn == nil {
+		warn = func(msg string) { s.log.Warn(msg) }
+	}
+	s.net, err = newNetwork(opt.Network, s.owner, warn, s.log)
+	return s, err
+}
+
+// realDir makes a directory and returns its path without symbolic links, as runtimes want it.
+func realDir(dir string) (string, error) {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(dir)
+}
+
+// ownerOf is the part of names that says whose they are.
+func ownerOf(root string) string {
+	sum := sha256.Sum256([]byte(root))
+	return hex.EncodeToString(sum[:4])
+}
+
+// Close ends the networks. No step may be running.
+func (s *Sandbox) Close() error {
+	s.net.close()
+	return nil
+}
+
+// Version says which runtime is used, such as "runc 1.3.3".
+func (s *Sandbox) Version() (string, error) {
+	if err := s.prepare(); err != nil {
+		return "", err
+	}
+	return s.runc.name + " " + s.runc.version, nil
+}
+
+// prepare finds out once what there is to work with.
+func (s *Sandbox) prepare() error {
+	s.once.Do(func() { s.broken = s.find() })
+	return s.broken
+}
+
+func (s *Sandbox) find() error {
+	if os.Geteuid() != 0 {
+		return diag.Errorf(diag.Denied, "build steps can only run as root").WithHint("run the builder as root, for example with sudo")
+	}
+	r, err := findRunc(s.binary, s.runtimeDir())
+	if err != nil {
+		return err
+	}
+	if r.old() {
+		s.log.Warn("the container runtime is old; its makers have fixed ways out of containers since", "runtime", r.name, "version", r.version)
+	}
+	h := &host{}
+	if h.cgroups, err = findCgroups(); err != nil {
+		return diag.Errorf(diag.Unavailable, "cannot read how control groups are mounted: %w", err)
+	}
+	if h.caps, err = heldCaps(); err != nil {
+		return diag.Errorf(diag.Unavailable, "cannot read this process's capabilities: %w", err)
+	}
+	if _, err := os.Stat("/proc/sys/kernel/seccomp"); err == nil {
+		if h.seccomp, err = seccompProfile(intersect(defaultCaps, h.caps)); err != nil {
+			return diag.Errorf(diag.Internal, "the seccomp profile: %w", err)
+		}
+	} else {
+		s.log.Warn("this kernel has no seccomp: build steps run without a system call filter")
+	}
+	s.host, s.runc = h, r
+	return nil
+}
+
+// Run runs a command and waits for its end. It returns an Exit, whatever the exit code is, or why there is none. When ctx
+// ends, all processes of the container are killed and the error is its cause. In every case no process, mount,
+// control group or file of the run is left when Run returns.
+func (s *Sandbox) Run(ctx context.Context, spec *Spec) (*Exit, error) {
+	spec, err := spec.normal()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.prepare(); err != nil {
+		return nil, err
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	b, err := s.newBundle()
+	if err != nil {
+		return nil, diag.Errorf(diag.Unavailable, "cannot prepare the step: %w", err)
+	}
+	defer b.remove(s.log)
+	p, err := s.plan(spec, b)
+	if err != nil {
+		return nil, err
+	}
+	net, err := s.net.acquire(spec.Network)
+	if err != nil {
+		return nil, err
+	}
+	defer net.release(spec.Security == graph.SecurityInsecure)
+	p.netns = net.path
+	if err := b.writeFiles(p, net); err != nil {
+		return nil, err
+	}
+	root, err := os.OpenFile(p.RootFS, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, diag.Errorf(diag.Unavailable, "cannot open the root file system: %w", err)
+	}
+	defer root.Close()
+	stubs, err := makeStubs(root, p)
+	defer removeMade(root, stubs)
+	if err != nil {
+		return nil, diag.Errorf(diag.Invalid, "cannot make a mount point: %w", err)
+	}
+	if err := makeCwd(root, p); err != nil {
+		return nil, err
+	}
+	oci, err := ociSpec(p, s.host)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.writeConfig(oci); err != nil {
+		return nil, err
+	}
+	return s.runc.run(ctx, &container{bundle: b, cgroup: p.cgroup, cgroups: s.host.cgroups, spec: p.Spec, started: make(chan struct{})})
+}
+
+// plan resolves what the spec names and writes what mounts hold.
+func (s *Sandbox) plan(spec *Spec, b *bundle) (*plan, error) {
+	p := &plan{Spec: spec, hosts: b.file("hosts"), resolv: b.file("resolv.conf")}
+	var err error
+	if p.user, err = ResolveUser(spec.RootFS, spec.User); err != nil {
+		return nil, err
+	}
+	p.cgroup = filepath.Join("/", spec.Limits.CgroupParent, cgroupName(s.owner), b.id)
+	for _, m := range spec.Mounts {
+		source := m.Source
+		if m.Type == Data {
+			if source, err = b.writeData(m); err != nil {
+				return nil, diag.Errorf(diag.Unavailable, "cannot write the file for %s: %w", m.Target, err)
+			}
+		}
+		p.mounts = append(p.mounts, ownMount(m, source))
+	}
+	sortMounts(p.mounts)
+	return p, nil
+}
+
+func cgroupName(owner string) string { return "strata-" + owner }
+
+// makeStubs makes the mount points that are missing in the root file system itself. Those within other mounts are left to
+// the runtime, and so are /proc, /dev and /sys, which images are expected to have.
+func makeStubs(root *os.File, p *plan) ([]made, error) {
+	var out []made
+	covered := []string{"/proc", "/dev", "/sys"}
+	all := sortMounts(append([]specs.Mount{fileMount(p.resolv, "/etc/resolv.conf"), fileMount(p.hosts, "/etc/hosts")}, p.mounts...))
+	for _, m := range all {
+		at, err := resolve(p.RootFS, m.Destination)
+		if err != nil {
+			return out, err
+		}
+		if slices.ContainsFunc(covered, func(c string) bool { return below(at, c) }) {
+			continue
+		}
+		covered = append(covered, at)
+		file := false
+		if m.Type == "bind" {
+			st, err := os.Stat(m.Source)
+			if err != nil {
+				return out, err
+			}
+			file = !st.IsDir()
+		}
+		nodes, err := makePath(root, at, newNode{file: file})
+		out = append(out, nodes...)
+		if err != nil {
+			return out, err
+		}
+	}
+	return out, nil
+}
+
+// makeCwd makes the working directory, unless it is within a mount, where the runtime makes it.
+func makeCwd(root *os.File, p *plan) error {
+	at, err := resolve(p.RootFS, p.Cwd)
+	if err != nil {
+		return diag.Errorf(diag.Invalid, "the working directory %s: %w", p.Cwd, err)
+	}
+	for _, m := range p.mounts {
+		if target, err := resolve(p.RootFS, m.Destination); err == nil && below(at, target) {
+			return nil
+		}
+	}
+	if _, err := makePath(root, at, newNode{uid: int(p.user.UID), gid: int(p.user.GID)}); err != nil {
+		return diag.Errorf(diag.Invalid, "cannot make the working directory %s: %w", p.Cwd, err)
+	}
+	return nil
+}
+
+// bundle is the temporary directory of one run.
+type bundle struct {
+	id   string
+	dir  string
+	data string // a mounted file system in memory with the contents of Data mounts; "" = none
+	n    int
+}
+
+func (s *Sandbox) newBundle() (*bundle, error) {
+	b := &bundle{id: fmt.Sprintf("strata-%s-%s-%d", s.owner, s.started, s.ids.Add(1))}
+	b.dir = filepath.Join(s.root, "run", b.id)
+	return b, os.MkdirAll(b.dir, 0o700)
+}
+
+func (b *bundle) file(name string) string { return filepath.Join(b.dir, name) }
+
+func (b *bundle) writeFiles(p *plan, net *lease) error {
+	hosts, err := hostsFile(p.Hostname, p.ExtraHosts, net.gateway)
+	if err != nil {
+		return err
+	}
+	for name, data := range map[string][]byte{p.hosts: hosts, p.resolv: net.resolv.override(p.DNS).bytes()} {
+		if err := writeFile(name, data, 0o644); err != nil {
+			return diag.Errorf(diag.Unavailable, "cannot prepare the step: %w", err)
+		}
+	}
+	return nil
+}
+
+// writeFile writes a file whose permissions do not depend on the umask.
+func writeFile(name string, data []byte, mode os.FileMode) error {
+	if err := os.WriteFile(name, data, mode); err != nil {
+		return err
+	}
+	return os.Chmod(name, mode)
+}
+
+func (b *bundle) writeConfig(s *specs.Spec) error {
+	data, err := json.Marshal(s)
+	if err == nil {
+		err = os.WriteFile(b.file("config.json"), data, 0o600)
+	}
+	if err != nil {
+		return diag.Errorf(diag.Unavailable, "cannot write the container's configuration: %w", err)
+	}
+	return nil
+}
+
+// writeData puts the content of a Data mount on a ramfs, which is never swapped out, and returns the file's path.
+func (b *bundle) writeData(m Mount) (string, error) {
+	if b.data == "" {
+		dir := b.file("data")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return "", err
+		}
+		if err := unix.Mount("ramfs", dir, "ramfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+			return "", fmt.Errorf("mount a file system in memory: %w", err)
+		}
+		b.data = dir
+	}
+	mode := m.Mode
+	if mode == 0 {
+		mode = 0o400
+	}
+	b.n++
+	name := filepath.Join(b.data, strconv.Itoa(b.n))
+	if err := os.WriteFile(name, m.Data, 0o600); err != nil {
+		return "", err
+	}
+	if err := os.Chown(name, m.UID, m.GID); err != nil {
+		return "", err
+	}
+	return name, unix.Chmod(name, mode&0o7777)
+}
+
+func (b *bundle) remove(log *slog.Logger) {
+	if b.data != "" {
+		if err := unix.Unmount(b.data, unix.MNT_DETACH); err != nil {
+			log.Error("cannot unmount the files in memory of a step", "path", b.data, "error", err)
+			return
+		}
+	}
+	if err := os.RemoveAll(b.dir); err != nil {
+		log.Error("cannot remove the files of a step", "path", b.dir, "error", err)
+	}
+}
+
+func (s *Sandbox) runtimeDir() string { return filepath.Join(s.root, "runtime") }

@@ -1,0 +1,61 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"github.com/moby/sys/mountinfo"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Sweep removes what a process that owned the same state directory left when it died: containers, control groups, mounts, the
+// bridge and firewall rules, files. Network namespaces and their links have gone with the process. It must run before
+// the first step. It does what it can and returns all that went wrong.
+func (s *Sandbox) Sweep(ctx context.Context) error {
+	if os.Geteuid() != 0 {
+		return nil // nothing can have run
+	}
+	c, err := findCgroups()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	groups := []string{"/" + cgroupName(s.owner)}
+	bundles, _ := os.ReadDir(filepath.Join(s.root, "run"))
+	for _, b := range bundles {
+		if g := cgroupOf(filepath.Join(s.root, "run", b.Name(), "config.json")); g != "" {
+			groups = append(groups, g)
+		}
+	}
+	for _, g := range groups {
+		c.kill(g)
+		errs = append(errs, c.remove(g))
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(s.root))
+	errs = append(errs, err)
+	for i := len(mounts) - 1; i >= 0; i-- {
+		if mounts[i].Mountpoint != s.root {
+			errs = append(errs, unix.Unmount(mounts[i].Mountpoint, unix.MNT_DETACH))
+		}
+	}
+	errs = append(errs, os.RemoveAll(filepath.Join(s.root, "run")), os.RemoveAll(s.runtimeDir()), sweepLinks(s.owner))
+	if err := ctx.Err(); err != nil {
+		return errors.Join(append(errs, context.Cause(ctx))...)
+	}
+	errs = append(errs, (&nat{owner: s.owner}).remove())
+	return errors.Join(errs...)
+}
+
+// cgroupOf reads where the container of a bundle was.
+func cgroupOf(config string) string {
+	data, err := os.ReadFile(config)
+	var c specs.Spec
+	if err != nil || json.Unmarshal(data, &c) != nil || c.Linux == nil {
+		return ""
+	}
+	return c.Linux.CgroupsPath
+}
