@@ -1,0 +1,119 @@
+package solve
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/strata-build/strata/event"
+)
+
+// flight is one run under way. It lives as long as somebody waits for it: its context is its own, and is cancelled when
+// the last waiter leaves.
+type flight[R Result] struct {
+	cancel context.CancelCauseFunc
+	owner  context.Context // of the waiter that started it and lent it its session
+	done   chan struct{}   // closed when the run has ended and cleaned up
+	res    *shared[R]      // set before done is closed
+	err    error
+	cached bool // the result was found after all
+
+	mu      sync.Mutex
+	waiters int
+	sinks   map[int]event.Sink
+	sent    []event.Event // what a late waiter has missed
+	next    int
+}
+
+// replayed bounds how many events a late waiter is told.
+const replayed = 10_000
+
+func (f *flight[R]) emit(e event.Event) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.sent) < replayed {
+		f.sent = append(f.sent, e)
+	}
+	for _, s := range f.sinks {
+		s.Emit(e)
+	}
+}
+
+// join adds a waiter and returns its number: 1 for the one that starts the flight, 0 if the flight was abandoned.
+func (f *flight[R]) join(s event.Sink) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.next > 0 && f.waiters == 0 {
+		return 0
+	}
+	for _, e := range f.sent {
+		s.Emit(e)
+	}
+	f.waiters++
+	f.next++
+	f.sinks[f.next] = s
+	return f.next
+}
+
+// leave ends a waiter's interest. The last one to leave stops the run and waits until it has cleaned up.
+func (f *flight[R]) leave(id int) {
+	f.mu.Lock()
+	delete(f.sinks, id)
+	f.waiters--
+	last := f.waiters == 0
+	f.mu.Unlock()
+	if last {
+		f.cancel(errAbandoned)
+		<-f.done
+		if f.res != nil {
+			f.res.release()
+		}
+	}
+}
+
+// errAbandoned is the cause of a flight's end when nobody waits any more.
+var errAbandoned = errors.New("no build waits for this step any more")
+
+// wait returns the flight's result, retained for the caller.
+func (f *flight[R]) wait(ctx context.Context, id int) (*shared[R], error) {
+	defer f.leave(id)
+	select {
+	case <-f.done:
+		if f.err != nil {
+			return nil, f.err
+		}
+		return f.res.retain(), nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// orphaned reports whether an ended flight failed when the waiter that lent it its session had left. Another waiter may
+// then try again with a session of its own.
+func (f *flight[R]) orphaned() bool { return f.err != nil && f.owner.Err() != nil }
+
+// board returns the flight for a key, started by run if there is none, and the caller's number in it.
+func (s *Solver[R, E]) board(ctx context.Context, key string, sink event.Sink, run func(context.Context, *flight[R])) (*flight[R], int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.flights[key]; f != nil {
+		if id := f.join(sink); id > 0 {
+			return f, id
+		}
+	}
+	fctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	f := &flight[R]{cancel: cancel, owner: ctx, done: make(chan struct{}), sinks: map[int]event.Sink{}}
+	id := f.join(sink)
+	s.flights[key] = f
+	go func() {
+		defer cancel(nil)
+		run(fctx, f)
+		s.mu.Lock()
+		if s.flights[key] == f {
+			delete(s.flights, key)
+		}
+		s.mu.Unlock()
+		close(f.done)
+	}()
+	return f, id
+}

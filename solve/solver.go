@@ -1,0 +1,115 @@
+package solve
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/strata-build/strata/event"
+	"github.com/strata-build/strata/graph"
+)
+
+// Result is one output of a vertex.
+type Result interface {
+	// Content returns the digest of the files that a selector names.
+	Content(context.Context, graph.Selector) (graph.Digest, error)
+	// Release gives up what the result holds. The solver calls it once, when no build uses the result any more.
+	Release()
+}
+
+// Pin is what a vertex stands for at this moment.
+type Pin struct {
+	Value    string // the digest or commit behind a name; "" = nothing to pin
+	Volatile bool   // the vertex's key says nothing about its content: it is run in every build and never stored
+	Light    bool   // its run takes no slot: it waits for a network or does next to nothing
+}
+
+// Step is one run of a vertex. Emit reports to every build that waits for it.
+type Step[R Result, E any] struct {
+	V    *graph.Vertex
+	Pin  Pin
+	Key  graph.Digest
+	In   []R // the zero R for scratch
+	Env  E
+	Emit event.Sink
+	// Solve solves another graph as part of the same build, for nested builds.
+	Solve func(...graph.Edge) ([]R, error)
+}
+
+// Runner pins and runs vertices.
+type Runner[R Result, E any] interface {
+	Pin(ctx context.Context, v *graph.Vertex, env E) (Pin, error)
+	// Run returns the outputs. When ctx ends it cleans up, then returns.
+	Run(ctx context.Context, s *Step[R, E]) ([]R, error)
+}
+
+// Entry is what a cache keeps under a key.
+type Entry[R Result] struct {
+	Key      graph.Digest
+	Preimage *Preimage
+	Name     string
+	Outputs  []R
+	Cost     time.Duration
+}
+
+// Cache keeps results between builds. Errors of Lookup and Memo are misses: their text says why.
+type Cache[R Result] interface {
+	Lookup(ctx context.Context, key graph.Digest) ([]R, error)
+	Store(ctx context.Context, e *Entry[R]) error
+	Memo(ctx context.Context, of graph.Digest) (graph.Digest, error)
+	SetMemo(ctx context.Context, of, is graph.Digest) error
+	// Why explains, if it can, why nothing is kept for a preimage, from an earlier one of the same step.
+	Why(ctx context.Context, name string, p *Preimage) string
+}
+
+// Options bound a solver.
+type Options struct {
+	Parallel int    // steps at once; 0 = 4
+	Tenant   string // part of every key
+}
+
+// Solver runs the vertices of many builds.
+type Solver[R Result, E any] struct {
+	runner Runner[R, E]
+	cache  Cache[R]
+	tenant string
+	slots  chan struct{}
+	builds atomic.Int64
+
+	mu      sync.Mutex
+	flights map[string]*flight[R]
+}
+
+// New returns a solver.
+func New[R Result, E any](r Runner[R, E], c Cache[R], o Options) *Solver[R, E] {
+	if o.Parallel <= 0 {
+		o.Parallel = 4
+	}
+	return &Solver[R, E]{runner: r, cache: c, tenant: o.Tenant, slots: make(chan struct{}, o.Parallel), flights: map[string]*flight[R]{}}
+}
+
+// shared counts the users of a vertex's outputs.
+type shared[R Result] struct {
+	outs []R
+	n    atomic.Int32
+}
+
+func newShared[R Result](outs []R) *shared[R] {
+	s := &shared[R]{outs: outs}
+	s.n.Store(1)
+	return s
+}
+
+func (s *shared[R]) retain() *shared[R] {
+	s.n.Add(1)
+	return s
+}
+
+func (s *shared[R]) release() {
+	if s.n.Add(-1) == 0 {
+		for _, r := range s.outs {
+			r.Release()
+		}
+	}
+}
