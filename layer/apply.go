@@ -1,0 +1,359 @@
+package layer
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/strata-build/strata/diag"
+)
+
+// Form is what whiteouts become.
+type Form int
+
+const (
+	Overlay Form = iota // a layer directory: character devices 0:0 and opaque xattrs
+	Remove              // a plain directory: what a whiteout names is removed
+	Literal             // a plain directory: ".wh." names are names like others (ADD of a local archive)
+)
+
+// ApplyOptions say how a tar is unpacked. The zero value is for image layers.
+type ApplyOptions struct {
+	Form   Form
+	Prefix string // entries go below this path of the directory; symlinks are resolved within the whole directory
+	Owner  *Owner // owner of everything, instead of the tar's
+	// Unprivileged is for users without root's capabilities: owners are not set, device nodes and attributes that need
+	// privileges are skipped, directories keep u+rwx. Whiteouts work since Linux 5.8.
+	Unprivileged bool
+	MaxEntries   int64 // entries and implied directories; 0 = 1,000,000, negative = no limit
+	MaxBytes     int64 // bytes of the tar, and of the files in it, holes of sparse files included; 0 = 64 GiB, negative = no limit
+}
+
+// Owner is a numeric user and group.
+type Owner struct{ UID, GID uint32 }
+
+// Applied says what Apply did, and what Finish has still to do. Paths are relative, clean and free of symlinks.
+type Applied struct {
+	Entries     int64    // entries of the tar, without global headers
+	Files       int64    // regular files written, hard links not counted
+	Bytes       int64    // content of those files
+	TarSize     int64    // bytes of the tar, up to the end of the stream
+	ImpliedDirs []string // sorted; directories without an entry: they look like the layers' below. "." is the root
+	LowerLinks  []Link   // sorted; hard links to files of the layers below: an empty file holds their place
+	OpaqueRoot  bool     // everything below is hidden
+}
+
+// Link is a hard link.
+type Link struct{ Path, Target string }
+
+// Apply unpacks the uncompressed tar r into dir, an existing directory, and reads r to its end. Nothing outside of dir
+// is ever touched, whatever the tar holds: hostile entries are refused with diag.Invalid, oversize ones with
+// diag.Exhausted. Later entries of the same path win; parents that are symlinks are followed within dir. If it fails,
+// dir holds a part of the layer and must be thrown away. Source of the format: image-spec layer.md.
+func Apply(ctx context.Context, r io.Reader, dir string, opt ApplyOptions) (*Applied, error) {
+	a, err := newApplier(ctx, r, dir, opt)
+	if err != nil {
+		return nil, err
+	}
+	err = a.run()
+	if cerr := a.t.close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return nil, err
+	}
+	a.out.TarSize = a.in.n
+	if opt.Form == Overlay {
+		a.out.ImpliedDirs = slices.Sorted(maps.Keys(a.implied))
+	}
+	for p, target := range a.pending {
+		a.out.LowerLinks = append(a.out.LowerLinks, Link{p, target})
+	}
+	slices.SortFunc(a.out.LowerLinks, func(x, y Link) int { return strings.Compare(x.Path, y.Path) })
+	return a.out, nil
+}
+
+type applier struct {
+	ctx     context.Context
+	opt     ApplyOptions
+	t       *target
+	in      *counted
+	src     *bufio.Reader
+	tr      *tar.Reader
+	out     *Applied
+	buf     []byte
+	euid    int
+	egid    int
+	implied map[string]struct{}
+	pending map[string]string // hard link -> file below
+	kept    int               // bytes of names in these maps
+	aufs    bool              // there is an AUFS link directory to remove
+}
+
+const (
+	copyBuffer = 1 << 20
+	// maxKept bounds the names that are kept in memory, in bytes.
+	maxKept = 64 << 20
+)
+
+func newApplier(ctx context.Context, r io.Reader, dir string, opt ApplyOptions) (*applier, error) {
+	if opt.MaxEntries == 0 {
+		opt.MaxEntries = 1_000_000
+	}
+	if opt.MaxBytes == 0 {
+		opt.MaxBytes = 64 << 30
+	}
+	prefix, err := cleanName(opt.Prefix)
+	if err != nil {
+		return nil, err
+	}
+	opt.Prefix = prefix
+	t, err := openTarget(dir)
+	if err != nil {
+		return nil, err
+	}
+	a := &applier{
+		ctx: ctx, opt: opt, t: t, out: &Applied{}, buf: make([]byte, copyBuffer), euid: unix.Geteuid(), egid: unix.Getegid(),
+		implied: map[string]struct{}{}, pending: map[string]string{},
+	}
+	a.in = &counted{ctx: ctx, r: r, max: opt.MaxBytes}
+	a.src = bufio.NewReaderSize(a.in, 128<<10) // headers come in pieces of 512 bytes
+	a.tr = tar.NewReader(a.src)
+	t.made = a.imply
+	if opt.Form == Overlay {
+		a.implied["."] = struct{}{}
+	}
+	return a, nil
+}
+
+// counted is the tar stream: it counts, stops at the limit and when the context ends.
+type counted struct {
+	ctx    context.Context
+	r      io.Reader
+	n, max int64
+	err    error // the source's own
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		c.err = context.Cause(c.ctx)
+		return 0, c.err
+	}
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	if err == nil && c.max > 0 && c.n > c.max {
+		err = diag.Errorf(diag.Exhausted, "the layer is larger than %d bytes", c.max)
+	}
+	if err != nil && err != io.EOF {
+		c.err = err
+	}
+	return n, err
+}
+
+func (a *applier) run() error {
+	for {
+		h, err := a.tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil && !(h != nil && errors.Is(err, tar.ErrInsecurePath)) { // names are checked here
+			return a.tarError(err)
+		}
+		if h.Typeflag == tar.TypeXGlobalHeader { // git archive writes one
+			continue
+		}
+		if err := a.count(); err != nil {
+			return err
+		}
+		a.out.Entries++
+		if err := a.entry(h); err != nil {
+			return err
+		}
+	}
+	// The digest covers what stands behind the end marker too.
+	for {
+		if _, err := a.src.Read(a.buf); err == io.EOF {
+			break
+		} else if err != nil {
+			return a.tarError(err)
+		}
+	}
+	if a.aufs {
+		return removeAll(a.t.root.fd, aufsLinks, aufsLinks, a.gone)
+	}
+	return nil
+}
+
+// tarError explains an error of the tar reader.
+func (a *applier) tarError(err error) error {
+	if a.in.err != nil {
+		return a.in.err
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) || err == io.EOF {
+		return diag.Errorf(diag.Invalid, "the layer is cut off after %d bytes: %w", a.in.n, io.ErrUnexpectedEOF)
+	}
+	return diag.Errorf(diag.Invalid, "not a valid tar, near byte %d: %w", a.in.n, err)
+}
+
+// count counts one more file system object.
+func (a *applier) count() error {
+	if a.opt.MaxEntries < 0 {
+		return nil
+	}
+	if a.opt.MaxEntries--; a.opt.MaxEntries < 0 {
+		return diag.Errorf(diag.Exhausted, "the layer has too many entries: %d were unpacked", a.out.Entries)
+	}
+	return nil
+}
+
+// imply records a directory that has no entry yet.
+func (a *applier) imply(p string) error {
+	if err := a.count(); err != nil {
+		return err
+	}
+	a.implied[p] = struct{}{}
+	return a.keep(len(p))
+}
+
+func (a *applier) keep(n int) error {
+	if a.kept += n; a.kept > maxKept {
+		return diag.Errorf(diag.Exhausted, "the layer has too many directories without an entry or links to lower layers")
+	}
+	return nil
+}
+
+// gone forgets what was known of a path that is no more.
+func (a *applier) gone(p string) {
+	delete(a.implied, p)
+	delete(a.pending, p)
+}
+
+func (a *applier) entry(h *tar.Header) error {
+	if err := checkHeader(h); err != nil {
+		return err
+	}
+	p, err := cleanName(h.Name)
+	if err != nil {
+		return err
+	}
+	if a.opt.Form != Literal {
+		m, hidden, err := parseMarker(p)
+		switch {
+		case err != nil:
+			return err
+		case m == ignored:
+			return nil
+		case m != noMarker:
+			return a.mark(m, a.prefixed(hidden))
+		}
+		a.aufs = a.aufs || strings.HasPrefix(p, aufsLinks)
+	}
+	p = a.prefixed(p)
+	switch h.Typeflag {
+	case tar.TypeDir:
+		return a.directory(p, h)
+	case tar.TypeLink:
+		return a.hardlink(p, h)
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse, tar.TypeSymlink, tar.TypeFifo, tar.TypeChar, tar.TypeBlock:
+	default:
+		return diag.Errorf(diag.Invalid, "%q: entries of type %q are unknown", h.Name, h.Typeflag)
+	}
+	if p == "." {
+		return diag.Errorf(diag.Invalid, "%q: the root must be a directory", h.Name)
+	}
+	dir, base := split(p)
+	parent, err := a.t.parent(dir)
+	if err != nil {
+		return err
+	}
+	switch h.Typeflag {
+	case tar.TypeSymlink:
+		return a.symlink(parent, base, h)
+	case tar.TypeFifo, tar.TypeChar, tar.TypeBlock:
+		return a.special(parent, base, h)
+	}
+	return a.file(parent, base, h)
+}
+
+func (a *applier) prefixed(p string) string {
+	if p == "." {
+		return a.opt.Prefix
+	}
+	return join(a.opt.Prefix, p)
+}
+
+// mark applies a whiteout or an opaque marker. Both are about the layers below only: what this layer itself has at the
+// path stays, whichever comes first.
+func (a *applier) mark(m marker, p string) error {
+	if m == opaque {
+		d, err := a.t.parent(p)
+		if err != nil {
+			return err
+		}
+		if a.opt.Form == Remove {
+			return a.empty(d)
+		}
+		a.out.OpaqueRoot = a.out.OpaqueRoot || d == a.t.root
+		return setOpaque(d)
+	}
+	dir, base := split(p)
+	parent, err := a.t.parent(dir)
+	if err != nil {
+		return err
+	}
+	p = join(parent.path, base)
+	if a.opt.Form == Remove {
+		a.t.forget(p)
+		return removeAll(parent.fd, base, p, a.gone)
+	}
+	err = unix.Mknodat(parent.fd, base, unix.S_IFCHR, 0)
+	if err == unix.EEXIST {
+		sub, err := a.t.child(parent, base)
+		if err == unix.ENOTDIR || err == unix.ELOOP {
+			return nil // a file of this layer, or the same whiteout
+		}
+		if err != nil {
+			return sysError("open", p, err)
+		}
+		delete(a.implied, p)
+		return setOpaque(sub)
+	}
+	if err != nil {
+		return sysError("make the whiteout of", p, err)
+	}
+	// A fixed time, for those who compare layer directories.
+	var ts [2]unix.Timespec
+	if err := unix.UtimesNanoAt(parent.fd, base, ts[:], unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return sysError("set the time of", p, err)
+	}
+	return nil
+}
+
+// empty removes what a plain directory holds.
+func (a *applier) empty(d *openDir) error {
+	// A second descriptor: listing moves the first one's position.
+	fd, err := unix.Openat(d.fd, ".", openDirMode, 0)
+	if err != nil {
+		return sysError("open", d.path, err)
+	}
+	defer unix.Close(fd)
+	names, err := readNames(fd)
+	if err != nil {
+		return sysError("list", d.path, err)
+	}
+	for _, n := range names {
+		p := join(d.path, n)
+		a.t.forget(p)
+		if err := removeAll(d.fd, n, p, a.gone); err != nil {
+			return err
+		}
+	}
+	return nil
+}
