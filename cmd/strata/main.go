@@ -1,0 +1,146 @@
+// Command strata builds container images and works with them.
+//
+// It turns flags into requests to the engine, shows what the engine says, and has no logic of its own. Progress and errors
+// go to standard error, results to standard output. The exit code is 0 if all went well, 1 if not, 130 after Ctrl-C; run
+// ends with the code of its command.
+//
+// docs/commands, one page per command, is generated from the commands themselves:
+//
+//go:generate go test -run TestCommandDocs -update
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"golang.org/x/term"
+
+	"github.com/strata-build/strata/cmd/strata/internal/engine"
+	"github.com/strata-build/strata/cmd/strata/progress"
+	"github.com/strata-build/strata/diag"
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+
+// exitCode is the end of a command that ran to its end, with a code of its own.
+type exitCode int
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// run is the program; it returns the exit code.
+func run(args []string, in io.Reader, out, errw io.Writer) int {
+	ctx, stop := interruptible(errw)
+	defer stop()
+	c := &cli{in: in, out: out, err: errw}
+	root := newRoot(c)
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errw)
+	err := root.ExecuteContext(ctx)
+	if code, ok := errors.AsType[exitCode](err); ok {
+		return int(code)
+	}
+	if err == nil {
+		return 0
+	}
+	if ctx.Err() != nil {
+		fmt.Fprintln(errw, "canceled")
+		return 130
+	}
+	diag.Render(errw, err)
+	return 1
+}
+
+// interruptible returns a context that the first Ctrl-C (or SIGTERM) cancels; the second ends the program.
+func interruptible(errw io.Writer) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-signals:
+		case <-done:
+			return
+		}
+		fmt.Fprintln(errw, "\rstopping; press Ctrl-C again to stop at once")
+		cancel(diag.Errorf(diag.Canceled, "canceled by the user"))
+		select {
+		case <-signals:
+			// The display may have hidden the cursor.
+			fmt.Fprint(errw, showCursor(errw))
+			os.Exit(130)
+		case <-done:
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(done)
+		cancel(nil)
+	}
+}
+
+func showCursor(w io.Writer) string {
+	if f, ok := w.(*os.File); ok && isTerminal(f) {
+		return "\x1b[?25h"
+	}
+	return ""
+}
+
+func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
+
+// cli is what the commands share: the standard streams and the global flags.
+type cli struct {
+	in       io.Reader
+	out, err io.Writer
+
+	root, config, runtime string
+	debug                 bool
+}
+
+// open opens the engine of the state root.
+func (c *cli) open(ctx context.Context) (*engine.Engine, error) {
+	level := slog.LevelWarn
+	if c.debug {
+		level = slog.LevelDebug
+	}
+	return engine.Open(ctx, engine.Options{
+		Root: c.root, RegistryConfig: c.config, Runtime: c.runtime,
+		Log: slog.New(slog.NewTextHandler(c.err, &slog.HandlerOptions{Level: level})),
+	})
+}
+
+// with opens the engine for one call.
+func (c *cli) with(ctx context.Context, f func(*engine.Engine) error) (err error) {
+	eng, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, eng.Close()) }()
+	return f(eng)
+}
+
+// display starts a progress display on standard error.
+func (c *cli) display(mode progress.Mode) *progress.Display {
+	_, noColor := os.LookupEnv("NO_COLOR")
+	return progress.New(progress.Options{Mode: mode, Out: c.err, Color: !noColor, ASCII: !utf8Locale()})
+}
+
+// utf8Locale tells from the locale's variables, the first that is set, whether the terminal shows UTF-8.
+func utf8Locale() bool {
+	for _, name := range []string{"LC_ALL", "LC_CTYPE", "LANG"} {
+		if v := os.Getenv(name); v != "" {
+			v = strings.ToLower(v)
+			return strings.Contains(v, "utf-8") || strings.Contains(v, "utf8")
+		}
+	}
+	return true
+}
