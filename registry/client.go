@@ -106,7 +106,7 @@ func (n *network) endpoint(name string) (*endpoint, error) {
 	path = strings.Trim(strings.TrimPrefix(path, "v2/"), "/")
 	conf := n.cfg.Hosts[host]
 	switch {
-	case scheme != "":
+	case scheme != "", conf.probe:
 	case conf.HTTP:
 		scheme = "http"
 	case conf.Insecure, len(conf.CA) > 0, len(conf.KeyPairs) > 0, !isLoopback(host):

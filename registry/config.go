@@ -37,6 +37,7 @@ type HostConfig struct {
 	Insecure bool      `toml:"insecure"` // https without verification of the certificate
 	CA       []string  `toml:"ca"`       // PEM files, in addition to the system's
 	KeyPairs []KeyPair `toml:"keypair"`  // client certificates
+	probe    bool      // ask the server which protocol it speaks, and trust it
 }
 
 // KeyPair names the PEM files of a client certificate.
