@@ -1,0 +1,30 @@
+package dockerfile
+
+import (
+	"context"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/dockerfile/lint"
+)
+
+// Checked is the outcome of `--check`.
+type Checked struct {
+	Warnings []diag.Warning // by line
+	Err      error          // why the Dockerfile cannot be built, if it cannot; warnings up to there are kept
+	Fail     bool           // the Dockerfile or the request asks for findings to be errors, and there are some
+}
+
+// Check lints a Dockerfile without building it. Without a target it looks at every stage. It resolves base images,
+// since variables and triggers come from them.
+func Check(ctx context.Context, req Request, r Resolver) (*Checked, error) {
+	sh, err := newShared(&req, r)
+	if err != nil {
+		return nil, err
+	}
+	p := &planner{shared: sh, target: req.firstPlatform(), implicit: len(req.Platforms) == 0, all: req.Target == "", lint: lint.New(sh.check)}
+	_, err = p.plan(ctx)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	return &Checked{Warnings: p.lint.Warnings(), Err: err, Fail: p.lint.Err() != nil}, nil
+}

@@ -1,0 +1,152 @@
+package dockerfile
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/dockerfile/lint"
+)
+
+// file is a Dockerfile as it was read. The instructions are changed by variable expansion, so every platform reads its own.
+type file struct {
+	src    *diag.Source
+	escape rune
+	args   []*instructions.ArgCommand // those above the first FROM
+	stages []*instructions.Stage
+}
+
+// parse reads a Dockerfile, and reports what can be told from the text alone to l.
+func parse(src *diag.Source, l *lint.Linter) (*file, error) {
+	if src == nil || len(bytes.TrimSpace(src.Data)) == 0 {
+		return nil, invalidf("the Dockerfile cannot be empty")
+	}
+	res, err := parser.Parse(bytes.NewReader(src.Data))
+	if err != nil {
+		return nil, located(src, err, nil)
+	}
+	for _, w := range res.Warnings {
+		if w.Location != nil {
+			lint.NoEmptyContinuation(l, spans(src, []parser.Range{*w.Location}))
+		}
+	}
+	f := &file{src: src, escape: res.EscapeToken}
+	for _, n := range res.AST.Children {
+		if err := f.add(n, l.With(n.PrevComment)); err != nil {
+			return nil, located(src, err, n.Location())
+		}
+	}
+	if len(f.stages) == 0 {
+		return nil, invalidf("the Dockerfile has no FROM: there is no stage to build").WithSpan(src.Lines(1, 1))
+	}
+	f.lint(l)
+	return f, nil
+}
+
+func (f *file) add(n *parser.Node, l *lint.Linter) error {
+	parsed, err := parseInstruction(n)
+	if err != nil {
+		return err
+	}
+	lintNode(l, n, spans(f.src, n.Location()))
+	switch c := parsed.(type) {
+	case *instructions.Stage:
+		f.stages = append(f.stages, c)
+	case *instructions.ArgCommand:
+		if len(f.stages) == 0 {
+			f.args = append(f.args, c)
+			return nil
+		}
+		f.stages[len(f.stages)-1].AddCommand(c)
+	case instructions.Command:
+		if len(f.stages) == 0 {
+			return invalidf("no build stage in current context: %s must come after a FROM", n.Value)
+		}
+		f.stages[len(f.stages)-1].AddCommand(c)
+	}
+	return nil
+}
+
+// parseInstruction is where instructions that the grammar does not know would be read first: a dialect's own
+// instruction is a type with the methods of instructions.Command, and a case of runInstruction.
+func parseInstruction(n *parser.Node) (any, error) {
+	// The parser asks a linter, even one that is told nothing, for the comments of every instruction.
+	return instructions.ParseInstructionWithLinter(n, linter.New(&linter.Config{}))
+}
+
+// lintNode runs the rules on what one instruction says by itself.
+func lintNode(l *lint.Linter, n *parser.Node, at []diag.Span) {
+	var args []string
+	for a := n.Next; a != nil; a = a.Next {
+		args = append(args, a.Value)
+	}
+	switch strings.ToLower(n.Value) {
+	case "maintainer":
+		lint.MaintainerDeprecated(l, at)
+	case "from":
+		if len(args) == 3 {
+			lint.StageNameCasing(l, at, args[2])
+			lint.FromAsCasing(l, at, n.Value, args[1])
+			lint.InvalidDefinitionDescription(l, at, "FROM", []string{strings.ToLower(args[2])}, n.PrevComment)
+		}
+	case "arg":
+		for i, a := range args {
+			args[i], _, _ = strings.Cut(a, "=")
+		}
+		lint.InvalidDefinitionDescription(l, at, "ARG", args, n.PrevComment)
+	}
+}
+
+// lint runs the rules on the file as a whole.
+func (f *file) lint(l *lint.Linter) {
+	var words []lint.Word
+	names := map[string]bool{}
+	for _, s := range f.stages {
+		at := spans(f.src, s.Location)
+		words = append(words, lint.Word{Text: s.OrigCmd, At: at, Comments: s.Comments})
+		for _, c := range s.Commands {
+			words = append(words, lint.Word{Text: c.Name(), At: spans(f.src, c.Location()), Comments: c.Comments()})
+		}
+		if s.Name != "" {
+			lint.ReservedStageName(l.With(s.Comments), at, s.Name)
+			lint.DuplicateStageName(l.With(s.Comments), at, s.Name, names)
+			names[s.Name] = true
+		}
+	}
+	lint.ConsistentInstructionCasing(l, words)
+}
+
+// declares reports whether any ARG of the file names a variable.
+func (f *file) declared() []string {
+	var names []string
+	add := func(c *instructions.ArgCommand) {
+		for _, a := range c.Args {
+			names = append(names, a.Key)
+		}
+	}
+	for _, c := range f.args {
+		add(c)
+	}
+	for _, s := range f.stages {
+		for _, c := range s.Commands {
+			switch c := c.(type) {
+			case *instructions.ArgCommand:
+				add(c)
+			case *instructions.OnbuildCommand:
+				if len(c.Expression) > 4 && strings.EqualFold(c.Expression[:4], "ARG ") {
+					for _, w := range strings.Fields(c.Expression[4:]) {
+						k, _, _ := strings.Cut(w, "=")
+						names = append(names, k)
+					}
+				}
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}

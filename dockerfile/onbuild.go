@@ -1,0 +1,82 @@
+package dockerfile
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
+
+	"github.com/strata-build/strata/diag"
+)
+
+func (st *step) onbuild(c *instructions.OnbuildCommand) error {
+	st.cfg.Config.OnBuild = append(st.cfg.Config.OnBuild, c.Expression)
+	return nil
+}
+
+// addTriggers puts the ONBUILD instructions of the base before those of the stage. Images that an instruction only
+// reads keep theirs to themselves.
+func (s *stage) addTriggers() error {
+	if s.triggered || s.external || s.named != nil {
+		return nil
+	}
+	s.triggered = true
+	var triggers []string
+	if s.base == nil {
+		triggers = s.cfg.Config.OnBuild
+		s.cfg.Config.OnBuild = nil
+	} else {
+		for _, c := range s.base.commands {
+			if ob, ok := c.Command.(*instructions.OnbuildCommand); ok {
+				triggers = append(triggers, ob.Expression)
+			}
+		}
+	}
+	vars := s.p.fromVars(s)
+	var cmds []command
+	for _, t := range triggers {
+		c, err := s.trigger(t, vars)
+		if err != nil {
+			return err
+		}
+		cmds = append(cmds, c)
+	}
+	s.commands = slices.Concat(cmds, s.commands)
+	s.total += len(cmds)
+	return nil
+}
+
+func (s *stage) trigger(text string, vars *fromVars) (command, error) {
+	// A trigger is not in the file: what it is about cannot be pointed at, only the FROM that brought it in.
+	bad := func(err error) (command, error) {
+		return command{}, diag.Errorf(diag.Invalid, "ONBUILD trigger %q of the base: %w", text, err).WithSpan(s.at()...)
+	}
+	res, err := parser.Parse(strings.NewReader(text))
+	if err != nil {
+		return bad(err)
+	}
+	if len(res.AST.Children) != 1 {
+		return bad(invalidf("it should be a single instruction"))
+	}
+	n := res.AST.Children[0]
+	at := span(s.p.req.Source, s.inst.Location)
+	n.StartLine, n.EndLine = at.First, at.Last
+	parsed, err := parseInstruction(n)
+	if err != nil {
+		return bad(err)
+	}
+	ic, ok := parsed.(instructions.Command)
+	if !ok {
+		return bad(invalidf("%s is not allowed", strings.ToUpper(n.Value)))
+	}
+	if a, ok := ic.(*instructions.ArgCommand); ok {
+		vars.declare(a)
+	}
+	c, err := s.p.linkCommand(ic, vars)
+	if err != nil {
+		return bad(err)
+	}
+	c.onBuild = true
+	return c, nil
+}
