@@ -21,7 +21,7 @@ const (
 
 const (
 	maxPath  = 4095 // PATH_MAX without the final NUL: longer names cannot be opened by most programs
-	maxDepth = 512  // components of a path
+	maxDepth = 1000 // components of a path
 	maxLinks = 40   // symlinks followed for one path, as the kernel does
 )
 
