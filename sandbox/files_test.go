@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -151,7 +152,7 @@ func TestOpenInRoot(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		data, _ := os.ReadFile(FDPath(f))
+		data, _ := io.ReadAll(f)
 		f.Close()
 		if string(data) != "inside" {
 			t.Errorf("%s: %q", name, data)

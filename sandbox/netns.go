@@ -16,7 +16,8 @@ type slot struct {
 	onEnd func() // gives back what the slot had of the host
 }
 
-func (s *slot) path() string { return FDPath(s.ns) }
+// path names the namespace for other processes.
+func (s *slot) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), s.ns.Fd()) }
 
 func (s *slot) close() {
 	s.ns.Close()

@@ -29,9 +29,8 @@ func OpenInRoot(root, name string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// FDPath names an open file, such as one that OpenInRoot returned, by a path that other processes of root can use too. It is a valid
-// Mount.Source, whatever happens to the file's name, until f is closed.
-func FDPath(f *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()) }
+// fdPath names an open descriptor for system calls of this process that want a path.
+func fdPath(fd uintptr) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
 // openat2 retries while the kernel says that a rename elsewhere kept it from a safe answer.
 func openat2(dir int, name string, flags int, resolve uint64) (int, error) {
@@ -140,7 +139,7 @@ func makeNode(dir int, name string, file bool, n newNode) (made, int, error) {
 
 // keepTimes sets the times of an open directory. O_PATH descriptors need the way through /proc.
 func keepTimes(dir int, st *unix.Stat_t) error {
-	return unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", dir), []unix.Timespec{st.Atim, st.Mtim}, 0)
+	return unix.UtimesNanoAt(unix.AT_FDCWD, fdPath(uintptr(dir)), []unix.Timespec{st.Atim, st.Mtim}, 0)
 }
 
 // removeMade removes what makePath made, innermost first, if it is still what was made and still empty. It follows no link

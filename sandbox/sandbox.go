@@ -4,8 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -201,10 +199,14 @@ func (s *Sandbox) plan(spec *Spec, b *bundle) (*plan, error) {
 	p.cgroup = filepath.Join("/", spec.Limits.CgroupParent, cgroupName(s.owner), b.id)
 	for _, m := range spec.Mounts {
 		source := m.Source
-		if m.Type == Data {
-			if source, err = b.writeData(m); err != nil {
-				return nil, diag.Errorf(diag.Unavailable, "cannot write the file for %s: %w", m.Target, err)
-			}
+		switch {
+		case m.Type == Data:
+			source, err = b.writeData(m)
+		case m.File != nil:
+			source, err = b.bindFile(m.File)
+		}
+		if err != nil {
+			return nil, diag.Errorf(diag.Unavailable, "cannot prepare the mount at %s: %w", m.Target, err)
 		}
 		p.mounts = append(p.mounts, ownMount(m, source))
 	}
@@ -261,93 +263,6 @@ func makeCwd(root *os.File, p *plan) error {
 		return diag.Errorf(diag.Invalid, "cannot make the working directory %s: %w", p.Cwd, err)
 	}
 	return nil
-}
-
-// bundle is the temporary directory of one run.
-type bundle struct {
-	id   string
-	dir  string
-	data string // a mounted file system in memory with the contents of Data mounts; "" = none
-	n    int
-}
-
-func (s *Sandbox) newBundle() (*bundle, error) {
-	b := &bundle{id: fmt.Sprintf("strata-%s-%s-%d", s.owner, s.started, s.ids.Add(1))}
-	b.dir = filepath.Join(s.root, "run", b.id)
-	return b, os.MkdirAll(b.dir, 0o700)
-}
-
-func (b *bundle) file(name string) string { return filepath.Join(b.dir, name) }
-
-func (b *bundle) writeFiles(p *plan, net *lease) error {
-	hosts, err := hostsFile(p.Hostname, p.ExtraHosts, net.gateway)
-	if err != nil {
-		return err
-	}
-	for name, data := range map[string][]byte{p.hosts: hosts, p.resolv: net.resolv.override(p.DNS).bytes()} {
-		if err := writeFile(name, data, 0o644); err != nil {
-			return diag.Errorf(diag.Unavailable, "cannot prepare the step: %w", err)
-		}
-	}
-	return nil
-}
-
-// writeFile writes a file whose permissions do not depend on the umask.
-func writeFile(name string, data []byte, mode os.FileMode) error {
-	if err := os.WriteFile(name, data, mode); err != nil {
-		return err
-	}
-	return os.Chmod(name, mode)
-}
-
-func (b *bundle) writeConfig(s *specs.Spec) error {
-	data, err := json.Marshal(s)
-	if err == nil {
-		err = os.WriteFile(b.file("config.json"), data, 0o600)
-	}
-	if err != nil {
-		return diag.Errorf(diag.Unavailable, "cannot write the container's configuration: %w", err)
-	}
-	return nil
-}
-
-// writeData puts the content of a Data mount on a ramfs, which is never swapped out, and returns the file's path.
-func (b *bundle) writeData(m Mount) (string, error) {
-	if b.data == "" {
-		dir := b.file("data")
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			return "", err
-		}
-		if err := unix.Mount("ramfs", dir, "ramfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
-			return "", fmt.Errorf("mount a file system in memory: %w", err)
-		}
-		b.data = dir
-	}
-	mode := m.Mode
-	if mode == 0 {
-		mode = 0o400
-	}
-	b.n++
-	name := filepath.Join(b.data, strconv.Itoa(b.n))
-	if err := os.WriteFile(name, m.Data, 0o600); err != nil {
-		return "", err
-	}
-	if err := os.Chown(name, m.UID, m.GID); err != nil {
-		return "", err
-	}
-	return name, unix.Chmod(name, mode&0o7777)
-}
-
-func (b *bundle) remove(log *slog.Logger) {
-	if b.data != "" {
-		if err := unix.Unmount(b.data, unix.MNT_DETACH); err != nil {
-			log.Error("cannot unmount the files in memory of a step", "path", b.data, "error", err)
-			return
-		}
-	}
-	if err := os.RemoveAll(b.dir); err != nil {
-		log.Error("cannot remove the files of a step", "path", b.dir, "error", err)
-	}
 }
 
 func (s *Sandbox) runtimeDir() string { return filepath.Join(s.root, "runtime") }

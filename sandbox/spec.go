@@ -54,7 +54,8 @@ const (
 // Mount puts something at an absolute path of the container. Missing mount points are made, and removed after the run.
 type Mount struct {
 	Type     MountType
-	Source   string // Bind: host path; see FDPath for files that were opened safely
+	Source   string   // Bind: host path
+	File     *os.File // Bind: what to mount, in place of Source: a file or directory that OpenInRoot opened, wherever its name leads by now
 	Target   string
 	ReadOnly bool
 	Options  []string // further mount options, such as "nosuid"
@@ -128,17 +129,20 @@ func checkMounts(mounts []Mount) error {
 		if cleanPath(m.Target) == "/" {
 			return diag.Errorf(diag.Invalid, "nothing can be mounted over the root of a container")
 		}
+		if m.Size < 0 {
+			return diag.Errorf(diag.Invalid, "the mount at %s has a negative size", m.Target)
+		}
 		switch m.Type {
 		case Bind:
+			if m.File != nil {
+				continue
+			}
 			if _, err := os.Stat(m.Source); err != nil {
 				return diag.Errorf(diag.NotFound, "the source of the mount at %s: %w", m.Target, err)
 			}
 		case Tmpfs, Data:
 		default:
 			return diag.Errorf(diag.Invalid, "unknown mount type %q", m.Type)
-		}
-		if m.Size < 0 {
-			return diag.Errorf(diag.Invalid, "the mount at %s has a negative size", m.Target)
 		}
 	}
 	return nil

@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -128,7 +127,7 @@ func openUserFile(rootfs, name string) (*userFile, error) {
 	if st, err := at.Stat(); err != nil || !st.Mode().IsRegular() {
 		return nil, diag.Errorf(diag.Invalid, "the image's %s is not a regular file", name)
 	}
-	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", at.Fd()))
+	f, err := os.Open(fdPath(at.Fd()))
 	if err != nil {
 		return nil, diag.Errorf(diag.Invalid, "the image's %s: %w", name, err)
 	}
