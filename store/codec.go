@@ -1,0 +1,199 @@
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"time"
+
+	"github.com/strata-build/strata/graph"
+)
+
+// kind is the first byte of a record's key: records of one kind are neighbours in the database.
+type kind byte
+
+const (
+	kindLayer    kind = 'l' // LayerID, 8 bytes big-endian -> LayerInfo
+	kindResult   kind = 'r' // result key -> Result
+	kindMemo     kind = 'm' // definition key -> result key
+	kindPreimage kind = 'p' // result key -> what was hashed
+	kindChain    kind = 'c' // chain id -> LayerID
+	kindImage    kind = 'i' // name -> Image, JSON
+	kindVariant  kind = 'v' // diff_id -> []image.Descriptor, JSON
+	kindBlob     kind = 'b' // digest -> size
+	kindMount    kind = 'd' // directory below mounts/ -> mountRecord, JSON
+	kindUse      kind = 'u' // kind and key of another record -> use
+	kindState    kind = 's' // "clock", "next" -> number
+)
+
+var kindNames = map[kind]string{
+	kindLayer: "layer", kindResult: "result", kindMemo: "memo", kindPreimage: "preimage", kindChain: "chain",
+	kindImage: "image", kindVariant: "variant", kindBlob: "blob", kindMount: "cache mount", kindUse: "use", kindState: "state",
+}
+
+func (k kind) String() string { return kindNames[k] }
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+var errDamaged = errors.New("its checksum does not match")
+
+// sealedHead is the length of what seal puts before a payload: crc32c and sequence number.
+const sealedHead = 4 + 8
+
+// seal makes the stored form of a record. The checksum covers the key too, so that a value that turns up under another
+// key is not believed. seq is the store's clock when the record was written: of two versions the higher one is newer.
+func seal(key string, seq uint64, payload []byte) []byte {
+	b := make([]byte, sealedHead, sealedHead+len(payload))
+	binary.LittleEndian.PutUint64(b[4:], seq)
+	b = append(b, payload...)
+	binary.LittleEndian.PutUint32(b, sum(key, b[4:]))
+	return b
+}
+
+func sum(key string, rest []byte) uint32 {
+	return crc32.Update(crc32.Update(0, castagnoli, []byte(key)), castagnoli, rest)
+}
+
+// unseal returns a record's payload and sequence number.
+func unseal(key string, b []byte) ([]byte, uint64, error) {
+	if len(b) < sealedHead || binary.LittleEndian.Uint32(b) != sum(key, b[4:]) {
+		return nil, 0, errDamaged
+	}
+	return b[sealedHead:], binary.LittleEndian.Uint64(b[4:]), nil
+}
+
+func layerKey(id LayerID) string {
+	return string(binary.BigEndian.AppendUint64([]byte{byte(kindLayer)}, uint64(id)))
+}
+
+func keyOf(k kind, name string) string { return string(rune(k)) + name }
+
+// reader takes fields off a payload. After the first field that is not there, all are zero and bad is set.
+type reader struct {
+	b   []byte
+	bad bool
+}
+
+func (r *reader) uint() uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 {
+		r.bad, r.b = true, nil
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) bytes() []byte {
+	n := r.uint()
+	if n > uint64(len(r.b)) {
+		r.bad, r.b = true, nil
+		return nil
+	}
+	v := r.b[:n:n]
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *reader) time() time.Time {
+	if v := r.uint(); v != 0 {
+		return time.Unix(int64(v), 0)
+	}
+	return time.Time{}
+}
+
+// count reads a number of elements of at least one byte each.
+func (r *reader) count() int {
+	n := r.uint()
+	if n > uint64(len(r.b)) {
+		r.bad, r.b = true, nil
+		return 0
+	}
+	return int(n)
+}
+
+func (r *reader) err() error {
+	if r.bad || len(r.b) > 0 {
+		return errors.New("it cannot be decoded")
+	}
+	return nil
+}
+
+func appendBytes[T string | []byte | graph.Digest](b []byte, v T) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(v))), v...)
+}
+
+func appendTime(b []byte, t time.Time) []byte {
+	return binary.AppendUvarint(b, uint64(max(0, t.Unix())))
+}
+
+func encodeLayer(l LayerInfo) []byte {
+	b := appendBytes(nil, l.DiffID)
+	b = binary.AppendUvarint(b, uint64(max(0, l.Size)))
+	b = binary.AppendUvarint(b, uint64(max(0, l.TarSize)))
+	b = binary.AppendUvarint(b, uint64(max(0, l.Files)))
+	return appendTime(b, l.Created)
+}
+
+func decodeLayer(id LayerID, b []byte) (LayerInfo, error) {
+	r := reader{b: b}
+	l := LayerInfo{ID: id, DiffID: graph.Digest(r.bytes()), Size: int64(r.uint()), TarSize: int64(r.uint()), Files: int64(r.uint()), Created: r.time()}
+	return l, r.err()
+}
+
+func encodeResult(x Result) []byte {
+	b := binary.AppendUvarint(nil, uint64(len(x.Outputs)))
+	for _, stack := range x.Outputs {
+		b = binary.AppendUvarint(b, uint64(len(stack)))
+		for _, id := range stack {
+			b = binary.AppendUvarint(b, uint64(id))
+		}
+	}
+	b = appendBytes(b, x.Label)
+	b = binary.AppendUvarint(b, uint64(max(0, x.Cost)))
+	b = appendTime(b, x.Created)
+	return appendBytes(b, []byte(x.Extra))
+}
+
+func decodeResult(b []byte) (Result, error) {
+	r := reader{b: b}
+	var x Result
+	x.Outputs = make([][]LayerID, r.count())
+	for i := range x.Outputs {
+		stack := make([]LayerID, r.count())
+		for j := range stack {
+			stack[j] = LayerID(r.uint())
+		}
+		x.Outputs[i] = stack
+	}
+	x.Label = string(r.bytes())
+	x.Cost = time.Duration(r.uint())
+	x.Created = r.time()
+	if e := r.bytes(); len(e) > 0 {
+		x.Extra = append([]byte(nil), e...)
+	}
+	return x, r.err()
+}
+
+func encodeUint(v uint64) []byte { return binary.AppendUvarint(nil, v) }
+
+func decodeUint(b []byte) (uint64, error) {
+	r := reader{b: b}
+	v := r.uint()
+	return v, r.err()
+}
+
+// use says when something was last read: by the store's clock, which only ever goes forward, and for people and policies
+// by the wall clock.
+type use struct {
+	clock uint64
+	at    time.Time
+}
+
+func encodeUse(u use) []byte { return appendTime(encodeUint(u.clock), u.at) }
+
+func decodeUse(b []byte) (use, error) {
+	r := reader{b: b}
+	u := use{clock: r.uint(), at: r.time()}
+	return u, r.err()
+}

@@ -1,0 +1,95 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+)
+
+// Draft is a layer that is being written. It is held until it is committed (Batch.Layer) or discarded.
+type Draft struct {
+	ID   LayerID
+	Dir  string // snapshots/N/fs, empty: the upper directory
+	Work string // snapshots/N/work, empty: overlay's work directory
+	s    *Store
+}
+
+// LayerDir returns the directory of a layer's files, whether it exists or not.
+func (s *Store) LayerDir(id LayerID) string {
+	return filepath.Join(s.layerRoot(id), "fs")
+}
+
+func (s *Store) layerRoot(id LayerID) string {
+	return s.path("snapshots", strconv.FormatUint(uint64(id), 10))
+}
+
+// NewLayer makes an empty draft. The caller defers Discard. A store that is far above its cap is collected first; the
+// error is of kind diag.Exhausted if the disk is nearly full even then.
+func (s *Store) NewLayer(ctx context.Context) (*Draft, error) {
+	return s.newLayer(ctx, nil)
+}
+
+func (s *Store) newLayer(ctx context.Context, h *Hold) (*Draft, error) {
+	if err := s.makeRoom(ctx); err != nil {
+		return nil, err
+	}
+	for {
+		id, err := s.reserveDraft(h)
+		if err != nil {
+			return nil, err
+		}
+		dir := s.layerRoot(id)
+		err = os.Mkdir(dir, 0o700)
+		if err == nil {
+			d := &Draft{ID: id, Dir: filepath.Join(dir, "fs"), Work: filepath.Join(dir, "work"), s: s}
+			if err = os.Mkdir(d.Dir, 0o755); err == nil {
+				err = os.Mkdir(d.Work, 0o700)
+			}
+			if err == nil {
+				return d, nil
+			}
+			os.RemoveAll(dir)
+		}
+		s.endDraft(id)
+		if h != nil {
+			h.drop(id)
+		}
+		if !errors.Is(err, os.ErrExist) { // else a dead owner's, not swept yet
+			return nil, s.fail("cannot make a layer", err)
+		}
+	}
+}
+
+func (s *Store) reserveDraft(h *Hold) (LayerID, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return 0, s.fail("cannot make a layer", ErrClosed)
+	}
+	id := s.next
+	s.next++
+	s.drafts[id] = true
+	if h != nil {
+		h.Layers(id)
+	}
+	return id, nil
+}
+
+// endDraft reports whether the layer was still a draft.
+func (s *Store) endDraft(id LayerID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.drafts[id]
+	delete(s.drafts, id)
+	return was
+}
+
+// Discard deletes the draft. It does nothing if the draft was committed, so it may be deferred. Nothing may be mounted on
+// or from the draft's directories any more.
+func (d *Draft) Discard() {
+	if d.s.endDraft(d.ID) {
+		d.s.trash.put(d.s.layerRoot(d.ID))
+	}
+}

@@ -1,0 +1,131 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/strata-build/strata/diag"
+)
+
+// formatVersion is the version of a root's layout and of its records. Another version is refused, never converted in place.
+const formatVersion = "1"
+
+// takeLock makes this process the root's owner until the file is closed. It returns what the last owner left in the file:
+// nothing if it ended well, otherwise there may be something to sweep. A lock whose owner died is free: the kernel drops
+// it with the process.
+func (s *Store) takeLock() (left string, err error) {
+	f, err := os.OpenFile(filepath.Join(s.root, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return "", s.fail("cannot open the lock", err)
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return "", s.fail("cannot lock "+s.root, err)
+		}
+		held := &LockedError{Root: s.root, PID: ownerPID(f)}
+		return "", diag.Errorf(diag.Conflict, "%w", held).WithHint("connect to the builder that owns it, stop that builder, or choose another root")
+	}
+	old := make([]byte, 64)
+	n, _ := f.ReadAt(old, 0)
+	s.lock = f
+	if err := s.writeLock(strconv.Itoa(os.Getpid()) + "\n"); err != nil {
+		return "", s.fail("cannot write the lock", err)
+	}
+	return string(old[:n]), nil
+}
+
+// ownerPID reads the owner's number. A new owner writes it just after it got the lock, so an empty file is read again.
+func ownerPID(f *os.File) int {
+	b := make([]byte, 64)
+	for range 5 {
+		n, _ := f.ReadAt(b, 0)
+		if pid, err := strconv.Atoi(string(bytes.TrimSpace(b[:n]))); err == nil {
+			return pid
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return 0
+}
+
+func (s *Store) writeLock(text string) error {
+	if err := s.lock.Truncate(0); err != nil {
+		return err
+	}
+	_, err := s.lock.WriteAt([]byte(text), 0)
+	return err
+}
+
+// layout makes what a root consists of, unless it is there. It reports whether the root is new.
+func (s *Store) layout() (fresh bool, err error) {
+	name := filepath.Join(s.root, "version")
+	b, err := os.ReadFile(name)
+	if err == nil {
+		if v := strings.TrimSpace(string(b)); v != formatVersion {
+			return false, diag.Errorf(diag.Conflict, "the state in %s has format %q, and this program knows format %s", s.root, v, formatVersion).
+				WithHint("use the program that made it, or choose another root, or delete this one")
+		}
+		return false, nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return false, s.fail("cannot read the version of "+s.root, err)
+	}
+	for _, d := range []string{"blobs/sha256", "snapshots", "ingest", "mounts", "tmp", "index"} {
+		if err := os.MkdirAll(filepath.Join(s.root, d), 0o700); err != nil {
+			return false, s.fail("cannot make "+s.root, err)
+		}
+	}
+	for _, f := range []struct{ name, text string }{
+		{"oci-layout", `{"imageLayoutVersion":"1.0.0"}`},
+		{"index.json", `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`},
+		{"version", formatVersion + "\n"}, // last: its presence says that the rest is there
+	} {
+		tmp := filepath.Join(s.root, "tmp", f.name)
+		err := os.WriteFile(tmp, []byte(f.text), 0o644)
+		if err == nil {
+			err = os.Rename(tmp, filepath.Join(s.root, f.name))
+		}
+		if err != nil {
+			return false, s.fail("cannot make "+s.root, err)
+		}
+	}
+	return true, nil
+}
+
+// incarnation names the time since the root's file system came up: what was written in it is in the page cache or on the
+// disk, even if nobody synced. It is the kernel's boot id and, where sysfs tells it, the number of the file system's own
+// mount (the inode of its kobject, which is new each time the device is mounted, but is the same in every mount namespace).
+func incarnation(root string) string {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "" // equal to nothing, not even to itself
+	}
+	id := strings.TrimSpace(string(boot))
+	var st unix.Stat_t
+	if unix.Stat(root, &st) != nil {
+		return id
+	}
+	dev, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
+	if err != nil {
+		return id
+	}
+	for _, fs := range []string{"ext4", "xfs", "f2fs"} {
+		if fi, err := os.Stat(filepath.Join("/sys/fs", fs, filepath.Base(dev))); err == nil {
+			return id + "/" + strconv.FormatUint(fi.Sys().(*syscall.Stat_t).Ino, 10)
+		}
+	}
+	return id
+}

@@ -1,0 +1,319 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
+)
+
+// Options of Open. The zero value is usable.
+type Options struct {
+	Log *slog.Logger // for operators; nil = slog.Default()
+	// MaxBytes is the cap that the garbage collector holds, over layers, blobs and cache mounts. 0 = a tenth of the disk,
+	// at least 20 GiB, but never more than four fifths of what the store has and could still get. Negative = no cap.
+	MaxBytes int64
+
+	flushDelay  time.Duration        // for tests; 0 = defaultFlushDelay
+	incarnation string               // for tests; "" = incarnation(root)
+	statfs      func(*unix.Statfs_t) // for tests: changes the file system's figures
+}
+
+// defaultFlushDelay is how long the first of a batch of changes waits for others before the batch is synced. With the sync
+// itself it stays below the 2 s that are promised.
+const defaultFlushDelay = 800 * time.Millisecond
+
+// Store is an open root. Its methods may be called from any goroutine.
+type Store struct {
+	root   string
+	opt    Options
+	log    *slog.Logger
+	lock   *os.File
+	dir    *os.File // the root, for syncfs
+	opened time.Time
+
+	// mu guards the records. Reading holds it shared, so that the garbage collector, which holds it alone, never decides
+	// over something that a reader is about to hold.
+	mu     sync.RWMutex
+	closed bool
+	db     *database
+	cur    *generation // changes since the last flush began
+	frozen *generation // changes that are being flushed; nil if none
+	wal    wal
+	next   LayerID // never given out yet
+	drafts map[LayerID]bool
+
+	clock    atomic.Uint64 // counts updates and uses
+	touchMu  sync.Mutex
+	touched  map[string]use
+	presence presence
+	holds    holds
+	writers  writers
+	mounts   mounts
+	usage    usage
+	trash    trash
+
+	flushMu  sync.Mutex
+	wake     chan struct{} // a flush is due
+	tendWake chan struct{} // the collector should look
+	gcMu     sync.Mutex
+
+	rebuilding atomic.Bool
+	untidy     atomic.Bool // the next owner should sweep
+
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+	bgMu    sync.Mutex
+	bgEnded bool
+	wg      sync.WaitGroup
+}
+
+// Open makes this process the owner of a root, which is made if it does not exist. If another process owns it, the error
+// is of kind diag.Conflict and holds a *[LockedError]. What a dead owner left behind is cleared in the background.
+func Open(root string, opt Options) (*Store, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, diag.Errorf(diag.Invalid, "cannot use the root %s: %w", root, err)
+	}
+	s := &Store{root: root, opt: opt, log: opt.Log, drafts: map[LayerID]bool{}, touched: map[string]use{}, next: 1, opened: time.Now(),
+		cur: newGeneration(), wake: make(chan struct{}, 1), tendWake: make(chan struct{}, 1)}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	if s.opt.flushDelay == 0 {
+		s.opt.flushDelay = defaultFlushDelay
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	if err := s.open(); err != nil {
+		s.release()
+		return nil, err
+	}
+	s.background(s.flusher)
+	s.background(s.tender)
+	if s.cur.hard {
+		kick(s.wake)
+	}
+	return s, nil
+}
+
+func (s *Store) open() error {
+	if err := os.MkdirAll(s.root, 0o700); err != nil {
+		return s.fail("cannot make the root", err)
+	}
+	left, err := s.takeLock()
+	if err != nil {
+		return err
+	}
+	if _, err := s.layout(); err != nil {
+		return err
+	}
+	if s.dir, err = os.Open(s.root); err != nil {
+		return s.fail("cannot open the root", err)
+	}
+	rebuilt, err := s.openRecords()
+	if err != nil {
+		return err
+	}
+	s.trash.start(s)
+	if left != "" || rebuilt {
+		if err := s.sweep(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openRecords opens the database, after replacing a damaged one, and replays the log.
+func (s *Store) openRecords() (rebuilt bool, err error) {
+	path := s.path("meta.db")
+	s.db, err = openDatabase(path)
+	if dmg := new(damageError); errors.As(err, &dmg) {
+		aside, kept, rerr := rebuildDatabase(path)
+		if rerr != nil {
+			return false, s.fail("cannot rebuild the metadata database", rerr)
+		}
+		rebuilt = true
+		s.log.Warn("the metadata database was damaged; a new one was made from what could be read", "cause", dmg.what, "records", kept, "old", aside)
+		s.db, err = openDatabase(path)
+	}
+	if err != nil {
+		return false, s.fail("cannot open the metadata database", err)
+	}
+	if err := s.readCounters(rebuilt); err != nil {
+		return false, err
+	}
+	inc := s.opt.incarnation
+	if inc == "" {
+		inc = incarnation(s.root)
+	}
+	s.wal = wal{dir: s.root, incarnation: inc}
+	bad, dropped, err := s.wal.replay(s.replayed)
+	if err != nil {
+		return false, s.fail("cannot read the log", err)
+	}
+	if bad > 0 || dropped > 0 {
+		s.log.Warn("a part of the log was not used", "damagedPlaces", bad, "filesOfAnEarlierBoot", dropped)
+	}
+	return rebuilt, nil
+}
+
+// readCounters takes up the clock and the layer numbers where the last flush left them.
+func (s *Store) readCounters(rebuilt bool) error {
+	clock, err1 := s.counter("clock")
+	next, err2 := s.counter("next")
+	if err1 != nil || err2 != nil || rebuilt {
+		// Step over everything that any record knows, and over what deleted ones may have known.
+		const gap = 1 << 16
+		for _, k := range []kind{kindLayer, kindResult, kindUse} {
+			err := s.each(k, func(name string, seq uint64, b []byte, err error) {
+				clock = max(clock, seq)
+				if id, ok := layerOf(keyOf(k, name)); ok {
+					next = max(next, uint64(id)+gap)
+				}
+			})
+			if err != nil {
+				return s.fail("cannot read the metadata database", err)
+			}
+		}
+		clock += gap
+	}
+	s.clock.Store(clock)
+	s.next = LayerID(max(next, 1))
+	return nil
+}
+
+func (s *Store) counter(name string) (uint64, error) {
+	b, err := s.value(keyOf(kindState, name))
+	if err != nil || b == nil {
+		return 0, err
+	}
+	return decodeUint(b)
+}
+
+// replayed takes over one update of an earlier owner.
+func (s *Store) replayed(seq uint64, changes []change) {
+	s.clock.Store(max(s.clock.Load(), seq))
+	for _, c := range changes {
+		if c.key == "" {
+			continue
+		}
+		if c.val != nil {
+			p, _, err := unseal(c.key, c.val)
+			if err != nil {
+				continue
+			}
+			if kind(c.key[0]) == kindUse {
+				if u, err := decodeUse(p); err == nil {
+					s.clock.Store(max(s.clock.Load(), u.clock))
+				}
+			}
+		}
+		if id, ok := layerOf(c.key); ok {
+			s.next = max(s.next, id+1)
+		}
+		s.cur.set(c)
+	}
+}
+
+// Root returns the root's absolute path.
+func (s *Store) Root() string { return s.root }
+
+func (s *Store) path(elem ...string) string {
+	return filepath.Join(append([]string{s.root}, elem...)...)
+}
+
+// Close ends the ownership. Changes that are not yet durable are synced first; if there are none, nothing is.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	s.mu.Unlock()
+	s.bgMu.Lock()
+	s.bgEnded = true
+	s.bgMu.Unlock()
+	s.cancel()
+	s.wg.Wait()
+	unfinished := !s.trash.stop()
+
+	err := s.saveTouches()
+	s.mu.RLock()
+	hard := s.cur.hard
+	unfinished = unfinished || len(s.drafts) > 0
+	s.mu.RUnlock()
+	if hard {
+		if ferr := s.flush(); ferr != nil {
+			err = ferr
+		}
+	}
+	left := ""
+	if unfinished || s.untidy.Load() || s.holds.tempDirs.Load() > 0 {
+		left = "sweep\n"
+	}
+	if lerr := s.writeLock(left); err == nil && lerr != nil {
+		err = s.fail("cannot write the lock", lerr)
+	}
+	s.release()
+	return err
+}
+
+// release closes what open opened.
+func (s *Store) release() {
+	s.cancel()
+	s.wal.rotate()
+	if s.db != nil {
+		if err := s.db.close(); err != nil {
+			s.log.Warn("cannot close the metadata database", "cause", err)
+		}
+	}
+	for _, f := range []*os.File{s.dir, s.lock} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// background runs f in a goroutine that Close waits for; f ends soon after s.ctx does. It does nothing once Close has begun.
+func (s *Store) background(f func()) {
+	s.bgMu.Lock()
+	defer s.bgMu.Unlock()
+	if !s.bgEnded {
+		s.wg.Go(f)
+	}
+}
+
+func kick(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// TempDir makes an empty directory that belongs to the caller until cleanup. It is on the same file system as the layers.
+func (s *Store) TempDir(prefix string) (dir string, cleanup func(), err error) {
+	dir, err = os.MkdirTemp(s.path("tmp"), filepath.Base(prefix)+"-*")
+	if err != nil {
+		return "", nil, s.fail("cannot make a temporary directory", err)
+	}
+	s.holds.tempDirs.Add(1)
+	return dir, sync.OnceFunc(func() {
+		s.trash.put(dir)
+		s.holds.tempDirs.Add(-1)
+	}), nil
+}
+
+// blobPath is where the blob of a valid digest lies.
+func (s *Store) blobPath(d graph.Digest) string {
+	return s.path("blobs", d.Algorithm().String(), d.Encoded())
+}

@@ -1,0 +1,72 @@
+package store
+
+import (
+	"encoding/json"
+	"strconv"
+	"time"
+
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+)
+
+// LayerID names the directory snapshots/N: one overlay layer, immutable once committed. Numbers start at 1 and are
+// never used again, so that nothing that outlives a layer can come to mean another one.
+type LayerID uint64
+
+func (id LayerID) String() string { return strconv.FormatUint(uint64(id), 10) }
+
+// LayerInfo describes a committed layer.
+type LayerInfo struct {
+	ID      LayerID
+	DiffID  graph.Digest // digest of the layer's uncompressed tar; "" until it is known
+	Size    int64        // bytes on disk, each file counted where it was made
+	TarSize int64        // bytes of the uncompressed tar; 0 until DiffID is known
+	Files   int64        // inodes
+	Created time.Time    // with a resolution of 1 s
+}
+
+// Result is what a vertex made.
+type Result struct {
+	Outputs [][]LayerID     // one stack of layers per output, bottom first; an empty stack is the empty tree
+	Label   string          // for people, such as "RUN make"
+	Cost    time.Duration   // what it took to make, and so what a hit saves
+	Created time.Time       // with a resolution of 1 s
+	Extra   json.RawMessage // the op's own facts; the store does not look into it
+}
+
+// Image is a named image: a root of garbage collection.
+type Image struct {
+	Name      string
+	Updated   time.Time
+	Index     *image.Descriptor // the image index, if there is one as a blob
+	Platforms []PlatformImage
+}
+
+// PlatformImage is an image for one platform.
+type PlatformImage struct {
+	Platform    graph.Platform
+	Config      graph.Digest       // blob
+	Layers      []LayerID          // bottom first; empty if the image is not unpacked
+	DiffIDs     []graph.Digest     // bottom first
+	Blobs       []image.Descriptor // the layers as pulled, bottom first; empty if they are not kept
+	Manifest    *image.Descriptor  // nil if there is none as a blob
+	Annotations map[string]string
+}
+
+// blobs calls f for every blob that the image names.
+func (im *Image) blobs(f func(graph.Digest)) {
+	if im.Index != nil {
+		f(im.Index.Digest)
+	}
+	for _, p := range im.Platforms {
+		if p.Config != "" {
+			f(p.Config)
+		}
+		if p.Manifest != nil {
+			f(p.Manifest.Digest)
+		}
+		for _, b := range p.Blobs {
+			f(b.Digest)
+		}
+	}
+}
