@@ -1,0 +1,268 @@
+package export
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/strata-build/strata/event"
+	"github.com/strata-build/strata/tree"
+)
+
+type inode struct{ dev, ino uint64 }
+
+// copying is the copy of one tree.
+type copying struct {
+	ctx   context.Context
+	env   *Env
+	src   int
+	dst   *dest
+	epoch *time.Time
+	g     *errgroup.Group
+	bytes atomic.Int64
+	said  atomic.Int64
+
+	mu    sync.Mutex
+	dirs  []madeDir
+	links map[inode]string // where the first name of a file with several went
+	later []hardlink
+}
+
+type madeDir struct {
+	rel string
+	e   *tree.Entry
+}
+
+type hardlink struct{ from, to string }
+
+// batch is how many files of one directory are a task.
+const batch = 256
+
+// dir copies what a directory holds. Tasks are never waited for by tasks: what is below goes on in this one if all
+// workers are busy.
+func (c *copying) dir(p *tree.Pick, src, dst string) error {
+	if err := c.ctx.Err(); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.dirs = append(c.dirs, madeDir{dst, p.Entry})
+	c.mu.Unlock()
+	to, err := beneath(c.dst.fd, dst, unix.O_DIRECTORY|unix.O_PATH)
+	if err != nil {
+		return err
+	}
+	var plain []*tree.Entry
+	for i := range p.Kids {
+		k := &p.Kids[i]
+		c.dst.keep(path.Join(dst, k.Name))
+		if !k.IsDir() {
+			plain = append(plain, k.Entry)
+		} else if err = c.dst.mkdirAt(to, k.Name); err != nil {
+			break
+		}
+	}
+	unix.Close(to)
+	if err != nil {
+		return &os.PathError{Op: "mkdir", Path: dst, Err: err}
+	}
+	for part := range slices.Chunk(plain, batch) {
+		if err := c.task(func() error { return c.batch(part, src, dst) }); err != nil {
+			return err
+		}
+	}
+	for i := range p.Kids {
+		if k := &p.Kids[i]; k.IsDir() {
+			if err := c.task(func() error { return c.dir(k, path.Join(src, k.Name), path.Join(dst, k.Name)) }); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (c *copying) task(f func() error) error {
+	if c.g.TryGo(f) {
+		return nil
+	}
+	return f()
+}
+
+func (c *copying) batch(part []*tree.Entry, src, dst string) error {
+	from, err := beneath(c.src, path.Clean(src+"/."), unix.O_DIRECTORY|unix.O_PATH)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(from)
+	to, err := beneath(c.dst.fd, dst, unix.O_DIRECTORY|unix.O_PATH)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(to)
+	for _, e := range part {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
+		if c.linked(e, path.Join(dst, e.Name)) {
+			continue
+		}
+		if err := c.file(from, to, e); err != nil {
+			return &os.PathError{Op: "write", Path: path.Join(dst, e.Name), Err: err}
+		}
+	}
+	return nil
+}
+
+// linked reports whether e is another name of a file that is copied elsewhere; it is linked at the end.
+func (c *copying) linked(e *tree.Entry, dst string) bool {
+	if e.Nlink < 2 || !e.IsRegular() {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	key := inode{e.Dev, e.Ino}
+	first, ok := c.links[key]
+	if !ok {
+		c.links[key] = dst
+		return false
+	}
+	c.later = append(c.later, hardlink{first, dst})
+	return true
+}
+
+func (c *copying) file(from, to int, e *tree.Entry) error {
+	err := c.create(from, to, e)
+	if errors.Is(err, unix.EEXIST) {
+		if err = unlink(to, e.Name); err == nil {
+			err = c.create(from, to, e)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := c.dst.own(to, e.Name); err != nil {
+		return err
+	}
+	if !e.IsLink() {
+		if err := unix.Fchmodat(to, e.Name, e.Mode&0o7777, 0); err != nil {
+			return err
+		}
+	}
+	return unix.UtimesNanoAt(to, e.Name, c.times(e), unix.AT_SYMLINK_NOFOLLOW)
+}
+
+func (c *copying) times(e *tree.Entry) []unix.Timespec {
+	ns := e.MTime
+	if c.epoch != nil {
+		ns = min(ns, c.epoch.UnixNano())
+	}
+	t := unix.NsecToTimespec(ns)
+	return []unix.Timespec{t, t}
+}
+
+// create makes a file of any type; EEXIST if the name is taken.
+func (c *copying) create(from, to int, e *tree.Entry) error {
+	switch e.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return c.regular(from, to, e)
+	case unix.S_IFLNK:
+		return unix.Symlinkat(e.Link, to, e.Name)
+	case unix.S_IFSOCK:
+		return unix.Mknodat(to, e.Name, unix.S_IFSOCK|0o600, 0)
+	}
+	return unix.Mknodat(to, e.Name, e.Mode&unix.S_IFMT|0o600, int(e.Rdev))
+}
+
+func (c *copying) regular(from, to int, e *tree.Entry) (err error) {
+	in, err := unix.Openat(from, e.Name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	r := os.NewFile(uintptr(in), e.Name)
+	defer r.Close()
+	out, err := unix.Openat(to, e.Name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	w := os.NewFile(uintptr(out), e.Name)
+	defer func() {
+		if cerr := w.Close(); err == nil {
+			err = cerr
+		}
+	}()
+	if e.Size == 0 {
+		return nil
+	}
+	n, err := io.Copy(w, r)
+	c.bytes.Add(n)
+	c.report(false)
+	return err
+}
+
+// wait ends the copy: links to files with several names, then the modes and times of directories, deepest first.
+func (c *copying) wait() error {
+	if err := c.g.Wait(); err != nil {
+		return err
+	}
+	for _, l := range c.later {
+		if err := c.link(l); err != nil {
+			return &os.LinkError{Op: "link", Old: l.from, New: l.to, Err: err}
+		}
+	}
+	slices.SortFunc(c.dirs, func(a, b madeDir) int { return len(b.rel) - len(a.rel) })
+	for _, d := range c.dirs {
+		if d.rel == "." {
+			continue // the client's own directory keeps its mode
+		}
+		fd, err := beneath(c.dst.fd, d.rel, unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			return err
+		}
+		t := c.times(d.e)
+		err = errors.Join(unix.Fchmod(fd, d.e.Mode&0o7777), unix.UtimesNanoAt(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), t, 0), unix.Close(fd))
+		if err != nil {
+			return &os.PathError{Op: "chmod", Path: d.rel, Err: err}
+		}
+	}
+	return nil
+}
+
+func (c *copying) link(l hardlink) error {
+	from, err := beneath(c.dst.fd, path.Dir(l.from), unix.O_DIRECTORY|unix.O_PATH)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(from)
+	to, err := beneath(c.dst.fd, path.Dir(l.to), unix.O_DIRECTORY|unix.O_PATH)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(to)
+	name := path.Base(l.to)
+	err = unix.Linkat(from, path.Base(l.from), to, name, 0)
+	if errors.Is(err, unix.EEXIST) {
+		if err = unlink(to, name); err == nil {
+			err = unix.Linkat(from, path.Base(l.from), to, name, 0)
+		}
+	}
+	return err
+}
+
+// report says how much was copied, each time that another mebibyte was.
+func (c *copying) report(done bool) {
+	n := c.bytes.Load()
+	last := c.said.Load()
+	if !done && (n-last < 1<<20 || !c.said.CompareAndSwap(last, n)) {
+		return
+	}
+	c.env.Events.Emit(event.Event{Kind: event.Progress, Vertex: c.env.Vertex, Item: "copying files", Action: "copying", Current: n, Complete: done})
+}

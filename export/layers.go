@@ -1,0 +1,284 @@
+package export
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/store"
+)
+
+// defaultCompression is what registries and their clients have taken since the beginning.
+var defaultCompression = layer.Compression{Type: layer.Gzip}
+
+// madeAs marks, among the annotations of a blob's record in the store, blobs that a Packer made, with the compression.
+// A blob without it was pulled. It never leaves the store.
+const madeAs = "strata.made-as"
+
+// Packer turns layers into diff_ids and blobs. It is safe for concurrent use, and meant to be shared by all builds of a
+// store: equal work that is asked for at the same time is done once, and what was made is found again.
+type Packer struct {
+	store   *store.Store
+	slots   chan struct{} // layers that are being read at one time
+	flights flights
+}
+
+// NewPacker returns a packer that reads as many layers at a time as there are processors.
+func NewPacker(s *store.Store) *Packer {
+	return &Packer{store: s, slots: make(chan struct{}, max(2, runtime.GOMAXPROCS(0)))}
+}
+
+// Request asks for a layer in some form.
+type Request struct {
+	ID          store.LayerID
+	Compression layer.Compression
+	Force       bool       // also when the layer was pulled in another compression
+	Clamp       *time.Time // no file is newer than this; nil leaves times alone
+	// Pulled and DiffID describe a layer as it was pulled, if that is known; ID is 0 if only that is kept.
+	Pulled *image.Descriptor
+	DiffID graph.Digest
+	// Fetch reads a pulled blob that the store no longer has; nil if there is nowhere to fetch from.
+	Fetch func(context.Context, image.Descriptor) (io.ReadCloser, error)
+}
+
+// Layer is a layer whose tar is known.
+type Layer struct {
+	ID      store.LayerID
+	DiffID  graph.Digest
+	TarSize int64     // bytes of the uncompressed tar; 0 = not known
+	Created time.Time // zero if not known
+	clamp   *time.Time
+	pulled  *image.Descriptor
+	fetch   func(context.Context, image.Descriptor) (io.ReadCloser, error)
+}
+
+// made is what one reading of a layer gives.
+type made struct {
+	layer Layer
+	blob  image.Descriptor
+}
+
+// Layer returns a layer's diff_id, computing it if nobody has yet.
+func (p *Packer) Layer(ctx context.Context, req Request) (Layer, error) {
+	l, err := p.known(req)
+	if err != nil || l.DiffID != "" {
+		return l, err
+	}
+	// A compression of the same layer that is under way gives the diff_id too.
+	if m, ok, err := join[made](ctx, &p.flights, req.key(true)); ok {
+		m.layer.fetch = req.Fetch
+		return m.layer, err
+	}
+	m, err := do(ctx, &p.flights, req.key(false), func(ctx context.Context) (made, error) { return p.make(ctx, l, nil) })
+	m.layer.fetch = req.Fetch
+	return m.layer, err
+}
+
+// Blob returns a layer's blob in the compression that the request names, or, unless that is forced, as it was pulled. The
+// descriptor has an OCI media type. An uncompressed layer's blob is not written anywhere: its tar is made when it is read.
+func (p *Packer) Blob(ctx context.Context, req Request) (Layer, image.Descriptor, error) {
+	l, err := p.known(req)
+	if err != nil {
+		return l, image.Descriptor{}, err
+	}
+	if l.DiffID != "" {
+		if d, ok := p.reuse(l, req); ok {
+			return l, d, nil
+		}
+	}
+	if req.Compression.Type == layer.Uncompressed {
+		if l, err = p.Layer(ctx, req); err != nil {
+			return l, image.Descriptor{}, err
+		}
+		if l.TarSize, err = p.tarSize(ctx, l); err != nil {
+			return l, image.Descriptor{}, err
+		}
+		return l, image.Descriptor{MediaType: layerType(true, image.DockerLayer), Digest: l.DiffID, Size: l.TarSize}, nil
+	}
+	m, err := do(ctx, &p.flights, req.key(true), func(ctx context.Context) (made, error) { return p.make(ctx, l, &req.Compression) })
+	m.layer.fetch = req.Fetch
+	return m.layer, public(m.blob), err
+}
+
+// key names the work of reading a layer, with or without compressing it.
+func (r *Request) key(compress bool) string {
+	k := fmt.Sprint(r.ID)
+	if r.ID == 0 {
+		k = string(r.DiffID)
+	}
+	if r.Clamp != nil {
+		k += "@" + strconv.FormatInt(r.Clamp.Unix(), 10)
+	}
+	if compress {
+		k += "/" + compressionName(r.Compression)
+	}
+	return k
+}
+
+func compressionName(c layer.Compression) string {
+	n := c.Type.String()
+	if c.Level != 0 {
+		n += "-" + strconv.Itoa(c.Level)
+	}
+	return n
+}
+
+// variants returns the known blobs of a layer, as it was pulled first.
+func (p *Packer) variants(l Layer) []image.Descriptor {
+	if l.pulled == nil {
+		return p.store.Variants(l.DiffID)
+	}
+	return append([]image.Descriptor{*l.pulled}, p.store.Variants(l.DiffID)...)
+}
+
+// known returns what the store knows of a layer; the diff_id may be missing.
+func (p *Packer) known(req Request) (Layer, error) {
+	l := Layer{ID: req.ID, DiffID: req.DiffID, clamp: req.Clamp, pulled: req.Pulled, fetch: req.Fetch}
+	if l.ID == 0 {
+		l.clamp = nil // there are no files whose times could change
+		return l, nil
+	}
+	info, err := p.store.Layer(req.ID)
+	if err != nil {
+		return l, err
+	}
+	l.DiffID, l.TarSize, l.Created = info.DiffID, info.TarSize, info.Created
+	if req.Clamp != nil {
+		l.DiffID, l.TarSize = p.clamped(req)
+	}
+	return l, nil
+}
+
+// A clamped layer is another tar of the same files; which one is noted as a memo.
+func (p *Packer) clamped(req Request) (graph.Digest, int64) {
+	d, err := p.store.Memo(clampKey(req.ID, *req.Clamp))
+	if err != nil {
+		return "", 0
+	}
+	return d, 0
+}
+
+func clampKey(id store.LayerID, t time.Time) graph.Digest {
+	return digest.FromString(fmt.Sprintf("export: layer %d, no file newer than %d", id, t.Unix()))
+}
+
+// reuse finds a blob of the layer that fits the request: made by a packer in just this way, pulled in the wanted
+// compression, or pulled in any unless one is forced. A pulled blob need not be here if it can be fetched.
+func (p *Packer) reuse(l Layer, req Request) (image.Descriptor, bool) {
+	var best image.Descriptor
+	found := false
+	for _, v := range p.variants(l) {
+		as, ours := v.Annotations[madeAs]
+		if _, here := p.store.HasBlob(v.Digest); !here && (ours || req.Fetch == nil) {
+			continue
+		}
+		switch {
+		case ours && as == compressionName(req.Compression), !ours && typeOf(v.MediaType) == req.Compression.Type:
+			return public(v), true
+		case !ours && !req.Force && !found:
+			best, found = public(v), true
+		}
+	}
+	return best, found
+}
+
+// public returns a descriptor as it may leave the store.
+func public(d image.Descriptor) image.Descriptor {
+	out := image.Descriptor{MediaType: layerType(true, d.MediaType), Digest: d.Digest, Size: d.Size}
+	for k, v := range d.Annotations {
+		if k == madeAs {
+			continue
+		}
+		if out.Annotations == nil {
+			out.Annotations = map[string]string{}
+		}
+		out.Annotations[k] = v
+	}
+	return out
+}
+
+// make reads a layer once, for its diff_id and, if c is not nil, a blob, and notes both in the store.
+func (p *Packer) make(ctx context.Context, l Layer, c *layer.Compression) (made, error) {
+	select {
+	case p.slots <- struct{}{}:
+		defer func() { <-p.slots }()
+	case <-ctx.Done():
+		return made{}, context.Cause(ctx)
+	}
+	tar := newMeter()
+	var blob image.Descriptor
+	var err error
+	if c == nil {
+		err = p.tar(ctx, tar, l)
+	} else {
+		blob, err = p.compress(ctx, l, *c, tar)
+	}
+	if err != nil {
+		return made{}, err
+	}
+	if got := tar.digest(); got != l.DiffID {
+		if l.DiffID != "" && !p.ours(l) {
+			return made{}, diag.Errorf(diag.Conflict, "layer %d was pulled as %s, but its files make %s, and the blob is gone", l.ID, l.DiffID, got).
+				WithHint("pull the image again")
+		}
+		l.DiffID = got
+	}
+	l.TarSize = tar.n
+	return made{l, blob}, p.note(ctx, l, blob)
+}
+
+// compress writes a layer's tar through a compressor into a new blob, and through tar.
+func (p *Packer) compress(ctx context.Context, l Layer, c layer.Compression, tar io.Writer) (image.Descriptor, error) {
+	none := image.Descriptor{}
+	w, err := p.store.NewBlob(ctx, "")
+	if err != nil {
+		return none, err
+	}
+	defer w.Abort()
+	z, err := layer.NewCompressor(w, c)
+	if err != nil {
+		return none, err
+	}
+	if err := p.tar(ctx, io.MultiWriter(z, tar), l); err != nil {
+		return none, err
+	}
+	if err := z.Close(); err != nil {
+		return none, err
+	}
+	d, n, err := w.Commit(ctx)
+	desc := image.Descriptor{MediaType: layerType(true, mediaTypes[c.Type]), Digest: d, Size: n, Annotations: map[string]string{madeAs: compressionName(c)}}
+	return desc, err
+}
+
+var mediaTypes = map[layer.Type]string{layer.Gzip: image.DockerLayerGzip, layer.EStargz: image.DockerLayerGzip, layer.Zstd: image.DockerLayerZstd}
+
+// note records what was learned of a layer.
+func (p *Packer) note(ctx context.Context, l Layer, blob image.Descriptor) error {
+	return p.store.Update(ctx, func(b *store.Batch) error {
+		switch {
+		case l.ID == 0:
+		case l.clamp != nil:
+			b.Memo(clampKey(l.ID, *l.clamp), l.DiffID)
+		default:
+			info, err := p.store.Layer(l.ID)
+			if err != nil {
+				return err
+			}
+			info.DiffID, info.TarSize = l.DiffID, l.TarSize
+			b.SetLayer(info)
+		}
+		if blob.Digest != "" {
+			b.Variant(l.DiffID, blob)
+		}
+		return nil
+	})
+}

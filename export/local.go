@@ -1,0 +1,74 @@
+package export
+
+import (
+	"context"
+	"runtime"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/strata-build/strata/diag"
+)
+
+// Local writes the files of the result into the client's directory, owned by whom the directory belongs to.
+type Local struct {
+	files
+	remove bool // what the result does not have is removed from the directory
+}
+
+// NewLocal reads the attributes of type=local.
+func NewLocal(o Output) (*Local, error) {
+	a := newAttrs(o)
+	x := &Local{files: a.files(o), remove: a.oneOf("mode", "copy", "delete") == "delete"}
+	return x, a.done()
+}
+
+// Name implements Exporter.
+func (x *Local) Name() string { return "exporting to client directory" }
+
+// Export implements Exporter.
+func (x *Local) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) {
+	out, err := e.output(ctx, x.dest)
+	if err != nil {
+		return nil, err
+	}
+	if out.Dir == "" {
+		discard(out.File)
+		return nil, diag.Errorf(diag.Invalid, "a directory is needed to write to, not a file").WithHint("use dest=DIRECTORY")
+	}
+	dst, err := openDest(out.Dir)
+	if err != nil {
+		return nil, diag.Errorf(diag.Denied, "cannot write to %s: %w", out.Dir, err)
+	}
+	defer unix.Close(dst.fd)
+	if x.remove {
+		dst.kept = map[string]bool{}
+	}
+	for i := range set.Images {
+		if err := x.image(ctx, e, dst, set, &set.Images[i]); err != nil {
+			return nil, err
+		}
+	}
+	return &Receipt{Metadata: map[string]string{}}, dst.clean()
+}
+
+func (x *Local) image(ctx context.Context, e *Env, dst *dest, set *Set, im *Image) error {
+	o, err := x.open(ctx, im)
+	if err != nil {
+		return err
+	}
+	defer o.close()
+	c := &copying{env: e, src: o.fd, dst: dst, epoch: x.epoch, links: map[inode]string{}}
+	c.g, c.ctx = errgroup.WithContext(ctx)
+	c.g.SetLimit(2 * runtime.GOMAXPROCS(0))
+	prefix := x.prefix(set, im.Platform)
+	if prefix != "." {
+		if err := dst.mkdir(prefix); err != nil {
+			return err
+		}
+	}
+	c.g.Go(func() error { return c.dir(&o.top.Pick, o.top.Rel, prefix) })
+	err = c.wait()
+	c.report(true)
+	return err
+}

@@ -1,0 +1,374 @@
+package export
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/layer"
+)
+
+// piece is one blob that an exported image consists of: bytes in memory, or a layer.
+type piece struct {
+	image.Descriptor
+	data  []byte
+	layer *Layer
+}
+
+// packedImage is one image with all its pieces known.
+type packedImage struct {
+	platform graph.Platform
+	config   piece
+	layers   []piece // bottom first
+	diffIDs  []graph.Digest
+	created  *time.Time
+	manifest piece   // no digest if manifests were not wanted
+	proofs   []piece // blobs of the attestation manifest
+	proof    *piece  // the attestation manifest
+}
+
+// packed is a set that is ready to be written.
+type packed struct {
+	images []packedImage
+	index  *piece
+	top    image.Descriptor // what names the whole; no digest if manifests were not wanted
+}
+
+// packing says how a set is packed.
+type packing struct {
+	imageOptions
+	oci     bool // the media types
+	virtual bool // diff_ids are enough: no manifest, no blobs
+	// ready is called as soon as a layer's blob exists, from many goroutines.
+	ready func(context.Context, *Image, piece) error
+}
+
+// pack finds or makes everything that the set's images consist of.
+func (e *Env) pack(ctx context.Context, set *Set, o packing) (*packed, error) {
+	p := &packed{images: make([]packedImage, len(set.Images))}
+	if len(set.Images) == 0 {
+		return nil, diag.Errorf(diag.Invalid, "there is nothing to export: the build has no result")
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	for i := range set.Images {
+		g.Go(func() (err error) {
+			p.images[i], err = e.packImage(gctx, &set.Images[i], &o)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	if o.virtual {
+		return p, nil
+	}
+	return p, e.packIndex(ctx, p, set, &o)
+}
+
+func (e *Env) packImage(ctx context.Context, im *Image, o *packing) (packedImage, error) {
+	var none packedImage
+	if im.Manifest != nil && o.keeps(im) {
+		if out, err := e.existing(ctx, im, o); err == nil || diag.KindOf(err) != diag.NotFound {
+			return out, err
+		}
+	}
+	epoch := im.Epoch
+	if o.Epoch != nil {
+		epoch = o.Epoch
+	}
+	layers, pieces, err := e.packLayers(ctx, im, o, epoch)
+	if err != nil {
+		return none, err
+	}
+	out := packedImage{platform: im.Platform, layers: pieces}
+	for _, l := range layers {
+		out.diffIDs = append(out.diffIDs, l.DiffID)
+	}
+	conf := im.rawConf
+	if conf == nil || !sameLayers(conf, out.diffIDs) {
+		c := finish(o.config(im), layers, im.BaseLayers, epoch)
+		out.created = c.Created
+		if conf, err = encodeConfig(c); err != nil {
+			return none, diag.Errorf(diag.Invalid, "the image's configuration: %w", err)
+		}
+	}
+	out.config = bytesPiece(pick(o.oci, ocispec.MediaTypeImageConfig, image.DockerConfig), conf)
+	if o.virtual {
+		return out, nil
+	}
+	m := ocispec.Manifest{
+		Versioned:   specs.Versioned{SchemaVersion: 2},
+		MediaType:   pick(o.oci, ocispec.MediaTypeImageManifest, image.DockerManifest),
+		Config:      out.config.Descriptor,
+		Layers:      make([]image.Descriptor, len(pieces)),
+		Annotations: merge(im.Annotations, annotations(o.Annotations, onManifest, im.Platform)),
+	}
+	for i, l := range pieces {
+		m.Layers[i] = l.Descriptor
+	}
+	raw, err := encode(m)
+	if err != nil {
+		return none, err
+	}
+	out.manifest = bytesPiece(m.MediaType, raw)
+	out.manifest.Annotations = annotations(o.Annotations, onManifestDescriptor, im.Platform)
+	out.manifest.Platform = ociPlatform(im.Platform)
+	return out, e.attest(&out, im, o)
+}
+
+// config returns the configuration to start from: the output's, the build's, or an empty one.
+func (o *packing) config(im *Image) *image.Config {
+	c := im.Config
+	if x := o.Configs[PlatformName(im.Platform)]; x != nil {
+		c = x
+	} else if x := o.Configs[""]; x != nil {
+		c = x
+	}
+	if c == nil {
+		c = &image.Config{}
+		c.Config.WorkingDir = "/"
+		if im.Platform.OS != "windows" {
+			c.Config.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+		}
+	}
+	if c.OS == "" || c.Architecture == "" {
+		c = c.Clone()
+		c.OS, c.Architecture, c.Variant = im.Platform.OS, im.Platform.Architecture, im.Platform.Variant
+		c.OSVersion, c.OSFeatures = im.Platform.OSVersion, im.Platform.OSFeatures
+	}
+	return c
+}
+
+// packLayers makes the layers' diff_ids and, unless the pack is virtual, blobs. Layers that stay uncompressed need none.
+func (e *Env) packLayers(ctx context.Context, im *Image, o *packing, epoch *time.Time) ([]Layer, []piece, error) {
+	reqs, err := e.requests(im, o, epoch)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer e.step("exporting layers")()
+	layers := make([]Layer, len(reqs))
+	pieces := make([]piece, len(reqs))
+	g, ctx := errgroup.WithContext(ctx)
+	for i, req := range reqs {
+		g.Go(func() error {
+			if o.virtual {
+				l, err := e.Packer.Layer(ctx, req)
+				layers[i] = l
+				return err
+			}
+			l, desc, err := e.Packer.Blob(ctx, req)
+			if err != nil {
+				return err
+			}
+			desc.MediaType = layerType(o.oci, desc.MediaType)
+			layers[i], pieces[i] = l, piece{Descriptor: desc, layer: &layers[i]}
+			e.hold.Blobs(desc.Digest)
+			if o.ready != nil {
+				return o.ready(ctx, im, pieces[i])
+			}
+			return nil
+		})
+	}
+	return layers, pieces, g.Wait()
+}
+
+// requests says what is wanted of each layer of an image.
+func (e *Env) requests(im *Image, o *packing, epoch *time.Time) ([]Request, error) {
+	ids, ok := im.Tree.Layers()
+	if !ok {
+		return nil, diag.Errorf(diag.Unsupported, "a client's directory cannot be exported as an image").
+			WithHint("copy it into an image first, or use the local or tar output")
+	}
+	reqs := make([]Request, max(len(ids), len(im.blobs)))
+	for i := range reqs {
+		r := Request{Compression: o.Compression, Force: o.Force, Fetch: e.fetcher(im.Base)}
+		if i < len(ids) {
+			r.ID = ids[i]
+		}
+		if i < len(im.blobs) {
+			r.Pulled, r.DiffID = &im.blobs[i], im.diffIDs[i]
+		}
+		if o.Rewrite && epoch != nil && i >= im.BaseLayers {
+			r.Clamp = epoch
+		}
+		reqs[i] = r
+	}
+	return reqs, nil
+}
+
+func (e *Env) packIndex(ctx context.Context, p *packed, set *Set, o *packing) error {
+	proofs := slices.ContainsFunc(p.images, func(im packedImage) bool { return im.proof != nil })
+	indexNotes := annotations(o.Annotations, onIndex, graph.Platform{})
+	descNotes := annotations(o.Annotations, onIndexDescriptor, graph.Platform{})
+	if len(p.images) == 1 && !set.Multi && !proofs {
+		if len(indexNotes)+len(descNotes) > 0 {
+			return diag.Errorf(diag.Invalid, "annotations of the index need an index: this image has a single platform").
+				WithHint("use annotation-manifest or annotation-manifest-descriptor, or name several platforms")
+		}
+		p.top = p.images[0].manifest.Descriptor
+		return nil
+	}
+	if set.Index != nil && len(indexNotes) == 0 {
+		raw, err := e.read(ctx, *set.Index)
+		if err == nil && indexOf(raw, p.images) {
+			idx := piece{Descriptor: *set.Index, data: raw}
+			p.index, p.top = &idx, idx.Descriptor
+			return nil
+		}
+	}
+	idx := ocispec.Index{
+		Versioned:   specs.Versioned{SchemaVersion: 2},
+		MediaType:   pick(o.oci, ocispec.MediaTypeImageIndex, image.DockerManifestList),
+		Annotations: indexNotes,
+	}
+	for _, im := range p.images {
+		idx.Manifests = append(idx.Manifests, im.manifest.Descriptor)
+	}
+	for _, im := range p.images {
+		if im.proof != nil {
+			idx.Manifests = append(idx.Manifests, im.proof.Descriptor)
+		}
+	}
+	raw, err := encode(idx)
+	if err != nil {
+		return err
+	}
+	x := bytesPiece(idx.MediaType, raw)
+	x.Annotations = descNotes
+	p.index, p.top = &x, x.Descriptor
+	return nil
+}
+
+// indexOf reports whether an index names the manifests of exactly these images.
+func indexOf(raw []byte, images []packedImage) bool {
+	var idx ocispec.Index
+	if json.Unmarshal(raw, &idx) != nil || len(idx.Manifests) != len(images) {
+		return false
+	}
+	for i, m := range idx.Manifests {
+		if m.Digest != images[i].manifest.Digest {
+			return false
+		}
+	}
+	return true
+}
+
+// blobs calls f for each blob of the set once, layers first and manifests last, so that whoever stores them in this
+// order never holds a manifest without its parts.
+func (p *packed) blobs(f func(piece) error) error {
+	seen := map[graph.Digest]bool{}
+	visit := func(pieces ...piece) error {
+		for _, x := range pieces {
+			if x.Digest == "" || seen[x.Digest] {
+				continue
+			}
+			seen[x.Digest] = true
+			if err := f(x); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for _, im := range p.images {
+		if err := visit(append(append(im.layers, im.config), im.proofs...)...); err != nil {
+			return err
+		}
+	}
+	return visit(p.manifests()...)
+}
+
+// manifests returns the manifests and, last, the index.
+func (p *packed) manifests() []piece {
+	var out []piece
+	for _, im := range p.images {
+		out = append(out, im.manifest)
+		if im.proof != nil {
+			out = append(out, *im.proof)
+		}
+	}
+	if p.index != nil {
+		out = append(out, *p.index)
+	}
+	return out
+}
+
+// open returns a reader of the piece's bytes.
+func (e *Env) open(ctx context.Context, p piece) (io.ReadCloser, error) {
+	if p.layer == nil {
+		return io.NopCloser(bytes.NewReader(p.data)), nil
+	}
+	return e.Packer.open(ctx, *p.layer, p.Descriptor)
+}
+
+// write copies the piece's bytes to w; a number of bytes other than the descriptor's is an error.
+func (e *Env) write(ctx context.Context, w io.Writer, p piece) error {
+	if p.layer == nil {
+		_, err := w.Write(p.data)
+		return err
+	}
+	return e.Packer.write(ctx, w, *p.layer, p.Descriptor)
+}
+
+func bytesPiece(mediaType string, b []byte) piece {
+	return piece{Descriptor: image.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}, data: b}
+}
+
+// encode writes a manifest or an index, whose field order is that of the specification.
+func encode(v any) ([]byte, error) { return json.MarshalIndent(v, "", "  ") }
+
+// layerType translates between the two families of layer media types. Strata distributes every layer.
+func layerType(oci bool, mediaType string) string {
+	switch typeOf(mediaType) {
+	case layer.Gzip:
+		return pick(oci, ocispec.MediaTypeImageLayerGzip, image.DockerLayerGzip)
+	case layer.Zstd:
+		return pick(oci, ocispec.MediaTypeImageLayerZstd, image.DockerLayerZstd)
+	}
+	return pick(oci, ocispec.MediaTypeImageLayer, image.DockerLayer)
+}
+
+// typeOf reads the compression off a layer's media type; estargz counts as gzip.
+func typeOf(mediaType string) layer.Type {
+	switch mediaType {
+	case ocispec.MediaTypeImageLayer, image.DockerLayer, "application/vnd.oci.image.layer.nondistributable.v1.tar":
+		return layer.Uncompressed
+	case ocispec.MediaTypeImageLayerZstd, image.DockerLayerZstd, "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd":
+		return layer.Zstd
+	}
+	return layer.Gzip
+}
+
+func pick(cond bool, a, b string) string {
+	if cond {
+		return a
+	}
+	return b
+}
+
+func merge(a, b map[string]string) map[string]string {
+	if len(a)+len(b) == 0 {
+		return nil
+	}
+	m := map[string]string{}
+	for _, x := range []map[string]string{a, b} {
+		for k, v := range x {
+			m[k] = v
+		}
+	}
+	return m
+}
+
+func ociPlatform(p graph.Platform) *ocispec.Platform {
+	return &ocispec.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
+}

@@ -1,0 +1,141 @@
+package export
+
+import (
+	"context"
+	"io"
+
+	"github.com/distribution/reference"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/session"
+)
+
+// containerdName is the annotation that containerd, docker and ctr read an image's full name from.
+const containerdName = "io.containerd.image.name"
+
+// OCI writes an OCI image layout: a tar for the client's stream, or a directory.
+// Source: image-spec v1.1 image-layout.md.
+type OCI struct {
+	imageOptions
+	tar  bool
+	dest string
+}
+
+// NewOCI reads the attributes of type=oci.
+func NewOCI(o Output) (*OCI, error) {
+	a := newAttrs(o)
+	x := &OCI{imageOptions: a.image(), tar: a.flag("tar", true), dest: o.Dest}
+	return x, a.done()
+}
+
+// Name implements Exporter.
+func (x *OCI) Name() string { return "exporting to oci image format" }
+
+// Export implements Exporter.
+func (x *OCI) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) {
+	x2 := *x
+	if err := x2.nameFrom(set); err != nil {
+		return nil, err
+	}
+	p, err := e.pack(ctx, set, packing{imageOptions: x2.imageOptions, oci: x.OCI == nil || *x.OCI})
+	if err != nil {
+		return nil, err
+	}
+	files, err := ociFiles([]named{{p, x2.Names}})
+	if err != nil {
+		return nil, err
+	}
+	if err := e.deliver(ctx, x.dest, x.tar, files); err != nil {
+		return nil, err
+	}
+	return receipt(x2.Names, p)
+}
+
+// ociFiles lists a layout that holds some sets.
+func ociFiles(sets []named) ([]file, error) {
+	var packs []*packed
+	var refs []image.Descriptor
+	for _, s := range sets {
+		packs = append(packs, s.packed)
+		refs = append(refs, references(s.packed, s.names)...)
+	}
+	return layoutFiles(packs, refs)
+}
+
+// nameFrom replaces name=* by the name that the build has.
+func (o *imageOptions) nameFrom(set *Set) (err error) {
+	if o.NameFromBuild && set.Name != "" {
+		o.Names, err = normalNames([]string{set.Name})
+	}
+	return err
+}
+
+// references returns the entries of index.json for a set: one per name, with the full name for containerd and docker and
+// the tag for everybody else, or one without a name.
+func references(p *packed, names []string) []image.Descriptor {
+	if len(names) == 0 {
+		return []image.Descriptor{p.top}
+	}
+	var out []image.Descriptor
+	for _, n := range names {
+		d := p.top
+		d.Annotations = merge(d.Annotations, map[string]string{containerdName: n, ocispec.AnnotationRefName: tagOf(n)})
+		out = append(out, d)
+	}
+	return out
+}
+
+func tagOf(name string) string {
+	if r, err := reference.ParseNormalizedNamed(name); err == nil {
+		if t, ok := r.(reference.Tagged); ok {
+			return t.Tag()
+		}
+	}
+	return name
+}
+
+// deliver writes files to the client, as one tar or as a directory.
+func (e *Env) deliver(ctx context.Context, dest string, asTar bool, files []file) error {
+	out, err := e.output(ctx, dest)
+	if err != nil {
+		return err
+	}
+	if !asTar {
+		if out.Dir == "" {
+			discard(out.File)
+			return diag.Errorf(diag.Invalid, "a directory is needed to write to, not a file").WithHint("use dest=DIRECTORY, or tar=true")
+		}
+		defer e.step("copying files")()
+		return e.writeDir(ctx, out.Dir, files)
+	}
+	return e.stream(out, func(w io.Writer) error { return e.writeTar(ctx, w, files) })
+}
+
+func (e *Env) output(ctx context.Context, dest string) (session.Output, error) {
+	if e.Session == nil {
+		return session.Output{}, diag.Errorf(diag.Invalid, "there is no client to write to")
+	}
+	return e.Session.Output(ctx, dest)
+}
+
+// stream gives the client's stream to f and closes it.
+func (e *Env) stream(out session.Output, f func(io.Writer) error) error {
+	if out.File == nil {
+		return diag.Errorf(diag.Invalid, "a file is needed to write to, not a directory").WithHint("use dest=FILE, or dest=- for the standard output")
+	}
+	defer e.step("sending tarball")()
+	if err := f(out.File); err != nil {
+		discard(out.File)
+		return err
+	}
+	return out.File.Close()
+}
+
+// discard ends a stream whose content is not complete.
+func discard(w io.Closer) {
+	if w != nil {
+		_ = w.Close() // what failed before is what matters
+	}
+}

@@ -1,0 +1,181 @@
+package export
+
+import (
+	"context"
+	"crypto/sha256"
+	"hash"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/layer"
+)
+
+// meter counts and hashes what is written to it.
+type meter struct {
+	h hash.Hash
+	n int64
+}
+
+func newMeter() *meter { return &meter{h: sha256.New()} }
+
+func (m *meter) Write(b []byte) (int, error) {
+	m.n += int64(len(b))
+	return m.h.Write(b)
+}
+
+func (m *meter) digest() graph.Digest { return digest.NewDigest(digest.SHA256, m.h) }
+
+// counter counts what is written through it. It hides nothing of the writer that a copy could use.
+type counter struct {
+	io.Writer
+	n int64
+}
+
+func (c *counter) Write(b []byte) (int, error) {
+	n, err := c.Writer.Write(b)
+	c.n += int64(n)
+	return n, err
+}
+
+// ours reports whether the layer's tar is one that Strata writes, so that it can be made again from the files: if it was
+// never pulled, or was made here as well.
+func (p *Packer) ours(l Layer) bool {
+	vs := p.variants(l)
+	for _, v := range vs {
+		if _, ok := v.Annotations[madeAs]; ok {
+			return true
+		}
+	}
+	return len(vs) == 0
+}
+
+// tar writes the uncompressed tar of a layer: from its files if Strata made it, else from a blob as it was pulled, for
+// other tars of the same files have other digests. Without such a blob the files must do, and the digest tells.
+func (p *Packer) tar(ctx context.Context, w io.Writer, l Layer) error {
+	if l.DiffID != "" && l.clamp == nil && !p.ours(l) {
+		for _, v := range p.variants(l) {
+			r, err := p.blob(ctx, l, v)
+			if err != nil && diag.KindOf(err) == diag.NotFound {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			return inflate(w, r, l.DiffID)
+		}
+	}
+	if l.ID == 0 {
+		return diag.Errorf(diag.NotFound, "the layer %s is neither unpacked nor kept as a blob", l.DiffID).WithHint("pull the image again")
+	}
+	_, err := layer.WriteTar(ctx, w, p.store.LayerDir(l.ID), layer.TarOptions{Epoch: l.clamp})
+	return err
+}
+
+// inflate writes what a compressed blob holds, and fails if that is not the tar with the digest.
+func inflate(w io.Writer, r io.ReadCloser, want graph.Digest) error {
+	defer r.Close()
+	z, _, err := layer.Decompress(r)
+	if err != nil {
+		return err
+	}
+	defer z.Close()
+	m := newMeter()
+	if _, err := io.Copy(io.MultiWriter(w, m), z); err != nil {
+		return err
+	}
+	if got := m.digest(); got != want {
+		return diag.Errorf(diag.Conflict, "a layer's blob holds %s, not %s as recorded", got, want).WithHint("pull the image again")
+	}
+	return nil
+}
+
+// blob opens a blob of the layer: of the store, or from where it was pulled.
+func (p *Packer) blob(ctx context.Context, l Layer, d image.Descriptor) (io.ReadCloser, error) {
+	b, err := p.store.OpenBlob(ctx, d.Digest)
+	if err == nil {
+		return readCloser{b.Reader(), b}, nil
+	}
+	if diag.KindOf(err) == diag.NotFound && l.fetch != nil {
+		return l.fetch(ctx, d)
+	}
+	return nil, err
+}
+
+type readCloser struct {
+	io.Reader
+	io.Closer
+}
+
+// tarSize returns the size of a layer's tar, making the tar for nobody if it was never noted.
+func (p *Packer) tarSize(ctx context.Context, l Layer) (int64, error) {
+	if l.TarSize > 0 {
+		return l.TarSize, nil
+	}
+	c := &counter{Writer: io.Discard}
+	err := p.tar(ctx, c, l)
+	return c.n, err
+}
+
+// virtual reports whether a blob is the layer's tar itself, which is not kept but made.
+func (l *Layer) virtual(d image.Descriptor) bool { return d.Digest == l.DiffID }
+
+// open returns a reader of a blob of the layer.
+func (p *Packer) open(ctx context.Context, l Layer, d image.Descriptor) (io.ReadCloser, error) {
+	if _, here := p.store.HasBlob(d.Digest); here || !l.virtual(d) {
+		return p.blob(ctx, l, d)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	r, w := io.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.CloseWithError(p.write(ctx, w, l, d))
+	}()
+	return readCloser{r, closer(func() error {
+		cancel()
+		err := r.Close()
+		<-done
+		return err
+	})}, nil
+}
+
+type closer func() error
+
+func (c closer) Close() error { return c() }
+
+// write copies a blob of the layer to w.
+func (p *Packer) write(ctx context.Context, w io.Writer, l Layer, d image.Descriptor) error {
+	var n int64
+	if _, here := p.store.HasBlob(d.Digest); here || !l.virtual(d) {
+		r, err := p.blob(ctx, l, d)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		if n, err = copyBlob(w, r); err != nil {
+			return err
+		}
+	} else {
+		c := &counter{Writer: w}
+		if err := p.tar(ctx, c, l); err != nil {
+			return err
+		}
+		n = c.n
+	}
+	if n != d.Size {
+		return diag.Errorf(diag.Conflict, "layer %d is %d bytes long, not %d: its files were changed behind the store's back", l.ID, n, d.Size)
+	}
+	return nil
+}
+
+// copyBlob lets the kernel copy when both ends are files.
+func copyBlob(w io.Writer, r io.ReadCloser) (int64, error) {
+	if rc, ok := r.(readCloser); ok {
+		return io.Copy(w, rc.Reader)
+	}
+	return io.Copy(w, r)
+}
