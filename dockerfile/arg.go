@@ -2,7 +2,6 @@ package dockerfile
 
 import (
 	"context"
-	"strconv"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -18,12 +17,10 @@ func sbomArg(k string) bool {
 // mainScope evaluates the predefined arguments and the ARGs above the first FROM.
 func (p *planner) mainScope(ctx context.Context) error {
 	p.checkDefaults()
-	p.globals, p.mainArg = p.predefined(p.req.BuildArgs), map[string]argInfo{}
+	p.globals, p.mainArg = p.predefined(p.given), map[string]argInfo{}
 	for _, c := range p.file.args {
-		l := p.lint.With(c.Comments())
 		for _, a := range c.Args {
-			lint.SecretsUsedInArgOrEnv(l, spans(p.req.Source, c.Location()), "ARG", a.Key)
-			info, err := p.mainArgument(a, p.req.BuildArgs)
+			info, err := p.mainArgument(a, p.given)
 			if err != nil {
 				return located(p.req.Source, err, c.Location())
 			}
@@ -98,7 +95,9 @@ func (p *planner) checkDefaults() {
 		if err != nil {
 			return
 		}
-		lint.InvalidDefaultArgInFrom(p.lint.With(inst.Comments), spans(p.req.Source, inst.Location), inst.BaseName, v.Text)
+		if !isOCI(v.Text) {
+			lint.InvalidDefaultArgInFrom(p.lint.With(inst.Comments), spans(p.req.Source, inst.Location), inst.BaseName, v.Text)
+		}
 	}
 }
 
@@ -108,7 +107,7 @@ func (st *step) arg(c *instructions.ArgCommand) error {
 	for _, a := range c.Args {
 		lint.SecretsUsedInArgOrEnv(st.lint, st.at, "ARG", a.Key)
 		inherited := false
-		if v, ok := st.p.req.BuildArgs[a.Key]; ok {
+		if v, ok := st.p.given[a.Key]; ok {
 			a.Value = &v
 		} else if a.Value != nil {
 			v, unset, err := st.p.lex.ProcessWord(*a.Value, st.env)
@@ -147,11 +146,11 @@ type fromVars struct {
 	e *env
 }
 
-func (p *planner) fromVars(*stage) *fromVars { return &fromVars{p, p.globals.clone()} }
+func (p *planner) fromVars() *fromVars { return &fromVars{p, p.globals.clone()} }
 
 func (f *fromVars) declare(c *instructions.ArgCommand) {
 	for _, a := range c.Args {
-		if v, ok := f.p.req.BuildArgs[a.Key]; ok {
+		if v, ok := f.p.given[a.Key]; ok {
 			f.e.set(a.Key, v)
 		} else if a.Value != nil {
 			if v, _, err := f.p.lex.ProcessWord(*a.Value, f.e); err == nil {
@@ -178,5 +177,3 @@ func (f *fromVars) expand(word string) (string, error) {
 	}
 	return v.Text, nil
 }
-
-func formatUnix(sec int64) string { return strconv.FormatInt(sec, 10) }

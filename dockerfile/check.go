@@ -21,7 +21,8 @@ func Check(ctx context.Context, req Request, r Resolver) (*Checked, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &planner{shared: sh, target: req.firstPlatform(), implicit: len(req.Platforms) == 0, all: req.Target == "", lint: lint.New(sh.check)}
+	p := sh.planner(req.firstPlatform(), lint.New(sh.check))
+	p.all = req.Target == ""
 	_, err = p.plan(ctx)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()

@@ -115,6 +115,8 @@ func isHTTP(s string) bool {
 type namedContext struct {
 	p           *planner
 	key, source string
+	title       string // of its step; "" = made from key
+	at          []diag.Span
 }
 
 // found is a tree that a base can be, with its configuration if it is an image.
@@ -158,8 +160,8 @@ func (c *namedContext) load(ctx context.Context, pf graph.Platform) (found, erro
 	switch kind {
 	case "docker-image":
 		return c.image(ctx, strings.TrimPrefix(rest, "//"), pf)
-	case "oci-layout":
-		return c.p.ociLayout(ctx, c.source, c.key, pf)
+	case "oci-layout", "oci-archive":
+		return c.ociLayout(ctx, pf)
 	case "local":
 		return c.local(ctx, rest)
 	case "git", "ssh", "http", "https":
@@ -176,7 +178,7 @@ func (c *namedContext) load(ctx context.Context, pf graph.Platform) (found, erro
 		return found{edge: e, cfg: cfg}, nil
 	}
 	err := invalidf("unsupported context source %s for %s", kind, c.key)
-	return found{}, didYouMean(err, kind, []string{"docker-image", "oci-layout", "local", "git", "http", "https", "input", "target"})
+	return found{}, didYouMean(err, kind, []string{"docker-image", "oci-layout", "oci-archive", "local", "git", "http", "https", "input", "target"})
 }
 
 func (c *namedContext) image(ctx context.Context, ref string, pf graph.Platform) (found, error) {
@@ -203,15 +205,16 @@ func (c *namedContext) image(ctx context.Context, ref string, pf graph.Platform)
 	return f, nil
 }
 
-// ociLayout makes the tree of an image in an OCI layout: source is "oci-layout://STORE@sha256:…" or "oci-archive:FILE".
-func (p *planner) ociLayout(ctx context.Context, source, key string, pf graph.Platform) (found, error) {
-	ref, isLayout := strings.CutPrefix(source, "oci-layout:")
+// ociLayout makes the tree of an image in an OCI layout: the source is "oci-layout://STORE@sha256:…", or "oci-archive:FILE",
+// of which the resolver makes a store.
+func (c *namedContext) ociLayout(ctx context.Context, pf graph.Platform) (found, error) {
+	ref, isLayout := strings.CutPrefix(c.source, "oci-layout:")
 	if isLayout {
 		ref = strings.TrimPrefix(ref, "//")
 	}
-	res, err := p.r.OCILayout(ctx, ref, pf)
+	res, err := c.p.r.OCILayout(ctx, ref, pf)
 	if err != nil {
-		return found{}, diag.Errorf(diag.KindOf(err), "context %s: %w", key, err)
+		return found{}, diag.Errorf(diag.KindOf(err), "context %s: %w", c.key, err)
 	}
 	dgst := res.Digest
 	name, given, _ := strings.Cut(ref, "@")
@@ -224,8 +227,12 @@ func (p *planner) ociLayout(ctx context.Context, source, key string, pf graph.Pl
 	if i := strings.LastIndex(name, ":"); i > strings.LastIndex(name, "/") && isLayout {
 		name = name[:i]
 	}
+	title := c.title
+	if title == "" {
+		title = "[context " + c.key + "] OCI load from client"
+	}
 	op := &graph.OCILayout{Ref: name + "@" + dgst.String(), Store: name}
-	v := graph.New(op, nil, graph.On(pf), graph.Named("[context %s] OCI load from client", key))
+	v := graph.New(op, nil, graph.On(pf), graph.Named("%s", title), graph.From(c.at...))
 	return found{edge: edge(v), cfg: res.Config, base: &image.Base{Name: op.Ref, Digest: dgst}}, nil
 }
 

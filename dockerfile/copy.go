@@ -32,7 +32,7 @@ type copying struct {
 
 func (st *step) copy(c *instructions.CopyCommand) error {
 	cp := copying{
-		SourcesAndDest: c.SourcesAndDest, verb: "COPY", text: c.String(), from: st.p.main, context: true,
+		SourcesAndDest: c.SourcesAndDest, verb: "COPY", text: strings.Replace(c.String(), "="+st.c.rawFrom, "="+c.From, 1), from: st.p.main, context: true,
 		chown: c.Chown, chmod: c.Chmod, link: c.Link, parents: c.Parents, exclude: c.ExcludePatterns,
 	}
 	if len(st.c.sources) > 0 {
@@ -177,7 +177,7 @@ func keepParents(c *graph.Copy, src, os string) (string, error) {
 	}
 	c.Include = []string{strings.TrimPrefix(pattern, "/")}
 	if !hasWildcard(root) && !hasWildcard(pattern) {
-		c.Required = []string{path.Join("/", root, pattern)}
+		c.Required = c.Include
 	}
 	return root, nil
 }

@@ -39,6 +39,9 @@ func checkSyntax(req *Request) (*diag.Warning, error) {
 	case "docker.io/docker/dockerfile", "docker.io/docker/dockerfile-upstream":
 		return &diag.Warning{Msg: "syntax=" + ref + ": the built-in Dockerfile frontend is used, nothing is pulled", At: at}, nil
 	}
+	if len(at) > 0 {
+		at[0] = pointAt(at[0], "'"+ref+"'")
+	}
 	return nil, diag.Errorf(diag.Unsupported, "frontend image %q cannot be run: only the built-in Dockerfile frontend is available", ref).
 		WithSpan(at...).WithHint("remove the syntax line, or set the build argument BUILDKIT_SYNTAX=dockerfile.v0 to ignore it")
 }

@@ -18,7 +18,7 @@ const epochArg = "SOURCE_DATE_EPOCH"
 // setEpoch reads SOURCE_DATE_EPOCH: seconds, "context", a named context, or a stage that is nothing but one remote ADD.
 // The variable's value becomes the seconds.
 func (p *planner) setEpoch(ctx context.Context) error {
-	v, given := p.req.BuildArgs[epochArg]
+	v, given := p.given[epochArg]
 	if !given {
 		v, _ = p.globals.Get(epochArg)
 	}
@@ -31,11 +31,18 @@ func (p *planner) setEpoch(ctx context.Context) error {
 		return err
 	}
 	p.epoch = t
-	if _, ok := p.globals.Get(epochArg); ok {
-		p.globals.unset(epochArg)
-		if t != nil {
-			p.globals.set(epochArg, formatUnix(t.Unix()))
-		}
+	delete(p.given, epochArg)
+	_, declared := p.globals.Get(epochArg)
+	p.globals.unset(epochArg)
+	if t == nil {
+		return nil
+	}
+	sec := strconv.FormatInt(t.Unix(), 10)
+	if given {
+		p.given[epochArg] = sec
+	}
+	if declared {
+		p.globals.set(epochArg, sec)
 	}
 	return nil
 }

@@ -29,7 +29,7 @@ func spans(src *diag.Source, ranges []parser.Range) []diag.Span {
 	return []diag.Span{span(src, ranges)}
 }
 
-var suggestionTail = regexp.MustCompile(` \((did you mean [^()]*\?)\)$`)
+var suggestionTail = regexp.MustCompile(` \(did you mean [^()]*\?\)$`)
 
 // located turns an error of the grammar, or of an instruction, into one with a place: the word that the message is
 // about if it can be found in the instruction's lines, else all of them. A suggestion within the message becomes the hint.
@@ -53,17 +53,46 @@ func located(src *diag.Source, err error, ranges []parser.Range) error {
 	if kind == diag.Internal {
 		kind = diag.Invalid
 	}
+	// The lexer's name for the end of the text.
+	msg = strings.Replace(msg, "unsupported modifier (\uFFFD) in substitution", "missing } at the end", 1)
+	// The grammar's own suggestion changes from run to run where two candidates are equally near.
+	msg = suggestionTail.ReplaceAllString(msg, "")
 	out := &diag.Error{Kind: kind, Msg: msg, Err: err}
-	if m := suggestionTail.FindStringSubmatchIndex(msg); m != nil {
-		out.Msg, out.Hint = msg[:m[0]], msg[m[2]:m[3]]
-	}
 	if len(ranges) > 0 {
-		out.At = []diag.Span{pointAt(span(src, ranges), out.Msg)}
+		at := span(src, ranges)
+		out.Hint = hintFor(msg, text(at))
+		out.At = []diag.Span{pointAt(at, msg)}
 	}
 	return out
 }
 
-var quoted = regexp.MustCompile("\"([^\"]+)\"|'([^']+)'|`([^`]+)`|: (\\S+)")
+// atDirective locates an error of the parser, whose line is one too low if a directive at the top is wrong.
+func atDirective(src *diag.Source, err error) error {
+	var le *parser.LocationError
+	if errors.As(err, &le) && len(le.Locations) > 0 && len(le.Locations[0]) == 1 {
+		n := le.Locations[0][0].Start.Line
+		if p := pointAt(src.Lines(max(n, 1), n+1), err.Error()); p.Col > 0 {
+			return diag.At(invalidf("%w", err), p)
+		}
+		le.Locations[0][0].Start.Line, le.Locations[0][0].End.Line = max(n, 1), max(n, 1)
+	}
+	return located(src, err, nil)
+}
+
+// text is the lines of a span.
+func text(s diag.Span) string {
+	if s.Source == nil || s.First < 1 {
+		return ""
+	}
+	lines := strings.Split(string(s.Source.Data), "\n")
+	if s.First > len(lines) {
+		return ""
+	}
+	return strings.Join(lines[s.First-1:min(max(s.Last, s.First), len(lines))], "\n")
+}
+
+// quoted finds the words that a message is about: in quotes or parentheses, after a colon, or a flag at the start.
+var quoted = regexp.MustCompile("\"([^\"]+)\"|'([^']+)'|`([^`]+)`|\\(([^()]+)\\)|: ([^\\s\"'`(]\\S*)|^(--[^:]+)")
 
 // pointAt narrows a span to the first word of the message that stands in its lines.
 func pointAt(s diag.Span, msg string) diag.Span {
@@ -72,7 +101,7 @@ func pointAt(s diag.Span, msg string) diag.Span {
 	}
 	lines := strings.Split(string(s.Source.Data), "\n")
 	for _, m := range quoted.FindAllStringSubmatch(msg, -1) {
-		word := m[1] + m[2] + m[3] + m[4]
+		word := strings.TrimRight(strings.Join(m[1:], ""), ",;")
 		for n := s.First; n <= min(s.Last, len(lines)); n++ {
 			if i := strings.Index(lines[n-1], word); i >= 0 {
 				s.First, s.Col, s.Width = n, i+1, len(word)

@@ -28,7 +28,7 @@ func parse(src *diag.Source, l *lint.Linter) (*file, error) {
 	}
 	res, err := parser.Parse(bytes.NewReader(src.Data))
 	if err != nil {
-		return nil, located(src, err, nil)
+		return nil, atDirective(src, err)
 	}
 	for _, w := range res.Warnings {
 		if w.Location != nil {
@@ -121,7 +121,7 @@ func (f *file) lint(l *lint.Linter) {
 	lint.ConsistentInstructionCasing(l, words)
 }
 
-// declares reports whether any ARG of the file names a variable.
+// declared is the names of all ARGs of the file, those of triggers too.
 func (f *file) declared() []string {
 	var names []string
 	add := func(c *instructions.ArgCommand) {

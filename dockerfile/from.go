@@ -71,7 +71,7 @@ func (s *stage) setPlatform(l *lint.Linter, known []string) error {
 	lint.UndefinedArgInFrom(l, s.at(), v.Unmatched, known)
 	s.outline.use(v.Matched)
 	if v.Text == "" {
-		err := invalidf("empty platform value from expression %s", flag)
+		err := invalidf("empty platform value from expression (%s)", flag)
 		for u := range v.Unmatched {
 			err = didYouMean(err, u, known)
 		}
@@ -154,12 +154,13 @@ func (s *stage) resolve(ctx context.Context) error {
 	if s.named != nil {
 		return s.replace(ctx, s.named, pf)
 	}
-	switch {
-	case s.ref == scratch:
+	if s.ref == scratch {
 		s.cfg, s.platform = empty(p.target), &p.target
 		return nil
-	case strings.HasPrefix(s.ref, "oci-layout://"), strings.HasPrefix(s.ref, "oci-archive:"):
-		f, err := p.ociLayout(ctx, s.ref, s.ref, pf)
+	}
+	if isOCI(s.ref) {
+		nc := &namedContext{p: p, key: s.ref, source: s.ref, title: s.stepName("FROM " + s.ref), at: s.at()}
+		f, err := nc.load(ctx, pf)
 		if err != nil {
 			return err
 		}
@@ -260,6 +261,9 @@ func (s *stage) pullError(err error) error {
 			e.Hint = "did you mean " + m + "?"
 		}
 	}
+	if e.Hint == "" && e.Kind == diag.NotFound && s.external {
+		e.Hint = "no stage above has this name, so it was taken for an image"
+	}
 	return e.WithSpan(pointAt(span(s.p.req.Source, s.inst.Location), "'"+s.inst.BaseName+"'"))
 }
 
@@ -297,6 +301,11 @@ func pinned(ref string, res Resolved) (string, error) {
 
 func hasLayers(c *image.Config) bool {
 	return len(c.RootFS.DiffIDs) > 0 || slices.ContainsFunc(c.History, func(h image.History) bool { return !h.EmptyLayer })
+}
+
+// isOCI tells a base that is in an OCI layout, as a directory or an archive.
+func isOCI(ref string) bool {
+	return strings.HasPrefix(ref, "oci-layout://") || strings.HasPrefix(ref, "oci-archive:")
 }
 
 func edge(v *graph.Vertex) graph.Edge { return graph.Edge{V: v} }

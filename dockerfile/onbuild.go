@@ -1,6 +1,7 @@
 package dockerfile
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -33,7 +34,7 @@ func (s *stage) addTriggers() error {
 			}
 		}
 	}
-	vars := s.p.fromVars(s)
+	vars := s.p.fromVars()
 	var cmds []command
 	for _, t := range triggers {
 		c, err := s.trigger(t, vars)
@@ -48,10 +49,7 @@ func (s *stage) addTriggers() error {
 }
 
 func (s *stage) trigger(text string, vars *fromVars) (command, error) {
-	// A trigger is not in the file: what it is about cannot be pointed at, only the FROM that brought it in.
-	bad := func(err error) (command, error) {
-		return command{}, diag.Errorf(diag.Invalid, "ONBUILD trigger %q of the base: %w", text, err).WithSpan(s.at()...)
-	}
+	bad := func(err error) (command, error) { return command{}, s.triggerError(text, err) }
 	res, err := parser.Parse(strings.NewReader(text))
 	if err != nil {
 		return bad(err)
@@ -79,4 +77,17 @@ func (s *stage) trigger(text string, vars *fromVars) (command, error) {
 	}
 	c.onBuild = true
 	return c, nil
+}
+
+// triggerError places an error of a trigger. A trigger is not in the file: it cannot be pointed at, only the FROM that
+// brought it in.
+func (s *stage) triggerError(text string, err error) error {
+	kind := diag.KindOf(err)
+	if kind == diag.Internal {
+		kind = diag.Invalid
+	}
+	msg := suggestionTail.ReplaceAllString(err.Error(), "")
+	e := &diag.Error{Kind: kind, Msg: fmt.Sprintf("ONBUILD trigger %q of the base: %s", text, msg), Err: err, At: s.at()}
+	e.Hint = hintFor(msg, text)
+	return e
 }

@@ -74,7 +74,7 @@ func NewOutline(ctx context.Context, req Request, r Resolver) (*Outline, error) 
 	if err != nil {
 		return nil, err
 	}
-	p := &planner{shared: sh, target: req.firstPlatform(), implicit: len(req.Platforms) == 0}
+	p := sh.planner(req.firstPlatform(), nil)
 	target, err := p.plan(ctx)
 	if err != nil {
 		return nil, err

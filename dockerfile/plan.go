@@ -2,6 +2,7 @@ package dockerfile
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -25,8 +26,7 @@ func Plan(ctx context.Context, req Request, r Resolver) (*image.Plan, error) {
 		return nil, err
 	}
 	platforms := req.Platforms
-	implicit := len(platforms) == 0
-	if implicit {
+	if len(platforms) == 0 {
 		platforms = []graph.Platform{req.BuildPlatform}
 	}
 	planners := make([]*planner, len(platforms))
@@ -38,7 +38,7 @@ func Plan(ctx context.Context, req Request, r Resolver) (*image.Plan, error) {
 		if i == 0 {
 			l = lint.New(sh.check)
 		}
-		p := &planner{shared: sh, target: pf, implicit: implicit, lint: l}
+		p := sh.planner(pf, l)
 		planners[i] = p
 		g.Go(func() error {
 			s, err := p.plan(ctx)
@@ -142,11 +142,16 @@ type planner struct {
 
 	file    *file
 	lex     *shell.Lex
-	globals *env // main scope
+	given   map[string]string // build arguments; SOURCE_DATE_EPOCH in seconds
+	globals *env              // main scope
 	mainArg map[string]argInfo
 	epoch   *time.Time
 	stages  []*stage // in the order of the file, then the images that COPY --from and RUN --mount name
 	byName  map[string]*stage
+}
+
+func (sh *shared) planner(pf graph.Platform, l *lint.Linter) *planner {
+	return &planner{shared: sh, target: pf, implicit: len(sh.req.Platforms) == 0, lint: l, given: maps.Clone(sh.req.BuildArgs)}
 }
 
 func (p *planner) plan(ctx context.Context) (*stage, error) {

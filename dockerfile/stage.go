@@ -53,6 +53,7 @@ type command struct {
 	instructions.Command
 	sources []*stage
 	onBuild bool
+	rawFrom string // COPY's --from before expansion
 }
 
 func (s *stage) at() []diag.Span { return spans(s.p.req.Source, s.inst.Location) }
@@ -88,7 +89,8 @@ func (p *planner) find(name string) (*stage, error) {
 	}
 	if i, err := strconv.Atoi(name); err == nil {
 		if i < 0 || i >= len(p.file.stages) {
-			return nil, invalidf("invalid stage index %d: the Dockerfile has %d stages, counted from 0", i, len(p.file.stages))
+			return nil, invalidf("invalid stage index: %d", i).
+				WithHint("the Dockerfile has %d stages, counted from 0", len(p.file.stages))
 		}
 		return p.stages[i], nil
 	}
@@ -119,7 +121,7 @@ func (p *planner) link() error {
 		if s.named != nil {
 			continue // replaced as a whole: its instructions do not run
 		}
-		vars := p.fromVars(s)
+		vars := p.fromVars()
 		for _, ic := range s.inst.Commands {
 			if a, ok := ic.(*instructions.ArgCommand); ok {
 				vars.declare(a)
@@ -151,7 +153,7 @@ func (p *planner) linkCommand(ic instructions.Command, vars *fromVars) (command,
 		if err != nil {
 			return c, err
 		}
-		ic.From = name
+		c.rawFrom, ic.From = ic.From, name
 		src, err := p.source(name, ic)
 		c.sources = []*stage{src}
 		return c, err
@@ -277,6 +279,9 @@ func (s *stage) run(ctx context.Context) error {
 		}
 		st := &step{stage: s, c: c, at: spans(s.p.req.Source, c.Location()), lint: s.p.lint.With(c.Comments())}
 		if err := st.run(); err != nil {
+			if c.onBuild {
+				return s.triggerError(fmt.Sprint(c.Command), err)
+			}
 			return located(s.p.req.Source, err, c.Location())
 		}
 	}

@@ -1,0 +1,2 @@
+FROM alpine
+ADD https://github.com/user/repo.git?brnch=x b

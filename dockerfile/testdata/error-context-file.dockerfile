@@ -1,0 +1,3 @@
+#! url ftp://example.com/x
+FROM alpine
+COPY . .

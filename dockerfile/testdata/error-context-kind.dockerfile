@@ -1,0 +1,2 @@
+#! context alpine=docker-imag://x
+FROM alpine

@@ -1,0 +1,5 @@
+FROM alpine
+COPY --from=later a b
+FROM alpine AS later
+FROM scratch
+COPY --from=0 / /

@@ -1,0 +1,2 @@
+FROM alpine AS builder
+COPY --from=missing a b

@@ -1,0 +1,4 @@
+ARG STAGE=x
+FROM alpine
+ENV NAME=x
+COPY --from=$STAEG a b

@@ -1,0 +1,2 @@
+#! arg SOURCE_DATE_EPOCH=yesterday
+FROM alpine

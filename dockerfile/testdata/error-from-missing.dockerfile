@@ -1,0 +1,1 @@
+FROM alpin:3

@@ -1,0 +1,2 @@
+#! arg BUILDKIT_MULTI_PLATFORM=perhaps
+FROM alpine

@@ -1,0 +1,3 @@
+FROM alpine AS base
+ONBUILD RUN --mount=type=cash x
+FROM base

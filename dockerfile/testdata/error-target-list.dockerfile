@@ -1,0 +1,3 @@
+#! target something-else
+FROM alpine AS build
+FROM alpine AS test

@@ -1,0 +1,2 @@
+#! target biuld
+FROM alpine AS build

@@ -1,0 +1,3 @@
+FROM alpine
+COPY --form=x \
+  a b

@@ -1,0 +1,2 @@
+FROM bare
+COPY a /

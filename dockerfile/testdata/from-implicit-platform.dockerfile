@@ -1,0 +1,3 @@
+#! runnable linux/s390x
+FROM other
+RUN uname -m

@@ -1,0 +1,3 @@
+#! platform linux/amd64
+FROM other
+RUN uname -m

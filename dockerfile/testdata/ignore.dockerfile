@@ -1,0 +1,6 @@
+#! ignore *.o docs
+FROM scratch
+COPY src /src
+COPY docs /docs
+ADD x.o .
+RUN --mount=target=/ctx true

@@ -1,0 +1,6 @@
+ARG API_KEY=x
+FROM alpine
+ARG TOKEN PASSWORD_FILE PUBLIC_KEY
+ENV DATABASE_PASSWORD=x tokens=1
+ENV legacy value
+LABEL also legacy

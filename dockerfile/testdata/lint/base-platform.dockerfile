@@ -1,0 +1,2 @@
+#! platform linux/amd64
+FROM other

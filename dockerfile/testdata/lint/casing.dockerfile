@@ -1,0 +1,6 @@
+from alpine AS Build
+RUN a
+run b
+Run c
+FROM alpine as other
+COPY --from=build a b

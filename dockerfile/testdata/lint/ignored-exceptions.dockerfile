@@ -1,0 +1,4 @@
+#! ignore * !a
+FROM scratch
+COPY . /
+COPY b /

@@ -1,0 +1,4 @@
+#! ignore * sub/
+FROM scratch
+COPY . /
+COPY a sub/b /

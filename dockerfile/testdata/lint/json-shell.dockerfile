@@ -1,0 +1,3 @@
+FROM alpine
+SHELL ["/bin/bash", "-c"]
+CMD a

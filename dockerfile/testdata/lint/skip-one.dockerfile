@@ -1,0 +1,6 @@
+# check=skip=MaintainerDeprecated,StageNameCasing
+FROM alpine AS Build
+MAINTAINER me
+CMD x
+# check=skip=JSONArgsRecommended
+ENTRYPOINT y

@@ -1,0 +1,5 @@
+#! no-cache-filter one
+FROM alpine AS one
+RUN b
+FROM one
+RUN c

@@ -1,0 +1,4 @@
+#! no-cache
+FROM alpine
+COPY a /
+RUN b

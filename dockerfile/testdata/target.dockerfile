@@ -1,0 +1,4 @@
+#! target Build
+FROM alpine AS build
+RUN a
+FROM missing
