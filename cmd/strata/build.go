@@ -13,9 +13,9 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/strata-build/strata/cmd/strata/internal/engine"
 	"github.com/strata-build/strata/cmd/strata/progress"
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/session"
@@ -154,6 +154,7 @@ func (b *buildFlags) run(ctx context.Context, c *cli, contextArg string) (err er
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
 	b.req.Context, b.req.Dockerfile, b.req.BuildContexts = src.context, src.dockerfile, src.contexts
+	b.req.LocalFile = src.context != "" && b.file == "-"
 	targets, err := b.setOutputs(c)
 	if err != nil {
 		return err

@@ -14,10 +14,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/strata-build/strata/cmd/strata/internal/engine"
 	"github.com/strata-build/strata/cmd/strata/progress"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/dockerfile"
+	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/registry"

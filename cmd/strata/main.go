@@ -22,9 +22,9 @@ import (
 
 	"golang.org/x/term"
 
-	"github.com/strata-build/strata/cmd/strata/internal/engine"
 	"github.com/strata-build/strata/cmd/strata/progress"
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/engine"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }

@@ -9,8 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/strata-build/strata/cmd/strata/internal/engine"
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/engine"
 )
 
 func newPrune(c *cli) *cobra.Command {
