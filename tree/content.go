@@ -1,0 +1,124 @@
+package tree
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"hash"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/strata-build/strata/graph"
+)
+
+// The digest of a selection is a Merkle tree of sha256: a directory's digest covers, for each child in the order of
+// names, its name and either its fields (a file) or its digest (a directory).
+
+// content hashes what sel selects. The order of its paths and their repetition do not matter.
+func (f *Files) content(ctx context.Context, sel graph.Selector) (graph.Digest, error) {
+	keys := make([][]byte, len(sel.Paths))
+	byKey := map[string]graph.Select{}
+	for i, s := range sel.Paths {
+		keys[i] = graph.Canonical(s)
+		byKey[string(keys[i])] = s
+	}
+	slices.SortFunc(keys, bytes.Compare)
+	h := newContentHash()
+	for _, k := range slices.CompactFunc(keys, bytes.Equal) {
+		s := byKey[string(k)]
+		matches, err := f.Pick(ctx, s, true)
+		if err != nil {
+			return "", err
+		}
+		h.num(uint64(len(matches)))
+		for i := range matches {
+			m := &matches[i]
+			if s.Wildcard && HasWildcard(s.Path) {
+				h.str(path.Base(m.Path)) // the name decides where a copy puts it
+			}
+			if m.IsDir() {
+				sum := f.dirSum(&m.Pick, m.Rel, !(s.Contents || strings.HasSuffix(s.Path, "/")))
+				h.w.Write(sum[:])
+			} else {
+				f.fields(h, &m.Pick, m.Rel)
+			}
+		}
+	}
+	return digest.NewDigest(digest.SHA256, h.w), nil
+}
+
+// contentHash writes fields so that no two lists of fields give the same bytes.
+type contentHash struct {
+	w   hash.Hash
+	buf []byte
+}
+
+func newContentHash() *contentHash {
+	h := &contentHash{w: sha256.New()}
+	h.str("strata.content.1")
+	return h
+}
+
+func (h *contentHash) num(n uint64) {
+	h.buf = binary.AppendUvarint(h.buf[:0], n)
+	h.w.Write(h.buf)
+}
+
+func (h *contentHash) str(s string) {
+	h.buf = binary.AppendUvarint(h.buf[:0], uint64(len(s)))
+	h.buf = append(h.buf, s...)
+	h.w.Write(h.buf)
+}
+
+// dirSum is the digest of a directory: its own fields if self is set, and its children.
+func (f *Files) dirSum(p *Pick, rel string, self bool) [32]byte {
+	h := newContentHash()
+	if self {
+		f.fields(h, p, rel)
+	}
+	for i := range p.Kids {
+		k := &p.Kids[i]
+		h.str(k.Name)
+		if !k.IsDir() {
+			f.fields(h, k, joinRel(rel, k.Name))
+			continue
+		}
+		sum := f.dirSum(k, joinRel(rel, k.Name), true)
+		h.buf = append(h.buf[:0], 'D')
+		h.buf = append(h.buf, sum[:]...)
+		h.w.Write(h.buf)
+	}
+	var sum [32]byte
+	h.w.Sum(sum[:0])
+	return sum
+}
+
+// fields writes what counts of one file.
+func (f *Files) fields(h *contentHash, p *Pick, rel string) {
+	b := binary.AppendUvarint(h.buf[:0], uint64(p.Mode))
+	b = binary.AppendUvarint(b, uint64(p.UID))
+	b = binary.AppendUvarint(b, uint64(p.GID))
+	switch p.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		b = binary.AppendUvarint(b, uint64(p.Size))
+		b = append(b, p.Sum[:]...)
+		var caps []byte
+		if f.overlay {
+			caps = attr(f.host(p.Entry, rel), capabilityKey)
+		}
+		b = binary.AppendUvarint(b, uint64(len(caps)))
+		b = append(b, caps...)
+	case unix.S_IFLNK:
+		b = binary.AppendUvarint(b, uint64(len(p.Link)))
+		b = append(b, p.Link...)
+	case unix.S_IFCHR, unix.S_IFBLK:
+		b = binary.AppendUvarint(b, p.Rdev)
+	}
+	h.buf = b
+	h.w.Write(b)
+}
