@@ -80,7 +80,7 @@ func (b *Batch) Result(key graph.Digest, r Result) {
 // DropResult forgets a result. Its layers stay until they are collected.
 func (b *Batch) DropResult(key graph.Digest) {
 	b.drop(keyOf(kindResult, string(key)))
-	b.drop(keyOf(kindUse, keyOf(kindResult, string(key))))
+	b.drop(useKey(keyOf(kindResult, string(key))))
 }
 
 // Memo records the key of the vertex with a definition's digest.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
+	"hash/fnv"
 	"time"
 
 	"github.com/strata-build/strata/graph"
@@ -22,7 +23,7 @@ const (
 	kindVariant  kind = 'v' // diff_id -> []image.Descriptor, JSON
 	kindBlob     kind = 'b' // digest -> size
 	kindMount    kind = 'd' // directory below mounts/ -> mountRecord, JSON
-	kindUse      kind = 'u' // kind and key of another record -> use
+	kindUse      kind = 'u' // useKey of another record -> use
 	kindState    kind = 's' // "clock", "next" -> number
 )
 
@@ -64,6 +65,14 @@ func unseal(key string, b []byte) ([]byte, uint64, error) {
 
 func layerKey(id LayerID) string {
 	return string(binary.BigEndian.AppendUint64([]byte{byte(kindLayer)}, uint64(id)))
+}
+
+// useKey returns the key of a record's use: eight bytes of a hash (FNV-1a), because there are many and they are in every
+// no-op build's log. Two records that share one are only collected in a slightly wrong order.
+func useKey(key string) string {
+	h := fnv.New64a()
+	h.Write([]byte(key))
+	return string(h.Sum([]byte{byte(kindUse)}))
 }
 
 func keyOf(k kind, name string) string { return string(rune(k)) + name }
@@ -112,6 +121,31 @@ func (r *reader) count() int {
 	return int(n)
 }
 
+// stack reads layer numbers, each as its difference to the one below: mostly one byte. Stacks have hundreds of layers and a
+// no-op build reads hundreds of stacks, hence the short way for one byte.
+func (r *reader) stack() []LayerID {
+	stack := make([]LayerID, r.count())
+	var id LayerID
+	b := r.b
+	for i := range stack {
+		if len(b) > 0 && b[0] < 0x80 {
+			id += LayerID(int64(b[0]>>1) ^ -int64(b[0]&1))
+			b = b[1:]
+		} else {
+			d, n := binary.Varint(b)
+			if n <= 0 {
+				r.bad, r.b = true, nil
+				return nil
+			}
+			id += LayerID(d)
+			b = b[n:]
+		}
+		stack[i] = id
+	}
+	r.b = b
+	return stack
+}
+
 func (r *reader) err() error {
 	if r.bad || len(r.b) > 0 {
 		return errors.New("it cannot be decoded")
@@ -145,8 +179,10 @@ func encodeResult(x Result) []byte {
 	b := binary.AppendUvarint(nil, uint64(len(x.Outputs)))
 	for _, stack := range x.Outputs {
 		b = binary.AppendUvarint(b, uint64(len(stack)))
+		var below LayerID
 		for _, id := range stack {
-			b = binary.AppendUvarint(b, uint64(id))
+			b = binary.AppendVarint(b, int64(id-below))
+			below = id
 		}
 	}
 	b = appendBytes(b, x.Label)
@@ -160,11 +196,7 @@ func decodeResult(b []byte) (Result, error) {
 	var x Result
 	x.Outputs = make([][]LayerID, r.count())
 	for i := range x.Outputs {
-		stack := make([]LayerID, r.count())
-		for j := range stack {
-			stack[j] = LayerID(r.uint())
-		}
-		x.Outputs[i] = stack
+		x.Outputs[i] = r.stack()
 	}
 	x.Label = string(r.bytes())
 	x.Cost = time.Duration(r.uint())

@@ -135,7 +135,7 @@ func (s *Store) takeTouches() []change {
 	s.touchMu.Unlock()
 	changes := make([]change, 0, len(touched))
 	for key, u := range touched {
-		k := keyOf(kindUse, key)
+		k := useKey(key)
 		c := change{k, seal(k, u.clock, encodeUse(u))}
 		changes = append(changes, c)
 		s.cur.set(c)
@@ -143,8 +143,8 @@ func (s *Store) takeTouches() []change {
 	return changes
 }
 
-// maxSoftLog is how large the log may grow with uses alone, which nobody syncs.
-const maxSoftLog = 1 << 20
+// maxSoftLog is how large the log may grow with uses alone, in bytes, before it is written anew.
+const maxSoftLog = 128 << 10
 
 // saveTouches keeps uses for the next owner without syncing anything: to lose them costs a little order in collecting.
 func (s *Store) saveTouches() error {
@@ -154,15 +154,27 @@ func (s *Store) saveTouches() error {
 	if s.cur.hard || len(changes) == 0 {
 		return nil
 	}
-	if err := s.wal.append(s.clock.Load(), changes); err != nil {
-		return s.fail("cannot write to the log", err)
-	}
 	var total int64
 	for _, f := range s.wal.files {
 		if fi, err := os.Stat(f); err == nil {
 			total += fi.Size()
 		}
 	}
-	s.cur.hard = total > maxSoftLog
-	return nil
+	var old []string
+	if total > maxSoftLog { // most are uses of the same things: keep the last of each
+		old = s.wal.files
+		s.wal.rotate()
+		s.wal.files, changes = nil, changes[:0]
+		for k, v := range s.cur.vals {
+			changes = append(changes, change{k, v})
+		}
+		if len(changes) > maxSoftLog/32 {
+			s.cur.hard = true // so many that the database should have them
+		}
+	}
+	if err := s.wal.append(s.clock.Load(), changes); err != nil {
+		s.wal.files = append(old, s.wal.files...)
+		return s.fail("cannot write to the log", err)
+	}
+	return s.removeLogs(old)
 }

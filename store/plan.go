@@ -61,8 +61,8 @@ type plan struct {
 	s      *Store
 	layers map[LayerID]*layerNode
 	blobs  map[graph.Digest]string // why a blob has to stay
-	uses   map[string]use
-	items  []*item // least recently used first
+	uses   map[string]use          // by useKey
+	items  []*item                 // least recently used first
 	bytes  int64
 }
 
@@ -86,13 +86,13 @@ func (s *Store) plan() (*plan, error) {
 func (p *plan) readUses() error {
 	err := p.s.each(kindUse, func(name string, _ uint64, b []byte, err error) {
 		if u, derr := decodeUse(b); err == nil && derr == nil {
-			p.uses[name] = u
+			p.uses[keyOf(kindUse, name)] = u
 		}
 	})
 	p.s.touchMu.Lock()
 	defer p.s.touchMu.Unlock()
 	for k, u := range p.s.touched {
-		p.uses[k] = u
+		p.uses[useKey(k)] = u
 	}
 	return err
 }
@@ -100,7 +100,7 @@ func (p *plan) readUses() error {
 // used fills in when an item was last used. Without a use, that is when it was written.
 func (p *plan) used(it *item, seq uint64) {
 	it.clock, it.LastUsed = seq, it.Created
-	if u, ok := p.uses[it.key]; ok && u.clock > seq {
+	if u, ok := p.uses[useKey(it.key)]; ok && u.clock > seq {
 		it.clock, it.LastUsed = u.clock, u.at
 	}
 }
@@ -356,7 +356,7 @@ func (e *eviction) rooted(it *item) bool {
 func (e *eviction) evict(it *item) {
 	if it.key != "" {
 		e.batch.drop(it.key)
-		e.batch.drop(keyOf(kindUse, it.key))
+		e.batch.drop(useKey(it.key))
 	}
 	switch it.Kind {
 	case UsageResult, UsageLayer:

@@ -6,10 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
-	"os"
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
@@ -344,6 +345,9 @@ func (s *Store) allPresent(stack []LayerID) (LayerID, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, id := range stack {
+		if uint64(id) < uint64(len(p.state)) && p.state[id] == layerThere {
+			continue
+		}
 		if id == 0 || id >= s.next {
 			return id, false
 		}
@@ -353,7 +357,7 @@ func (s *Store) allPresent(stack []LayerID) (LayerID, bool) {
 		if p.state[id] == layerUnknown {
 			p.state[id] = layerGone
 			if v, err := s.value(layerKey(id)); err == nil && v != nil {
-				if _, err := os.Lstat(s.LayerDir(id)); err == nil {
+				if unix.Faccessat(int(s.dir.Fd()), "snapshots/"+id.String()+"/fs", unix.F_OK, 0) == nil {
 					p.state[id] = layerThere
 				}
 			}
