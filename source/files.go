@@ -1,0 +1,300 @@
+package source
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/store"
+)
+
+// files is a read-only set of named files: a directory, or a tar that was indexed. Names are clean and relative.
+type files interface {
+	open(name string) (fileReader, int64, error) // regular files, through links; NotFound else
+	names() []string                             // sorted
+	Close() error
+}
+
+type fileReader interface {
+	io.Reader
+	io.ReaderAt
+	io.Closer
+}
+
+// maxFiles bounds the files of an archive of images, and the links that are followed for one.
+const (
+	maxFiles = 1_000_000
+	maxHops  = 40
+)
+
+// openFiles opens a directory or an archive. A compressed archive, or a stream, is first written to a temporary file:
+// the documents that say what is in it may come last.
+func openFiles(ctx context.Context, s *store.Store, location string, r io.Reader) (files, error) {
+	if r == nil {
+		info, err := os.Stat(location)
+		if err != nil {
+			return nil, diag.Errorf(diag.NotFound, "cannot read the image: %w", err)
+		}
+		if info.IsDir() {
+			return openDir(location)
+		}
+		f, err := openRegular(location)
+		if err != nil {
+			return nil, err
+		}
+		_, t, err := layer.Decompress(io.NewSectionReader(f, 0, info.Size()))
+		if err == nil && t == layer.Uncompressed {
+			return indexTar(f, info.Size(), func() { f.Close() })
+		}
+		defer f.Close()
+		r = f
+	}
+	dir, cleanup, err := s.TempDir("import")
+	if err != nil {
+		return nil, err
+	}
+	plain, _, err := layer.Decompress(r)
+	if err != nil {
+		cleanup()
+		return nil, err
+	}
+	defer plain.Close()
+	f, err := os.OpenFile(filepath.Join(dir, "tar"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		cleanup()
+		return nil, err
+	}
+	n, err := io.Copy(f, &cancelable{ctx, plain})
+	if err != nil {
+		f.Close()
+		cleanup()
+		return nil, diag.Errorf(diag.KindOf(err), "reading the archive: %w", err)
+	}
+	return indexTar(f, n, func() { f.Close(); cleanup() })
+}
+
+// cancelable is a reader that ends with its context.
+type cancelable struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (c *cancelable) Read(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	return c.Reader.Read(p)
+}
+
+// openRegular opens a regular file and never blocks on a FIFO.
+func openRegular(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, diag.Errorf(diag.NotFound, "cannot read the image: %w", err)
+	}
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		f.Close()
+		return nil, diag.Errorf(diag.Invalid, "%s is no regular file", name)
+	}
+	return f, nil
+}
+
+// dirFiles is a directory.
+type dirFiles struct {
+	root *os.Root
+	list []string
+}
+
+func openDir(dir string) (files, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, diag.Errorf(diag.NotFound, "cannot read the image: %w", err)
+	}
+	d := &dirFiles{root: root}
+	err = fs.WalkDir(root.FS(), ".", func(p string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if !e.IsDir() {
+			d.list = append(d.list, p)
+		}
+		if len(d.list) > maxFiles {
+			return diag.Errorf(diag.Exhausted, "%s has more than %d files", dir, maxFiles)
+		}
+		return nil
+	})
+	if err != nil {
+		root.Close()
+		return nil, diag.Errorf(diag.KindOf(err), "cannot read the image: %w", err)
+	}
+	slices.Sort(d.list)
+	return d, nil
+}
+
+func (d *dirFiles) names() []string { return d.list }
+func (d *dirFiles) Close() error    { return d.root.Close() }
+
+// hexName matches what is named by its digest.
+var hexName = regexp.MustCompile(`(^|/)[0-9a-f]{64}$`)
+
+func (d *dirFiles) open(name string) (fileReader, int64, error) {
+	f, err := d.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil && hexName.MatchString(name) && !errors.Is(err, fs.ErrNotExist) {
+		// A blob may be a link to elsewhere: who reads it knows its digest and so its content. Documents may not.
+		f, err = os.OpenFile(filepath.Join(d.root.Name(), name), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	}
+	if err != nil {
+		return nil, 0, diag.Errorf(diag.NotFound, "the image has no %s: %w", name, err)
+	}
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		f.Close()
+		return nil, 0, diag.Errorf(diag.Invalid, "%s is no regular file", name)
+	}
+	return f, info.Size(), nil
+}
+
+// tarFiles is a tar whose entries were located.
+type tarFiles struct {
+	at    io.ReaderAt
+	size  int64
+	close func()
+	list  []string
+	data  map[string][2]int64 // offset and size
+	links map[string]string   // name -> clean target
+}
+
+func indexTar(at io.ReaderAt, size int64, closeIt func()) (files, error) {
+	t := &tarFiles{at: at, size: size, close: closeIt, data: map[string][2]int64{}, links: map[string]string{}}
+	if err := t.index(io.NewSectionReader(at, 0, size)); err != nil {
+		closeIt()
+		return nil, err
+	}
+	return t, nil
+}
+
+func (t *tarFiles) index(in *io.SectionReader) error {
+	r := tar.NewReader(in)
+	for n := 0; ; n++ {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return diag.Errorf(diag.Invalid, "this is no image archive: %w", err)
+		}
+		if n > maxFiles {
+			return diag.Errorf(diag.Exhausted, "the archive has more than %d entries", maxFiles)
+		}
+		name := cleanName(h.Name)
+		delete(t.data, name) // the last entry of a name counts
+		delete(t.links, name)
+		switch h.Typeflag {
+		case tar.TypeReg:
+			// The tar reader does not buffer: the section stands at the entry's first byte.
+			off, err := in.Seek(0, io.SeekCurrent)
+			if err != nil {
+				return err
+			}
+			t.data[name] = [2]int64{off, h.Size}
+		case tar.TypeLink:
+			t.links[name] = cleanName(h.Linkname)
+		case tar.TypeSymlink:
+			target := h.Linkname
+			if !path.IsAbs(target) {
+				target = path.Join(path.Dir("/"+name), target)
+			}
+			t.links[name] = cleanName(target)
+		default:
+			continue
+		}
+		t.list = append(t.list, name)
+	}
+	slices.Sort(t.list)
+	t.list = slices.Compact(t.list)
+	return nil
+}
+
+// cleanName makes "./a", "/a" and "a/" one name; nothing leads above the top.
+func cleanName(s string) string {
+	return strings.TrimPrefix(path.Clean("/"+s), "/")
+}
+
+func (t *tarFiles) names() []string { return t.list }
+
+func (t *tarFiles) Close() error {
+	t.close()
+	return nil
+}
+
+func (t *tarFiles) open(name string) (fileReader, int64, error) {
+	at := t.follow(name)
+	d, ok := t.data[at]
+	if !ok {
+		return nil, 0, diag.Errorf(diag.NotFound, "the archive has no %s", name)
+	}
+	return section{io.NewSectionReader(t.at, d[0], d[1])}, d[1], nil
+}
+
+// follow resolves links, those of directories on the way too.
+func (t *tarFiles) follow(name string) string {
+	for range maxHops {
+		next, ok := t.links[name]
+		if !ok {
+			for dir := path.Dir(name); dir != "." && !ok; dir = path.Dir(dir) {
+				var target string
+				if target, ok = t.links[dir]; ok {
+					next = cleanName(target + strings.TrimPrefix(name, dir))
+				}
+			}
+		}
+		if !ok {
+			return name
+		}
+		name = next
+	}
+	return ""
+}
+
+type section struct{ *io.SectionReader }
+
+func (section) Close() error { return nil }
+
+// readFile returns a small file.
+func readFile(f files, name string, limit int64) ([]byte, error) {
+	r, size, err := f.open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	if size > limit {
+		return nil, diag.Errorf(diag.Exhausted, "%s has %d bytes, the limit is %d", name, size, limit)
+	}
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", name, err)
+	}
+	return b, nil
+}
+
+func has(f files, name string) bool {
+	r, _, err := f.open(name)
+	if err != nil {
+		return false
+	}
+	_ = r.Close()
+	return true
+}

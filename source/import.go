@@ -1,0 +1,298 @@
+package source
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"io"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/registry"
+	"github.com/strata-build/strata/store"
+)
+
+// ImportOptions say how an archive becomes images of the store.
+type ImportOptions struct {
+	// Name is the image's reference. If the archive has several images, or tags, its tag is theirs. "" = the archive's
+	// own names, or the digest for an image without one.
+	Name   string
+	Format Format
+	// Platform is unpacked at once; the others, or all if it is zero, when they are first used.
+	Platform graph.Platform
+}
+
+// Import reads images of any format from a directory, a file or, if location is "", from r, and names them in the store.
+// Whatever the archive says, the layers have the digests and diff_ids that they are recorded under.
+func (im *Images) Import(ctx context.Context, location string, r io.Reader, opt ImportOptions) ([]store.Image, error) {
+	if location != "" {
+		r = nil
+	}
+	f, err := openFiles(ctx, im.store, location, r)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	a := &archive{files: f, format: opt.Format}
+	if a.format == FormatAuto {
+		a.format = detect(f)
+	}
+	if a.format == FormatRootFS {
+		return im.importRootFS(ctx, a, opt)
+	}
+	all, err := a.entries()
+	if err != nil {
+		return nil, err
+	}
+	var out []store.Image
+	for _, e := range all {
+		names, err := importNames(e, opt.Name, len(all) > 1)
+		if err != nil {
+			return out, err
+		}
+		rec, err := im.importEntry(ctx, a, e, opt.Platform)
+		if err != nil {
+			return out, err
+		}
+		recs, err := im.name(ctx, rec, names)
+		if err != nil {
+			return out, err
+		}
+		out = append(out, recs...)
+	}
+	return out, nil
+}
+
+// name stores one image under its names; without any, under its digest.
+func (im *Images) name(ctx context.Context, rec store.Image, names []string) ([]store.Image, error) {
+	if len(names) == 0 {
+		id := rec.Platforms[0].Config
+		if rec.Index != nil {
+			id = rec.Index.Digest
+		} else if m := rec.Platforms[0].Manifest; m != nil {
+			id = m.Digest
+		}
+		names = []string{id.String()}
+	}
+	var out []store.Image
+	rec.Updated = time.Now()
+	err := im.store.Update(ctx, func(b *store.Batch) error {
+		for _, n := range names {
+			rec.Name = n
+			b.Image(n, rec)
+			out = append(out, rec)
+		}
+		return nil
+	})
+	return out, err
+}
+
+// importNames returns the full references of an entry.
+func importNames(e entry, name string, several bool) ([]string, error) {
+	raw := e.names
+	if name != "" {
+		raw = []string{name}
+		if r, err := registry.ParseRef(name); err == nil && e.tag != "" && e.docker == nil && (several || r.Tag == "latest") && ocispecTag(e.tag) {
+			raw = []string{r.Name() + ":" + e.tag}
+		} else if several {
+			return nil, diag.Errorf(diag.Invalid, "the archive has several images, so one name does not fit").WithHint("leave the name out, or choose one image")
+		}
+	}
+	var out []string
+	for _, n := range raw {
+		r, err := registry.ParseRef(n)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, r.String())
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
+}
+
+// ocispecTag reports whether s is a tag and not a whole reference.
+func ocispecTag(s string) bool {
+	r, err := registry.ParseRef("x:" + s)
+	return err == nil && r.Tag == s
+}
+
+// importEntry brings all platforms of an image into the store.
+func (im *Images) importEntry(ctx context.Context, a *archive, e entry, unpack graph.Platform) (store.Image, error) {
+	var rec store.Image
+	images, err := im.allPlatforms(ctx, a, e, &rec)
+	if err != nil {
+		return rec, err
+	}
+	have := make([]graph.Platform, len(images))
+	for i, img := range images {
+		have[i] = img.Platform
+	}
+	best, ok := -1, false
+	if unpack.OS != "" {
+		if best, ok = choose(unpack, have); !ok && len(have) == 1 {
+			best = 0
+		}
+	}
+	var last error
+	for i, img := range images {
+		p := store.PlatformImage{Platform: img.Platform, Config: img.ConfigDigest, DiffIDs: img.Config.RootFS.DiffIDs, Blobs: img.Blobs,
+			Manifest: img.Manifest, Annotations: img.Annotations}
+		if i == best {
+			p.Layers, err = im.Layers(ctx, img, 0, "")
+		}
+		if err == nil {
+			err = im.copyBlobs(ctx, img)
+		}
+		if err != nil && len(images) > 1 && i != best && diag.KindOf(err) == diag.NotFound {
+			last, err = err, nil // an archive need not have every platform of its index
+			continue
+		}
+		if err != nil {
+			return rec, err
+		}
+		rec.Platforms = append(rec.Platforms, p)
+	}
+	if len(rec.Platforms) == 0 {
+		return rec, cmp.Or(last, error(diag.Errorf(diag.Invalid, "the archive has an index without images")))
+	}
+	return rec, nil
+}
+
+// allPlatforms describes every image of an entry of which the archive has the documents, and notes the index.
+func (im *Images) allPlatforms(ctx context.Context, a *archive, e entry, rec *store.Image) ([]*Image, error) {
+	if e.desc == nil {
+		img, err := im.archived(ctx, a, e, graph.Platform{})
+		return []*Image{img}, err
+	}
+	raw, err := blobs{a}.document(*e.desc)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := registry.Decode(raw, e.desc.MediaType)
+	if err != nil {
+		return nil, err
+	}
+	if doc.Manifest != nil {
+		img, err := im.archived(ctx, a, e, graph.Platform{})
+		return []*Image{img}, err
+	}
+	if err := im.keep(ctx, e.desc.Digest, raw); err != nil {
+		return nil, err
+	}
+	rec.Index = &image.Descriptor{MediaType: doc.MediaType, Digest: e.desc.Digest, Size: int64(len(raw))}
+	var out []*Image
+	var last error
+	for _, d := range doc.Index.Manifests {
+		if d.Platform != nil && d.Platform.OS == "unknown" {
+			continue // attestations
+		}
+		if registry.IsIndex(d.MediaType) {
+			return nil, diag.Errorf(diag.Unsupported, "%s is an index of indexes", e.desc.Digest).WithHint("import one of the inner ones by its digest")
+		}
+		img, err := im.archived(ctx, a, entry{names: e.names, tag: e.tag, desc: &d}, graph.Platform{})
+		if diag.KindOf(err) == diag.NotFound && err != nil {
+			last = err
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		img.Digest, img.Index = e.desc.Digest, rec.Index
+		out = append(out, img)
+	}
+	if len(out) == 0 && last != nil {
+		return nil, last
+	}
+	return out, nil
+}
+
+// copyBlobs stores the layers of an image as blobs, verified.
+func (im *Images) copyBlobs(ctx context.Context, img *Image) error {
+	for _, d := range img.Blobs {
+		if err := im.copyBlob(ctx, img.from, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (im *Images) copyBlob(ctx context.Context, from provider, d image.Descriptor) error {
+	im.env.Hold.Blobs(d.Digest)
+	if _, ok := im.store.HasBlob(d.Digest); ok {
+		return nil
+	}
+	w, err := im.store.NewBlob(ctx, d.Digest)
+	if err != nil {
+		return err
+	}
+	defer w.Abort()
+	if w.Complete() {
+		return nil
+	}
+	r, err := from.open(ctx, d, w.Offset())
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if _, err := io.Copy(w, r); err != nil {
+		return err
+	}
+	_, _, err = w.Commit(ctx)
+	return err
+}
+
+// importRootFS makes an image of one layer of a tar of files.
+func (im *Images) importRootFS(ctx context.Context, a *archive, opt ImportOptions) ([]store.Image, error) {
+	t, ok := a.files.(*tarFiles)
+	if !ok {
+		return nil, diag.Errorf(diag.Invalid, "the directory holds no image").WithHint("a root file system is imported from a tar archive")
+	}
+	if len(t.list) == 0 {
+		return nil, diag.Errorf(diag.Invalid, "the archive is empty")
+	}
+	h := digest.SHA256.Digester()
+	size, err := io.Copy(h.Hash(), &cancelable{ctx, io.NewSectionReader(t.at, 0, t.size)})
+	if err != nil {
+		return nil, err
+	}
+	diff := h.Digest()
+	p := opt.Platform
+	if p.OS == "" {
+		p = graph.Platform{OS: "linux", Architecture: runtime.GOARCH}
+	}
+	cfg := &image.Config{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, RootFS: image.RootFS{Type: "layers", DiffIDs: []digest.Digest{diff}},
+		History: []image.History{{Comment: "imported from a root file system"}}}
+	raw, err := json.Marshal(cfg)
+	if err != nil {
+		return nil, err
+	}
+	d := image.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: diff, Size: size}
+	img := &Image{Name: opt.Name, Config: cfg, ConfigDigest: digest.FromBytes(raw), Platform: p, Blobs: []image.Descriptor{d}, from: whole{t}}
+	if err := im.keep(ctx, img.ConfigDigest, raw); err != nil {
+		return nil, err
+	}
+	names, err := importNames(entry{}, opt.Name, false)
+	if err != nil {
+		return nil, err
+	}
+	layers, err := im.Layers(ctx, img, 0, "")
+	if err != nil {
+		return nil, err
+	}
+	rec := store.Image{Platforms: []store.PlatformImage{{Platform: p, Config: img.ConfigDigest, Layers: layers, DiffIDs: cfg.RootFS.DiffIDs, Blobs: img.Blobs}}}
+	return im.name(ctx, rec, names)
+}
+
+// whole provides the tar itself as the only blob.
+type whole struct{ t *tarFiles }
+
+func (w whole) open(ctx context.Context, _ image.Descriptor, offset int64) (io.ReadCloser, error) {
+	return io.NopCloser(&cancelable{ctx, io.NewSectionReader(w.t.at, offset, w.t.size-offset)}), nil
+}

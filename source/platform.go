@@ -1,0 +1,137 @@
+package source
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+)
+
+// normal returns p with the usual names: aarch64 is arm64, and the variant that an architecture has anyway is left out
+// (arm64's v8, amd64's v1) or filled in (arm's v7). The rules are those of Docker's images.
+func normal(p graph.Platform) graph.Platform {
+	p.OS, p.Architecture, p.Variant = strings.ToLower(p.OS), strings.ToLower(p.Architecture), strings.ToLower(p.Variant)
+	switch p.Architecture {
+	case "x86_64", "x86-64":
+		p.Architecture = "amd64"
+	case "i386", "i486", "i586", "i686", "x86":
+		p.Architecture, p.Variant = "386", ""
+	case "aarch64":
+		p.Architecture = "arm64"
+	case "armhf":
+		p.Architecture, p.Variant = "arm", "v7"
+	case "armel":
+		p.Architecture, p.Variant = "arm", "v6"
+	}
+	if p.Variant != "" && p.Variant[0] >= '0' && p.Variant[0] <= '9' {
+		p.Variant = "v" + p.Variant
+	}
+	switch {
+	case p.Architecture == "arm64" && p.Variant == "v8", p.Architecture == "amd64" && p.Variant == "v1":
+		p.Variant = ""
+	case p.Architecture == "arm" && p.Variant == "":
+		p.Variant = "v7"
+	}
+	return p
+}
+
+// level returns the variant as a number: what a machine of one level runs, one of a higher level runs too.
+func level(p graph.Platform) int {
+	if p.Variant == "" {
+		return map[string]int{"arm64": 8, "amd64": 1}[p.Architecture]
+	}
+	n, err := strconv.Atoi(strings.TrimPrefix(p.Variant, "v"))
+	if err != nil {
+		return -1
+	}
+	return n
+}
+
+// score says how well an image for have serves want: 0 not at all, and more for a nearer variant.
+func score(want, have graph.Platform) int {
+	want, have = normal(want), normal(have)
+	if want.OS != have.OS || want.Architecture != have.Architecture {
+		return 0
+	}
+	if want.OSVersion != "" && !strings.HasPrefix(have.OSVersion+".", want.OSVersion+".") {
+		return 0
+	}
+	for _, f := range want.OSFeatures {
+		if !slices.Contains(have.OSFeatures, f) {
+			return 0
+		}
+	}
+	if want.Variant == have.Variant {
+		return 1000
+	}
+	w, h := level(want), level(have)
+	if w < 0 || h < 0 || h > w {
+		return 0
+	}
+	return 1000 - (w - h)
+}
+
+// choose returns the index of the best of the platforms for want, the first of equals.
+func choose(want graph.Platform, have []graph.Platform) (int, bool) {
+	best, at := 0, -1
+	for i, p := range have {
+		if s := score(want, p); s > best {
+			best, at = s, i
+		}
+	}
+	return at, at >= 0
+}
+
+// chooseManifest picks the descriptor of an index for want. Attestations, whose platform is "unknown", are never picked.
+func chooseManifest(name string, want graph.Platform, all []image.Descriptor) (image.Descriptor, error) {
+	var have []graph.Platform
+	var images []image.Descriptor
+	for _, d := range all {
+		if d.Platform != nil && d.Platform.OS == "unknown" {
+			continue
+		}
+		images = append(images, d)
+		have = append(have, platformOf(d.Platform))
+	}
+	if i, ok := choose(want, have); ok {
+		return images[i], nil
+	}
+	if len(images) == 1 && images[0].Platform == nil {
+		return images[0], nil
+	}
+	return image.Descriptor{}, noPlatform(name, want, have)
+}
+
+func noPlatform(name string, want graph.Platform, have []graph.Platform) error {
+	var names []string
+	for _, p := range have {
+		if p.OS != "" && !slices.Contains(names, formatPlatform(p)) {
+			names = append(names, formatPlatform(p))
+		}
+	}
+	err := diag.Errorf(diag.NotFound, "%s: there is no image for %s", name, formatPlatform(want))
+	if len(names) == 0 {
+		return err
+	}
+	return err.WithHint("available platforms: %s", strings.Join(names, ", "))
+}
+
+func platformOf(p *ocispec.Platform) graph.Platform {
+	if p == nil {
+		return graph.Platform{}
+	}
+	return graph.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
+}
+
+func formatPlatform(p graph.Platform) string {
+	s := p.OS + "/" + p.Architecture
+	if p.Variant != "" {
+		s += "/" + p.Variant
+	}
+	return s
+}

@@ -1,0 +1,281 @@
+package source
+
+import (
+	"context"
+	"io"
+	"maps"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/registry"
+	"github.com/strata-build/strata/store"
+)
+
+// provider is where blobs and documents of an image are read.
+type provider interface {
+	// open reads a blob from offset. A provider need not verify what it reads.
+	open(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error)
+}
+
+// remote is a repository of a registry.
+type remote struct {
+	client *registry.Client
+	ref    registry.Ref
+}
+
+func (r remote) open(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error) {
+	return r.client.Fetch(ctx, r.ref, d, offset)
+}
+
+// inStore is the store itself: it is only asked for what it does not have.
+type inStore struct{ name string }
+
+func (s inStore) open(_ context.Context, d image.Descriptor, _ int64) (io.ReadCloser, error) {
+	return nil, diag.Errorf(diag.NotFound, "%s: the store has neither the layer nor the blob %s", s.name, d.Digest).WithHint("pull or import the image again")
+}
+
+// lookup finds an image by its reference.
+func (im *Images) lookup(ctx context.Context, op *graph.Image, p graph.Platform) (*Image, error) {
+	ref, err := registry.ParseRef(op.Ref)
+	if err != nil {
+		return nil, err
+	}
+	if op.Mode != graph.ResolvePull {
+		img, err := im.stored(ctx, ref, p)
+		if err == nil {
+			return img, nil
+		}
+		if op.Mode == graph.ResolveLocal || diag.KindOf(err) != diag.NotFound {
+			return nil, err
+		}
+	}
+	if im.env.Registry == nil {
+		return nil, diag.Errorf(diag.NotFound, "%s: not in the store, and there is no registry to ask", ref)
+	}
+	return im.remote(ctx, ref, p, op.Mode == graph.ResolvePull)
+}
+
+// stored finds an image in the store, by name or, for a pinned reference, by name and digest.
+func (im *Images) stored(ctx context.Context, ref registry.Ref, p graph.Platform) (*Image, error) {
+	names := []string{ref.String()}
+	if ref.Digest != "" {
+		names = []string{ref.Name() + "@" + ref.Digest.String(), ref.String()}
+		if ref.Tag != "" {
+			names = append(names, ref.Name()+":"+ref.Tag)
+		}
+	}
+	var missing error
+	for _, name := range names {
+		rec, err := im.env.Hold.Image(name)
+		if err != nil {
+			missing = diag.Errorf(diag.NotFound, "%s: not in the store: %w", ref, err)
+			continue
+		}
+		img, err := im.fromRecord(ctx, rec, p)
+		if err == nil && ref.Digest != "" && img.Digest != ref.Digest && (img.Manifest == nil || img.Manifest.Digest != ref.Digest) {
+			err = diag.Errorf(diag.NotFound, "%s: the store has another version, %s", ref, img.Digest)
+		}
+		if err == nil {
+			return img, nil
+		}
+		missing = err
+	}
+	return nil, missing
+}
+
+func (im *Images) fromRecord(ctx context.Context, rec store.Image, p graph.Platform) (*Image, error) {
+	have := make([]graph.Platform, len(rec.Platforms))
+	for i, pi := range rec.Platforms {
+		have[i] = pi.Platform
+	}
+	i, ok := choose(p, have)
+	if !ok && len(have) == 1 && rec.Index == nil {
+		i, ok = 0, true // an image without a choice serves every platform, as in a registry
+	}
+	if !ok {
+		return nil, noPlatform(rec.Name, p, have)
+	}
+	pi := rec.Platforms[i]
+	raw, err := im.blob(ctx, image.Descriptor{Digest: pi.Config}, registry.MaxConfig, inStore{rec.Name})
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := registry.DecodeConfig(raw)
+	if err != nil {
+		return nil, err
+	}
+	img := &Image{Name: rec.Name, Platform: pi.Platform, Config: cfg, ConfigDigest: pi.Config, Manifest: pi.Manifest, Index: rec.Index,
+		Blobs: pi.Blobs, Annotations: pi.Annotations, from: inStore{rec.Name}}
+	switch {
+	case rec.Index != nil:
+		img.Digest = rec.Index.Digest
+	case pi.Manifest != nil:
+		img.Digest = pi.Manifest.Digest
+	}
+	if len(pi.Layers) == len(cfg.RootFS.DiffIDs) {
+		img.layers = pi.Layers
+	} else {
+		img.record = rec.Name
+	}
+	return img, nil
+}
+
+// remote finds an image in its registry and reads manifest and configuration, which are kept as blobs.
+func (im *Images) remote(ctx context.Context, ref registry.Ref, p graph.Platform, pull bool) (*Image, error) {
+	name := ref.String()
+	from := remote{im.env.Registry, ref}
+	desc, ok := im.known(ctx, ref)
+	if !ok || pull {
+		var err error
+		if desc, err = im.env.Registry.Resolve(ctx, ref); err != nil {
+			return nil, err
+		}
+	}
+	img := &Image{Name: name, Digest: desc.Digest, from: from, record: name}
+	if ref.Digest != "" {
+		img.record = ref.Name() + "@" + ref.Digest.String()
+	}
+	read := func(d image.Descriptor) ([]byte, error) {
+		if raw, err := im.blob(ctx, d, registry.MaxManifest, nil); err == nil {
+			return raw, nil
+		}
+		raw, err := im.env.Registry.Manifest(ctx, ref, d)
+		if err == nil {
+			err = im.keep(ctx, d.Digest, raw)
+		}
+		return raw, err
+	}
+	return im.describe(ctx, img, desc, describing{platform: p, read: read})
+}
+
+// known returns the descriptor of a pinned reference whose document is in the store and says what it is.
+func (im *Images) known(ctx context.Context, ref registry.Ref) (image.Descriptor, bool) {
+	if ref.Digest == "" {
+		return image.Descriptor{}, false
+	}
+	raw, err := im.blob(ctx, image.Descriptor{Digest: ref.Digest}, registry.MaxManifest, nil)
+	if err != nil {
+		return image.Descriptor{}, false
+	}
+	doc, err := registry.Decode(raw, "")
+	if err != nil {
+		return image.Descriptor{}, false
+	}
+	return image.Descriptor{MediaType: doc.MediaType, Digest: ref.Digest, Size: int64(len(raw))}, true
+}
+
+// describing is how describe reads documents, and for which platform.
+type describing struct {
+	platform graph.Platform
+	read     func(image.Descriptor) ([]byte, error)
+}
+
+// describe fills in an image from its manifest, or from the manifest that its index has for the platform, and its
+// configuration.
+func (im *Images) describe(ctx context.Context, img *Image, desc image.Descriptor, by describing) (*Image, error) {
+	var doc *registry.Document
+	for depth := 0; ; depth++ {
+		raw, err := by.read(desc)
+		if err != nil {
+			return nil, err
+		}
+		if doc, err = registry.Decode(raw, desc.MediaType); err != nil {
+			return nil, diag.Errorf(diag.KindOf(err), "%s: %w", img.Name, err)
+		}
+		desc.MediaType, desc.Size = doc.MediaType, int64(len(raw))
+		if doc.Manifest != nil {
+			break
+		}
+		if depth > 3 {
+			return nil, diag.Errorf(diag.Invalid, "%s: indexes are nested more than 4 deep", img.Name)
+		}
+		if img.Index == nil {
+			img.Index = &image.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}
+		}
+		if desc, err = chooseManifest(img.Name, by.platform, doc.Index.Manifests); err != nil {
+			return nil, err
+		}
+	}
+	m := doc.Manifest
+	if m.Config.MediaType != ocispec.MediaTypeImageConfig && m.Config.MediaType != image.DockerConfig {
+		return nil, diag.Errorf(diag.Unsupported, "%s is no image: its configuration is of type %s", img.Name, m.Config.MediaType)
+	}
+	raw, err := im.blob(ctx, m.Config, registry.MaxConfig, img.from)
+	if err != nil {
+		return nil, err
+	}
+	if img.Config, err = registry.DecodeConfig(raw); err != nil {
+		return nil, diag.Errorf(diag.KindOf(err), "%s: %w", img.Name, err)
+	}
+	if len(m.Layers) != len(img.Config.RootFS.DiffIDs) {
+		return nil, diag.Errorf(diag.Invalid, "%s: the manifest has %d layers, the configuration %d", img.Name, len(m.Layers), len(img.Config.RootFS.DiffIDs))
+	}
+	for _, l := range m.Layers {
+		if !layerTypes[l.MediaType] {
+			return nil, diag.Errorf(diag.Unsupported, "%s: a layer of type %s cannot be unpacked", img.Name, l.MediaType)
+		}
+	}
+	img.Manifest = &image.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}
+	img.ConfigDigest, img.Blobs, img.Platform = m.Config.Digest, m.Layers, img.Config.Platform()
+	img.Annotations = maps.Clone(m.Annotations)
+	return img, nil
+}
+
+// layerTypes are the media types of layers that can be unpacked. The compression itself is found in the bytes.
+var layerTypes = map[string]bool{
+	ocispec.MediaTypeImageLayer: true, ocispec.MediaTypeImageLayerGzip: true, ocispec.MediaTypeImageLayerZstd: true,
+	"application/vnd.oci.image.layer.nondistributable.v1.tar":      true,
+	"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": true,
+	"application/vnd.oci.image.layer.nondistributable.v1.tar+zstd": true,
+	image.DockerLayer: true, image.DockerLayerGzip: true, image.DockerLayerZstd: true, image.DockerForeignLayer: true,
+}
+
+// blob returns a small blob from the store, or else from where it is, and keeps it then. Its digest is verified.
+func (im *Images) blob(ctx context.Context, d image.Descriptor, limit int64, from provider) ([]byte, error) {
+	im.env.Hold.Blobs(d.Digest)
+	if size, ok := im.store.HasBlob(d.Digest); ok && size <= limit {
+		b, err := im.store.OpenBlob(ctx, d.Digest)
+		if err == nil {
+			defer b.Close()
+			raw, err := io.ReadAll(io.LimitReader(b.Reader(), limit+1))
+			if err == nil && d.Digest.Algorithm().FromBytes(raw) == d.Digest {
+				return raw, nil
+			}
+		}
+	}
+	if from == nil {
+		return nil, diag.Errorf(diag.NotFound, "the store has no blob %s", d.Digest)
+	}
+	if d.Size > limit {
+		return nil, diag.Errorf(diag.Exhausted, "%s has %d bytes, the limit is %d", d.Digest, d.Size, limit)
+	}
+	r, err := from.open(ctx, d, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	raw, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(raw)) > limit {
+		return nil, diag.Errorf(diag.Exhausted, "%s has more than %d bytes", d.Digest, limit)
+	}
+	if got := d.Digest.Algorithm().FromBytes(raw); got != d.Digest {
+		return nil, diag.Errorf(diag.Invalid, "the bytes of %s have the digest %s", d.Digest, got)
+	}
+	return raw, im.keep(ctx, d.Digest, raw)
+}
+
+// keep stores a verified document. The store names blobs by sha256: others are read again when they are needed.
+func (im *Images) keep(ctx context.Context, d graph.Digest, raw []byte) error {
+	im.env.Hold.Blobs(d)
+	if d.Algorithm() != "sha256" {
+		return nil
+	}
+	_, err := im.store.PutBlob(ctx, raw)
+	return err
+}

@@ -1,0 +1,275 @@
+package source
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/store"
+)
+
+// Layers returns the lowest limit layers (0 = all) of an image, bottom first, and downloads and unpacks what the store
+// lacks: layers in parallel, each in one pass. Progress goes to the vertex. When all layers are there, the store remembers
+// the image by its name.
+func (im *Images) Layers(ctx context.Context, img *Image, limit int, vertex graph.Digest) ([]store.LayerID, error) {
+	n := len(img.Config.RootFS.DiffIDs)
+	if limit > 0 && limit < n {
+		n = limit
+	}
+	if img.layers != nil {
+		return img.layers[:n], nil
+	}
+	u := &unpacking{im: im, img: img, vertex: vertex, chains: img.ChainIDs()[:n], layers: make([]store.LayerID, n), ready: make([]chan struct{}, n)}
+	for i := range u.ready {
+		u.ready[i] = make(chan struct{})
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	for i := range n {
+		g.Go(func() error { return u.layer(gctx, i) })
+	}
+	if err := g.Wait(); err != nil {
+		return nil, diag.Errorf(diag.KindOf(err), "%s: %w", img.Name, err)
+	}
+	if n == len(img.Config.RootFS.DiffIDs) && img.record != "" {
+		return u.layers, im.remember(ctx, img, u.layers)
+	}
+	return u.layers, nil
+}
+
+// unpacking is the work of one Layers.
+type unpacking struct {
+	im     *Images
+	img    *Image
+	vertex graph.Digest
+	chains []graph.Digest
+	layers []store.LayerID
+	ready  []chan struct{} // closed when layers[i] is committed
+}
+
+// layer gets layer i. While it waits for the layers below it holds no slot, so they can always go on.
+func (u *unpacking) layer(ctx context.Context, i int) error {
+	if u.known(i) {
+		return nil
+	}
+	release, err := u.im.locks.take(ctx, "chain "+u.chains[i].String())
+	if err != nil {
+		return err
+	}
+	defer release()
+	if u.known(i) { // another build was faster
+		return nil
+	}
+	draft, err := u.im.env.Hold.NewLayer(ctx)
+	if err != nil {
+		return err
+	}
+	defer draft.Discard()
+	done, err := u.slot(ctx)
+	if err != nil {
+		return err
+	}
+	applied, err := u.apply(ctx, i, draft)
+	done()
+	if err != nil {
+		return err
+	}
+	for _, below := range u.ready[:i] {
+		select {
+		case <-below:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	lower := make([]string, i)
+	for k, id := range u.layers[:i] {
+		lower[k] = u.im.store.LayerDir(id)
+	}
+	if err := layer.Finish(ctx, draft.Dir, applied, lower); err != nil {
+		return err
+	}
+	if err := u.commit(ctx, i, draft, applied); err != nil {
+		return err
+	}
+	u.layers[i] = draft.ID
+	close(u.ready[i])
+	return nil
+}
+
+// known takes a layer that is unpacked already.
+func (u *unpacking) known(i int) bool {
+	id, err := u.im.env.Hold.Chain(u.chains[i])
+	if err != nil {
+		return false
+	}
+	u.layers[i] = id
+	close(u.ready[i])
+	return true
+}
+
+func (u *unpacking) slot(ctx context.Context) (func(), error) {
+	select {
+	case u.im.slots <- struct{}{}:
+		return func() { <-u.im.slots }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+func (u *unpacking) commit(ctx context.Context, i int, draft *store.Draft, applied *layer.Applied) error {
+	diff := u.img.Config.RootFS.DiffIDs[i]
+	return u.im.store.Update(ctx, func(b *store.Batch) error {
+		b.Layer(draft, store.LayerInfo{DiffID: diff, Size: applied.Bytes, TarSize: applied.TarSize, Files: applied.Entries, Created: time.Now()})
+		b.Chain(u.chains[i], draft.ID)
+		b.Variant(diff, u.img.Blobs[i])
+		return nil
+	})
+}
+
+// apply brings layer i into the draft: from the store's blob, or from its source, whose bytes are then kept as a blob.
+func (u *unpacking) apply(ctx context.Context, i int, draft *store.Draft) (*layer.Applied, error) {
+	d := u.img.Blobs[i]
+	u.im.env.Hold.Blobs(d.Digest)
+	w, err := u.im.store.NewBlob(ctx, d.Digest) // waits if another build is at it
+	if err != nil {
+		return nil, err
+	}
+	defer w.Abort()
+	if w.Complete() {
+		return u.fromBlob(ctx, i, draft)
+	}
+	offset := w.Offset()
+	if offset > d.Size {
+		return nil, diag.Errorf(diag.Invalid, "%s: %d bytes were received, the manifest says %d", d.Digest, offset, d.Size)
+	}
+	body, err := u.img.from.open(ctx, d, offset)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	p := &progress{sink: u.im.env.Progress, vertex: u.vertex, item: short(d.Digest), action: "downloading", total: d.Size, sofar: offset}
+	p.emit(false)
+	in := &kept{&counted{body, p}, w}
+	if offset > 0 { // a part came earlier: complete the blob, then read it from its begin
+		if _, err := io.Copy(io.Discard, in); err != nil {
+			return nil, err
+		}
+		if _, _, err := w.Commit(ctx); err != nil {
+			return nil, err
+		}
+		p.done()
+		return u.fromBlob(ctx, i, draft)
+	}
+	// Reading ahead takes network, digest and blob off the path of the decompressor.
+	raw := layer.NewDigestReader(in)
+	defer raw.Close()
+	applied, err := u.stream(ctx, i, raw, draft)
+	if err != nil && (ctx.Err() != nil || d.Size-w.Offset() > 8<<20) {
+		return nil, err
+	}
+	// Wrong bytes also fail to unpack. That they are wrong is the better message.
+	if got := raw.Digest(); raw.Size() == d.Size && got != d.Digest {
+		_, _, err = w.Commit(ctx) // refuses them, and keeps nothing to resume from
+		return nil, diag.Errorf(diag.Invalid, "the bytes received for %s have the digest %s: %w", d.Digest, got, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if _, _, err := w.Commit(ctx); err != nil {
+		return nil, err
+	}
+	p.done()
+	return applied, nil
+}
+
+// kept writes what is read through it to a blob.
+type kept struct {
+	r io.Reader
+	w io.Writer
+}
+
+func (k *kept) Read(p []byte) (int, error) {
+	n, err := k.r.Read(p)
+	if n > 0 {
+		if _, werr := k.w.Write(p[:n]); werr != nil {
+			return n, werr
+		}
+	}
+	return n, err
+}
+
+func (u *unpacking) fromBlob(ctx context.Context, i int, draft *store.Draft) (*layer.Applied, error) {
+	b, err := u.im.store.OpenBlob(ctx, u.img.Blobs[i].Digest)
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	return u.stream(ctx, i, b.Reader(), draft)
+}
+
+// stream decompresses, verifies and unpacks. What it has read when it fails is in the draft, which is thrown away.
+func (u *unpacking) stream(ctx context.Context, i int, r io.Reader, draft *store.Draft) (*layer.Applied, error) {
+	plain, _, err := layer.Decompress(r)
+	if err != nil {
+		return nil, err
+	}
+	defer plain.Close()
+	p := &progress{sink: u.im.env.Progress, vertex: u.vertex, item: short(u.img.Blobs[i].Digest), action: "extracting"}
+	tar := layer.NewDigestReader(&counted{plain, p})
+	defer tar.Close()
+	applied, err := layer.Apply(ctx, tar, draft.Dir, layer.ApplyOptions{})
+	if err != nil {
+		return nil, diag.Errorf(diag.KindOf(err), "layer %s: %w", short(u.img.Blobs[i].Digest), err)
+	}
+	if want, got := u.img.Config.RootFS.DiffIDs[i], tar.Digest(); got != want {
+		return nil, diag.Errorf(diag.Invalid, "layer %d (%s) has the diff_id %s, but the configuration says %s", i+1, short(u.img.Blobs[i].Digest), got, want).
+			WithHint("the image is damaged or forged; nothing of this layer was kept")
+	}
+	p.done()
+	return applied, nil
+}
+
+// remember records the image under its name. Platforms that the record has already stay, if the index is the same.
+func (im *Images) remember(ctx context.Context, img *Image, layers []store.LayerID) error {
+	mine := store.PlatformImage{Platform: img.Platform, Config: img.ConfigDigest, Layers: layers, DiffIDs: img.Config.RootFS.DiffIDs,
+		Manifest: img.Manifest, Annotations: img.Annotations}
+	if im.haveAll(img.Blobs) {
+		mine.Blobs = img.Blobs
+	}
+	release, err := im.locks.take(ctx, "image "+img.record)
+	if err != nil {
+		return err
+	}
+	defer release()
+	rec := store.Image{Name: img.record, Updated: time.Now(), Index: img.Index}
+	if old, err := im.env.Hold.Image(img.record); err == nil && sameDigest(old.Index, img.Index) {
+		for _, p := range old.Platforms {
+			if p.Config != mine.Config && img.Index != nil {
+				rec.Platforms = append(rec.Platforms, p)
+			}
+		}
+	}
+	rec.Platforms = append(rec.Platforms, mine)
+	return im.store.Update(ctx, func(b *store.Batch) error {
+		b.Image(img.record, rec)
+		return nil
+	})
+}
+
+func sameDigest(a, b *image.Descriptor) bool {
+	return a != nil && b != nil && a.Digest == b.Digest
+}
+
+func (im *Images) haveAll(blobs []image.Descriptor) bool {
+	for _, d := range blobs {
+		if _, ok := im.store.HasBlob(d.Digest); !ok {
+			return false
+		}
+	}
+	return true
+}
