@@ -51,6 +51,24 @@ func Render(w io.Writer, err error) {
 	}
 }
 
+// RenderWarning writes a warning as Render writes an error.
+func RenderWarning(w io.Writer, x *Warning) {
+	if x.Rule != "" {
+		fmt.Fprintf(w, "warning: %s: %s\n", x.Rule, x.Msg)
+	} else {
+		fmt.Fprintf(w, "warning: %s\n", x.Msg)
+	}
+	for _, d := range x.Detail {
+		fmt.Fprintf(w, "  %s\n", d)
+	}
+	if x.URL != "" {
+		fmt.Fprintf(w, "  %s\n", x.URL)
+	}
+	for _, at := range x.At {
+		excerpt(w, at)
+	}
+}
+
 // An outer error may have been given places while the log and the hint stay with the inner one.
 func logOf(err error) []string {
 	for d := (*Error)(nil); errors.As(err, &d); err = d.Err {

@@ -107,15 +107,13 @@ func (c *Config) Clone() *Config {
 	return &d
 }
 
-// Target is what a build makes for one platform: a tree and the configuration of the image around it. History has a row
-// for every instruction; those of layers stand in the order of Layers.
+// Target is what a build makes for one platform: a tree and the configuration of the image around it. The history has a
+// row for every instruction; those that are not empty stand in the order of the tree's layers.
 type Target struct {
 	ID       string // "linux/amd64"
 	Root     graph.Edge
 	Platform graph.Platform
 	Config   *Config // RootFS is filled in when the layers are known
-	// Layers are the edges whose top layer an instruction made, bottom first, one per history row that is not empty,
-	// after those of Base. They let the exporter give every row its layer.
 	Base     *Base
 	Metadata map[string]string // for exporters and clients, such as the base image's name
 }

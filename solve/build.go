@@ -180,7 +180,10 @@ func (b *Build[R, E]) computeKey(n *node[R]) error {
 	if pin.Volatile {
 		pin.Value = fmt.Sprintf("build %d", b.id)
 	}
-	p := &Preimage{Tenant: b.s.tenant, Kind: v.Op.Kind(), Op: graph.Canonical(v.Op), Platform: v.Platform, Pin: pin.Value, Inputs: make([]Input, len(v.In))}
+	p := &Preimage{Tenant: b.s.tenant, Kind: v.Op.Kind(), Platform: v.Platform, Pin: pin.Value, Inputs: make([]Input, len(v.In))}
+	if !pin.Complete {
+		p.Op = graph.Canonical(v.Op)
+	}
 	var g errgroup.Group
 	for i, e := range v.In {
 		if e.IsScratch() {

@@ -16,7 +16,7 @@ import (
 type Preimage struct {
 	Tenant   string          `json:"tenant,omitempty"`
 	Kind     string          `json:"kind"`
-	Op       json.RawMessage `json:"op"`
+	Op       json.RawMessage `json:"op,omitempty"`
 	Platform graph.Platform  `json:"platform,omitzero"`
 	Pin      string          `json:"pin,omitempty"`
 	Inputs   []Input         `json:"inputs,omitempty"`

@@ -21,6 +21,7 @@ type Result interface {
 // Pin is what a vertex stands for at this moment.
 type Pin struct {
 	Value    string // the digest or commit behind a name; "" = nothing to pin
+	Complete bool   // Value says all about the content: two ops with this value are equal, however they are spelt
 	Volatile bool   // the vertex's key says nothing about its content: it is run in every build and never stored
 	Light    bool   // its run takes no slot: it waits for a network or does next to nothing
 }

@@ -1,0 +1,263 @@
+package engine
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/dockerfile"
+	"github.com/strata-build/strata/event"
+	"github.com/strata-build/strata/export"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/registry"
+	"github.com/strata-build/strata/session"
+	"github.com/strata-build/strata/solve"
+	"github.com/strata-build/strata/source"
+	"github.com/strata-build/strata/store"
+	"github.com/strata-build/strata/tree"
+)
+
+// build is the environment of one build: what its steps may use.
+type build struct {
+	e       *Engine
+	session session.Session // nil = no client
+	sink    event.Sink
+	allow   []string
+	web     *registry.Client // with the session's credentials
+	hold    *store.Hold
+	images  *source.Images
+	git     *source.GitSource
+	http    *source.HTTPSource
+	work    *solve.Build[tree.Tree, *build]
+	made    atomic.Pointer[early] // who is told of steps that ran
+}
+
+// newBuild starts a build. close ends it.
+func (e *Engine) newBuild(ctx context.Context, s session.Session, sink event.Sink, allow []string) *build {
+	b := &build{e: e, session: s, allow: allow, hold: e.store.Hold(), web: e.web}
+	b.sink = func(ev event.Event) {
+		if w := b.made.Load(); w != nil {
+			w.done(ev)
+		}
+		sink.Emit(ev)
+	}
+	if s != nil {
+		b.web = e.web.For(s.Credential)
+	}
+	env := source.Env{Store: e.store, Hold: b.hold, Registry: b.web, Session: s, Progress: b.sink}
+	b.images = e.puller.Images(env)
+	b.git = source.NewGit(env)
+	b.http = source.NewHTTP(env)
+	b.work = e.solver.Build(ctx, b, b.sink)
+	e.listen(b)
+	return b
+}
+
+func (b *build) close() {
+	b.e.unlisten(b)
+	b.work.Close()
+	b.hold.Release()
+}
+
+// Build builds what a Dockerfile says and exports it.
+func (e *Engine) Build(ctx context.Context, req Request, s session.Session, sink event.Sink) (*Response, error) {
+	outs, err := exporters(&req)
+	if err != nil {
+		return nil, err
+	}
+	b := e.newBuild(ctx, s, sink, req.Allow)
+	defer b.close()
+	dreq, err := dockerfile.ReadInputs(ctx, b.dockerfile(&req), b)
+	if err != nil {
+		return nil, err
+	}
+	if req.Check || req.Call != "" && req.Call != "build" {
+		return b.call(ctx, &req, dreq)
+	}
+	plan, err := dockerfile.Plan(ctx, dreq, b)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range plan.Warnings {
+		sink.Emit(event.Event{Kind: event.Warn, Warning: &w})
+	}
+	stop := b.packEarly(ctx, plan, outs, req.Epoch)
+	defer stop()
+	set, err := b.solve(ctx, plan)
+	if err != nil {
+		return nil, err
+	}
+	return b.export(ctx, set, outs)
+}
+
+// dockerfile is the request as the frontend takes it.
+func (b *build) dockerfile(req *Request) dockerfile.Request {
+	d := dockerfile.Request{
+		Filename: req.Dockerfile, Target: req.Target, BuildArgs: req.BuildArgs, Labels: req.Labels, Platforms: req.Platforms,
+		NoCache: req.NoCache, NoCacheFilter: req.NoCacheFilter, ContextURL: req.Context, LocalDocker: req.LocalFile,
+		Contexts: req.BuildContexts, Network: req.Network, ExtraHosts: req.ExtraHosts, Limits: req.Limits, Epoch: req.Epoch,
+	}
+	if req.Pull {
+		d.ResolveMode = graph.ResolvePull
+	}
+	return d
+}
+
+// solve makes the targets of a plan.
+func (b *build) solve(ctx context.Context, plan *image.Plan) (*export.Set, error) {
+	edges := make([]graph.Edge, len(plan.Targets))
+	for i, t := range plan.Targets {
+		edges[i] = t.Root
+	}
+	trees, err := b.work.Solve(edges...)
+	if err != nil {
+		return nil, err
+	}
+	set := &export.Set{Multi: len(plan.Targets) > 1}
+	for i, t := range plan.Targets {
+		out := trees[i]
+		if out == nil {
+			out = tree.NewStack(b.e.store, nil)
+		}
+		set.Images = append(set.Images, export.Image{
+			Platform: t.Platform, Config: t.Config, Tree: out, Base: t.Base, BaseLayers: b.baseLayers(ctx, t),
+		})
+	}
+	return set, nil
+}
+
+// baseLayers is how many of a target's layers come from its base image.
+func (b *build) baseLayers(ctx context.Context, t image.Target) int {
+	v := rootSource(t.Root)
+	if v == nil {
+		return 0
+	}
+	o, ok := v.Op.(*graph.Image)
+	if !ok {
+		return 0
+	}
+	img, err := b.images.Resolve(ctx, o, v.Platform)
+	if err != nil {
+		return 0 // it was resolved for the plan; if it is gone now, no layer is the base's for sure
+	}
+	return len(img.Config.RootFS.DiffIDs)
+}
+
+// exporters makes the exporters that a request asks for, before anything is built.
+func exporters(req *Request) ([]export.Exporter, error) {
+	var all []export.Exporter
+	for _, o := range req.Outputs {
+		attrs := map[string]string{}
+		for k, v := range o.Attrs {
+			attrs[k] = v
+		}
+		named := o.Type == "image" || o.Type == "registry" || o.Type == "oci" || o.Type == "docker"
+		if named && attrs["name"] == "" && len(req.Tags) > 0 {
+			attrs["name"] = strings.Join(req.Tags, ",")
+		}
+		if named {
+			for _, a := range req.Annotations {
+				if err := annotate(attrs, a); err != nil {
+					return nil, err
+				}
+			}
+		}
+		if _, ok := attrs["source-date-epoch"]; !ok && req.Epoch != nil && o.Type != "cacheonly" {
+			attrs["source-date-epoch"] = formatUnix(*req.Epoch)
+		}
+		x, err := export.New(export.Output{Type: o.Type, Attrs: attrs, Dest: o.Dest})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, x)
+	}
+	return all, nil
+}
+
+// annotate adds "[TYPE[,TYPE]:]NAME=VALUE", as --annotation has it, to an output's attributes.
+func annotate(attrs map[string]string, a string) error {
+	name, value, ok := strings.Cut(a, "=")
+	if !ok || name == "" {
+		return diag.Errorf(diag.Invalid, "annotation %q: it must be [TYPE:]NAME=VALUE", a)
+	}
+	types := []string{"manifest"}
+	if t, rest, ok := strings.Cut(name, ":"); ok && !strings.Contains(t, ".") {
+		types, name = strings.Split(t, ","), rest
+	}
+	for _, t := range types {
+		t = strings.TrimSpace(t)
+		if t == "manifest" {
+			attrs["annotation."+name] = value
+			continue
+		}
+		attrs["annotation-"+t+"."+name] = value
+	}
+	return nil
+}
+
+func (b *build) export(ctx context.Context, set *export.Set, outs []export.Exporter) (*Response, error) {
+	env := &export.Env{Store: b.e.store, Packer: b.e.packer, Registry: b.web, Session: b.session, Events: b.sink}
+	receipts, err := export.Run(ctx, env, set, outs)
+	if err != nil {
+		return nil, err
+	}
+	resp := &Response{Metadata: map[string]any{}}
+	meta := export.Metadata(receipts)
+	for k, v := range meta {
+		resp.Metadata[k] = readable(k, v)
+	}
+	resp.ID = meta["containerimage.config.digest"]
+	if len(set.Images) > 1 || resp.ID == "" {
+		resp.ID = meta["containerimage.digest"]
+	}
+	return resp, nil
+}
+
+// allowed refuses what a step asks for and the user has not allowed.
+func (b *build) allowed(n graph.Network, s graph.Security) error {
+	refuse := func(what string) error {
+		return diag.Errorf(diag.Denied, "entitlement %s is not allowed", what).WithHint("if you trust this build, add --allow %s", what)
+	}
+	if n == graph.NetworkHost && !slices.Contains(b.allow, "network.host") {
+		return refuse("network.host")
+	}
+	if s == graph.SecurityInsecure && !slices.Contains(b.allow, "security.insecure") {
+		return refuse("security.insecure")
+	}
+	return nil
+}
+
+// listeners are the builds that are told what concerns all of them.
+type listeners struct {
+	mu  sync.Mutex
+	all map[*build]bool
+}
+
+func (e *Engine) listen(b *build) {
+	e.now.mu.Lock()
+	defer e.now.mu.Unlock()
+	if e.now.all == nil {
+		e.now.all = map[*build]bool{}
+	}
+	e.now.all[b] = true
+}
+
+func (e *Engine) unlisten(b *build) {
+	e.now.mu.Lock()
+	defer e.now.mu.Unlock()
+	delete(e.now.all, b)
+}
+
+// tellAll sends a message to the user of every build.
+func (e *Engine) tellAll(text string) {
+	e.log.Warn(text)
+	e.now.mu.Lock()
+	defer e.now.mu.Unlock()
+	for b := range e.now.all {
+		b.sink.Emit(event.Event{Kind: event.Message, Text: text})
+	}
+}

@@ -1,0 +1,105 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/solve"
+	"github.com/strata-build/strata/store"
+	"github.com/strata-build/strata/tree"
+)
+
+// cache keeps the solver's results in the store.
+type cache struct{ s *store.Store }
+
+func (c cache) Lookup(_ context.Context, key graph.Digest) ([]tree.Tree, error) {
+	hold := c.s.Hold()
+	defer hold.Release()
+	r, err := hold.Result(key)
+	if err != nil {
+		return nil, err
+	}
+	outs := make([]tree.Tree, len(r.Outputs))
+	for i, layers := range r.Outputs {
+		outs[i] = tree.NewStack(c.s, layers)
+	}
+	return outs, nil
+}
+
+// Store commits the layers of a result and the result itself at once.
+func (c cache) Store(ctx context.Context, e *solve.Entry[tree.Tree]) error {
+	preimage, err := json.Marshal(e.Preimage)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	r := store.Result{Label: e.Name, Cost: e.Cost, Created: now}
+	var stacks []*tree.Stack
+	err = c.s.Update(ctx, func(b *store.Batch) error {
+		for _, out := range e.Outputs {
+			t, ok := out.(*tree.Stack)
+			if !ok {
+				return errors.New("a result that is not in the store cannot be kept")
+			}
+			if draft, info := t.Pending(); draft != nil {
+				info.ID = draft.ID
+				if info.Created.IsZero() {
+					info.Created = now
+				}
+				b.Layer(draft, info)
+			}
+			stacks = append(stacks, t)
+			r.Outputs = append(r.Outputs, t.IDs())
+		}
+		b.Result(e.Key, r)
+		b.Preimage(e.Key, preimage)
+		b.Memo(latest(e.Name, e.Preimage), e.Key)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, t := range stacks {
+		t.Committed()
+	}
+	return nil
+}
+
+func (c cache) Memo(_ context.Context, of graph.Digest) (graph.Digest, error) { return c.s.Memo(of) }
+
+func (c cache) SetMemo(ctx context.Context, of, is graph.Digest) error {
+	return c.s.Update(ctx, func(b *store.Batch) error {
+		b.Memo(of, is)
+		return nil
+	})
+}
+
+// Why compares a preimage with that of the last run of a step with the same name.
+func (c cache) Why(_ context.Context, name string, p *solve.Preimage) string {
+	key, err := c.s.Memo(latest(name, p))
+	if err != nil {
+		return "it was never run here"
+	}
+	raw, err := c.s.Preimage(key)
+	if err != nil {
+		return ""
+	}
+	var old solve.Preimage
+	if json.Unmarshal(raw, &old) != nil {
+		return ""
+	}
+	if old.Key() == p.Key() {
+		return "its result is no longer kept"
+	}
+	return solve.Explain(&old, p)
+}
+
+// latest names the memo of the last key of a step.
+func latest(name string, p *solve.Preimage) graph.Digest {
+	return digest.FromString("latest\x00" + p.Tenant + "\x00" + p.Kind + "\x00" + name)
+}

@@ -1,0 +1,123 @@
+package engine
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/strata-build/strata/event"
+	"github.com/strata-build/strata/export"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+)
+
+// early starts what exporters will need of a layer as soon as it is made, while later steps still run.
+type early struct {
+	ctx   context.Context
+	b     *build
+	outs  []export.Exporter
+	epoch *time.Time
+	wants map[graph.Digest]graph.Edge // by vertex: those whose top layer is part of an image
+
+	mu     sync.Mutex
+	closed bool
+	wg     sync.WaitGroup
+}
+
+// packEarly watches the build for layers of the targets' images. The returned function ends the watch and what it
+// started; an exporter that has joined some of that work keeps it going.
+func (b *build) packEarly(ctx context.Context, plan *image.Plan, outs []export.Exporter, epoch *time.Time) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	w := &early{ctx: ctx, b: b, outs: outs, epoch: epoch, wants: map[graph.Digest]graph.Edge{}}
+	for _, t := range plan.Targets {
+		w.follow(t.Root)
+	}
+	b.made.Store(w)
+	return func() {
+		b.made.Store(nil)
+		w.mu.Lock()
+		w.closed = true
+		w.mu.Unlock()
+		cancel()
+		w.wg.Wait()
+	}
+}
+
+// follow collects the vertices that a tree's layers come from.
+func (w *early) follow(e graph.Edge) {
+	if e.V == nil || w.wants[e.V.ID].V != nil {
+		return
+	}
+	w.wants[e.V.ID] = e
+	for _, in := range below(e) {
+		w.follow(in)
+	}
+}
+
+// below returns the trees that an output is stacked on.
+func below(e graph.Edge) []graph.Edge {
+	switch o := e.V.Op.(type) {
+	case *graph.Exec:
+		for _, m := range o.Mounts {
+			if m.Output == e.Out && m.Input >= 0 && m.Input < len(e.V.In) {
+				return []graph.Edge{e.V.In[m.Input]}
+			}
+		}
+	case *graph.File:
+		for i := len(o.Actions) - 1; i >= 0; i-- {
+			if o.Actions[i].Out != e.Out {
+				continue
+			}
+			in := o.Actions[i].In
+			for in >= len(e.V.In) {
+				in = o.Actions[in-len(e.V.In)].In
+			}
+			if in >= 0 {
+				return []graph.Edge{e.V.In[in]}
+			}
+		}
+	case *graph.Merge:
+		return e.V.In
+	}
+	return nil
+}
+
+// rootSource returns the source at the bottom of a tree, nil for scratch.
+func rootSource(e graph.Edge) *graph.Vertex {
+	for e.V != nil {
+		next := below(e)
+		if len(next) == 0 {
+			return e.V
+		}
+		e = next[0]
+	}
+	return nil
+}
+
+// done hears of a vertex that ran.
+func (w *early) done(e event.Event) {
+	edge, ok := w.wants[e.Vertex]
+	if !ok || e.Kind != event.Done || e.Cached || e.Error != "" {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return
+	}
+	w.wg.Go(func() {
+		trees, err := w.b.work.Solve(edge) // it has just been solved
+		if err != nil || trees[0] == nil {
+			return
+		}
+		ids, ok := trees[0].Layers()
+		if !ok || len(ids) == 0 {
+			return
+		}
+		for _, x := range w.outs {
+			if err := w.b.e.packer.Early(w.ctx, x, ids[len(ids)-1], w.epoch); err != nil {
+				w.b.e.log.Debug("early export", "err", err) // the exporter meets the error again, and reports it
+			}
+		}
+	})
+}

@@ -1,0 +1,132 @@
+package engine
+
+import (
+	"io"
+	"time"
+
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+)
+
+// Request is a build of a Dockerfile.
+type Request struct {
+	Dockerfile    string            // name in the session's directory "dockerfile", or in a remote context
+	Context       string            // "" = the session's directory "context", else a git or http(s) URL
+	LocalFile     bool              // the Dockerfile is in the session's directory even if the context is remote
+	BuildArgs     map[string]string // --build-arg
+	BuildContexts map[string]string // named contexts: docker-image://REF, oci-layout://DIR@DIGEST, local:DIR, target:STAGE, a URL
+	Target        string            // "" = the last stage
+	Platforms     []graph.Platform  // empty = this machine's
+	NoCache       bool
+	NoCacheFilter []string // stages
+	Pull          bool     // ask the registry for base images that the store has
+	Labels        map[string]string
+	Network       graph.Network // of RUN without --network
+	Allow         []string      // network.host, security.insecure, device
+	ExtraHosts    []graph.HostIP
+	Limits        graph.Limits // of every RUN
+	Tags          []string     // names for the outputs that name images
+	Outputs       []Output     // empty = the result stays in the cache
+	Epoch         *time.Time   // SOURCE_DATE_EPOCH
+	Check         bool         // lint only
+	Call          string       // build, check, outline or targets; "" = build
+	Annotations   []string     // [TYPE:]NAME=VALUE
+}
+
+// Output asks for one export. Dest is the session's name of the destination.
+type Output struct {
+	Type  string // image, registry, oci, docker, local, tar, cacheonly
+	Attrs map[string]string
+	Dest  string
+}
+
+// Response is what a build made.
+type Response struct {
+	Metadata map[string]any // with BuildKit's keys
+	ID       string         // the image's ID: the digest of its configuration, or of the index of several platforms
+	Text     string         // what Check and Call print
+}
+
+// ImageInfo describes an image of the store.
+type ImageInfo struct {
+	Name      string
+	ID        string // digest of the configuration of the first platform
+	Digest    string // of the manifest or index, "" if none was made yet
+	Updated   time.Time
+	Size      int64 // bytes of the layers on disk
+	Platforms []ImagePlatform
+}
+
+// ImagePlatform is an image for one platform.
+type ImagePlatform struct {
+	Platform graph.Platform
+	ID       string
+	Size     int64
+	Layers   []graph.Digest // diff_ids, bottom first
+	Config   *image.Config
+}
+
+// ImportOptions say what an imported root file system becomes. Archives that are images bring all of it themselves.
+type ImportOptions struct {
+	Name     string
+	Platform graph.Platform
+	Changes  []string // Dockerfile instructions that change the configuration: `CMD ["sh"]`
+	Message  string   // comment of the history row
+}
+
+// RunRequest runs a command in a container of an image; what it writes is thrown away.
+type RunRequest struct {
+	Image      string
+	Platform   graph.Platform
+	Args       []string // replace CMD
+	Entrypoint []string // replaces ENTRYPOINT if it is not nil
+	Env        []string
+	User       string
+	Cwd        string
+	Hostname   string
+	Network    graph.Network
+	ExtraHosts []graph.HostIP
+	Binds      []Bind
+	Limits     graph.Limits
+	ReadOnly   bool
+	TTY        bool
+	Stdin      io.Reader
+	Stdout     io.Writer
+	Stderr     io.Writer
+	Resize     <-chan [2]uint16 // rows and columns
+}
+
+// Bind mounts a directory or file of the host.
+type Bind struct {
+	Source, Target string
+	ReadOnly       bool
+}
+
+// PrunePolicy says what to remove. The zero policy removes what no image and no recent build uses.
+type PrunePolicy struct {
+	All       bool  // also what is used by nothing but might be again
+	KeepBytes int64 // stop when the state is this small
+	Until     time.Duration
+	Filters   []string
+	DryRun    bool
+}
+
+// Pruned is something that was removed, and why.
+type Pruned struct {
+	ID, Label, Reason string
+	Size              int64
+}
+
+// UsageItem is something that takes space.
+type UsageItem struct {
+	ID, Kind, Label string
+	Size            int64
+	Created, Used   time.Time
+	InUse           bool
+}
+
+// Problem is something that Check found.
+type Problem struct {
+	What, Where, Err string
+	Repaired         bool
+}

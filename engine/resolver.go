@@ -1,0 +1,68 @@
+package engine
+
+import (
+	"context"
+	"time"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/dockerfile"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/tree"
+)
+
+var _ dockerfile.Resolver = (*build)(nil)
+
+// Image implements dockerfile.Resolver.
+func (b *build) Image(ctx context.Context, ref string, p graph.Platform, mode graph.ResolveMode) (dockerfile.Resolved, error) {
+	img, err := b.images.Resolve(ctx, &graph.Image{Ref: ref, Mode: mode}, p)
+	if err != nil {
+		return dockerfile.Resolved{}, err
+	}
+	return dockerfile.Resolved{Digest: img.Digest, Config: img.Config}, nil
+}
+
+// OCILayout implements dockerfile.Resolver.
+func (b *build) OCILayout(ctx context.Context, ref string, p graph.Platform) (dockerfile.Resolved, error) {
+	img, err := b.images.ResolveLayout(ctx, &graph.OCILayout{Ref: ref}, p)
+	if err != nil {
+		return dockerfile.Resolved{}, err
+	}
+	return dockerfile.Resolved{Digest: img.Digest, Config: img.Config}, nil
+}
+
+// Input implements dockerfile.Resolver: the command line passes no trees.
+func (b *build) Input(_ context.Context, name string) (graph.Edge, *image.Config, error) {
+	return graph.Edge{}, nil, diag.Errorf(diag.NotFound, "the build was given no input named %q", name)
+}
+
+// filer is a tree of which single files can be read without a mount.
+type filer interface{ Files() (*tree.Files, error) }
+
+// ReadFile implements dockerfile.Resolver.
+func (b *build) ReadFile(ctx context.Context, from graph.Edge, path string, limit int64) ([]byte, error) {
+	trees, err := b.work.Solve(from)
+	if err != nil {
+		return nil, err
+	}
+	t, ok := trees[0].(filer)
+	if !ok {
+		return nil, diag.Errorf(diag.NotFound, "%s: not found", path)
+	}
+	files, err := t.Files()
+	if err != nil {
+		return nil, err
+	}
+	return files.ReadFile(ctx, path, limit)
+}
+
+// Time implements dockerfile.Resolver.
+func (b *build) Time(ctx context.Context, src graph.Edge) (time.Time, error) {
+	switch o := src.V.Op.(type) {
+	case *graph.Git:
+		return b.git.Time(ctx, o)
+	case *graph.HTTP:
+		return b.http.Time(ctx, o)
+	}
+	return time.Time{}, nil
+}

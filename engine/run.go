@@ -1,0 +1,162 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"strings"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/event"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/sandbox"
+	"github.com/strata-build/strata/session"
+	"github.com/strata-build/strata/tree"
+)
+
+// Native is the platform of this machine.
+func Native() graph.Platform { return graph.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH} }
+
+// Run runs a command in a container of an image and returns its exit code. What the command writes is thrown away.
+func (e *Engine) Run(ctx context.Context, r RunRequest, s session.Session, sink event.Sink) (code int, err error) {
+	b := e.newBuild(ctx, s, sink, nil)
+	defer b.close()
+	p := r.Platform
+	if p.OS == "" {
+		p = Native()
+	}
+	ref, err := e.runRef(r.Image)
+	if err != nil {
+		return 0, err
+	}
+	op := &graph.Image{Ref: ref}
+	img, err := b.images.Resolve(ctx, op, p)
+	if err != nil {
+		return 0, err
+	}
+	trees, err := b.work.Solve(graph.Edge{V: graph.New(op, nil, graph.On(p), graph.Named("pull %s", familiar(ref)))})
+	if err != nil {
+		return 0, err
+	}
+	spec, err := runSpec(&r, img.Config)
+	if err != nil {
+		return 0, err
+	}
+	ids, _ := trees[0].Layers()
+	root, unmount, err := e.scratchRoot(ctx, tree.NewStack(e.store, ids))
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, unmount()) }()
+	spec.RootFS = root
+	exit, err := e.box.Run(ctx, spec)
+	if err != nil {
+		return 0, err
+	}
+	return exit.Code, nil
+}
+
+// runRef completes an image's name, or finds the name of an image given by its ID.
+func (e *Engine) runRef(name string) (string, error) {
+	im, err := e.image(name)
+	if err == nil {
+		return im.Name, nil
+	}
+	return name, nil // the source asks the registry, and says what is wrong with the name
+}
+
+// scratchRoot mounts a tree with a layer on top that is thrown away.
+func (e *Engine) scratchRoot(ctx context.Context, t *tree.Stack) (dir string, unmount func() error, err error) {
+	draft, err := e.store.NewLayer(ctx)
+	if err != nil {
+		t.Release()
+		return "", nil, err
+	}
+	dir, cleanup, err := e.store.TempDir("run-")
+	if err != nil {
+		draft.Discard()
+		t.Release()
+		return "", nil, err
+	}
+	undo, err := t.Mount(ctx, dir, draft)
+	end := func() {
+		cleanup()
+		draft.Discard()
+		t.Release()
+	}
+	if err != nil {
+		end()
+		return "", nil, err
+	}
+	return dir, func() error {
+		err := undo()
+		end()
+		return err
+	}, nil
+}
+
+// runSpec says how a container of an image runs.
+func runSpec(r *RunRequest, c *image.Config) (*sandbox.Spec, error) {
+	entry, args := c.Config.Entrypoint, r.Args
+	if r.Entrypoint != nil {
+		entry = r.Entrypoint
+	} else if len(args) == 0 {
+		args = c.Config.Cmd
+	}
+	argv := append(append([]string(nil), entry...), args...)
+	if len(argv) == 0 || argv[0] == "" {
+		return nil, diag.Errorf(diag.Invalid, "%s has neither a command nor an entrypoint", r.Image).WithHint("say what to run: strata run %s COMMAND", r.Image)
+	}
+	spec := &sandbox.Spec{
+		Args: argv, Env: mergeEnv(c.Config.Env, r.Env), Cwd: first(r.Cwd, c.Config.WorkingDir), User: first(r.User, c.Config.User),
+		Hostname: first(r.Hostname, "strata"), Network: r.Network, ExtraHosts: r.ExtraHosts, Limits: r.Limits, ReadOnlyRoot: r.ReadOnly,
+		Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, TTY: r.TTY,
+	}
+	if r.TTY {
+		spec.Env = mergeEnv([]string{"TERM=xterm"}, spec.Env)
+	}
+	for _, m := range r.Binds {
+		spec.Mounts = append(spec.Mounts, sandbox.Mount{Type: sandbox.Bind, Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly})
+	}
+	if r.Resize != nil {
+		sizes := make(chan sandbox.WinSize)
+		go func() {
+			defer close(sizes)
+			for s := range r.Resize {
+				sizes <- sandbox.WinSize{Rows: s[0], Cols: s[1]}
+			}
+		}()
+		spec.Resize = sizes
+	}
+	return spec, nil
+}
+
+// mergeEnv adds variables to others; a later value for a name replaces the earlier one.
+func mergeEnv(base, more []string) []string {
+	out := append([]string(nil), base...)
+	at := map[string]int{}
+	for i, kv := range out {
+		k, _, _ := strings.Cut(kv, "=")
+		at[k] = i
+	}
+	for _, kv := range more {
+		k, _, _ := strings.Cut(kv, "=")
+		if i, ok := at[k]; ok {
+			out[i] = kv
+			continue
+		}
+		at[k] = len(out)
+		out = append(out, kv)
+	}
+	return out
+}
+
+func first(s ...string) string {
+	for _, v := range s {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}

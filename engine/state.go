@@ -1,0 +1,88 @@
+package engine
+
+import (
+	"context"
+	"path"
+	"strings"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/store"
+)
+
+// Prune removes what a policy lets go.
+func (e *Engine) Prune(ctx context.Context, p PrunePolicy) ([]Pruned, error) {
+	keep, err := filter(p.Filters)
+	if err != nil {
+		return nil, err
+	}
+	freed, err := e.store.GC(ctx, store.Policy{
+		MaxBytes: p.KeepBytes, KeepDuration: p.Until, All: p.All || p.KeepBytes == 0, Filter: keep, DryRun: p.DryRun,
+	})
+	if err != nil {
+		return nil, err
+	}
+	var out []Pruned
+	for _, it := range freed.Items {
+		out = append(out, Pruned{ID: it.ID, Label: it.Kind + " " + it.Label, Reason: it.Why, Size: it.Size})
+	}
+	return out, nil
+}
+
+// filter makes a predicate of conditions such as "type=result" and "label=*apt-get*", all of which must hold.
+func filter(conditions []string) (func(store.Usage) bool, error) {
+	if len(conditions) == 0 {
+		return nil, nil
+	}
+	type condition struct{ field, pattern string }
+	var all []condition
+	for _, c := range conditions {
+		field, pattern, ok := strings.Cut(c, "=")
+		if !ok || field != "type" && field != "label" && field != "id" {
+			return nil, diag.Errorf(diag.Invalid, "filter %q: it must be type=, label= or id= and a pattern", c)
+		}
+		if _, err := path.Match(pattern, ""); err != nil {
+			return nil, diag.Errorf(diag.Invalid, "filter %q: %w", c, err)
+		}
+		all = append(all, condition{field, pattern})
+	}
+	return func(u store.Usage) bool {
+		for _, c := range all {
+			v := map[string]string{"type": u.Kind, "label": u.Label, "id": u.ID}[c.field]
+			// "/" is an ordinary character in labels.
+			ok, err := path.Match(strings.ReplaceAll(c.pattern, "/", "\x00"), strings.ReplaceAll(v, "/", "\x00"))
+			if err != nil || !ok {
+				return false
+			}
+		}
+		return true
+	}, nil
+}
+
+// Usage lists what takes space.
+func (e *Engine) Usage(ctx context.Context) ([]UsageItem, error) {
+	all, err := e.store.Usage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]UsageItem, len(all))
+	for i, u := range all {
+		out[i] = UsageItem{ID: u.ID, Kind: u.Kind, Label: u.Label, Size: u.Size, Created: u.Created, Used: u.LastUsed, InUse: u.InUse}
+	}
+	return out, nil
+}
+
+// Check verifies the state. Full reads everything: blobs are hashed, and layers whose diff_id is known are written again
+// to nowhere and compared.
+func (e *Engine) Check(ctx context.Context, full, repair bool) ([]Problem, error) {
+	found, err := e.store.Check(ctx, store.CheckOptions{Full: full, Repair: repair, DiffID: func(ctx context.Context, dir string) (graph.Digest, error) {
+		d, _, err := layer.DiffID(ctx, dir, layer.TarOptions{})
+		return d, err
+	}})
+	out := make([]Problem, len(found))
+	for i, p := range found {
+		out[i] = Problem{What: p.Kind, Where: p.ID, Err: p.What, Repaired: p.Repaired}
+	}
+	return out, err
+}

@@ -1,0 +1,136 @@
+package engine
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/event"
+	"github.com/strata-build/strata/export"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/op"
+	"github.com/strata-build/strata/registry"
+	"github.com/strata-build/strata/sandbox"
+	"github.com/strata-build/strata/session"
+	"github.com/strata-build/strata/solve"
+	"github.com/strata-build/strata/source"
+	"github.com/strata-build/strata/tree"
+)
+
+// plug makes what the engine is made of.
+func (e *Engine) plug(ctx context.Context) (err error) {
+	hosts, err := e.hosts()
+	if err != nil {
+		return err
+	}
+	e.web = registry.New(registry.Config{Hosts: hosts, Log: e.log})
+	e.indexes = tree.NewIndexes(e.store.Root())
+	e.puller = source.NewPuller(e.store)
+	e.packer = export.NewPacker(e.store)
+	e.box, err = sandbox.New(sandbox.Options{
+		Root: filepath.Join(runDir(), e.id()), Binary: e.opt.Runtime, Log: e.log, Warn: e.tellAll,
+	})
+	if err != nil {
+		return err
+	}
+	e.files = &op.FileRunner{Store: e.store}
+	e.execs = &op.ExecRunner{Store: e.store, Sandbox: e.box}
+	e.solver = solve.New[tree.Tree, *build](runner{e}, cache{e.store}, solve.Options{Parallel: e.opt.MaxParallel, Tenant: e.opt.Tenant})
+	return nil
+}
+
+func (e *Engine) hosts() (map[string]registry.HostConfig, error) {
+	if e.opt.RegistryConfig == "" {
+		return nil, nil
+	}
+	return registry.LoadHosts(e.opt.RegistryConfig)
+}
+
+// runDir is where run-time state goes: in memory, if the machine is set up as usual.
+func runDir() string {
+	if st, err := os.Stat("/run"); err == nil && st.IsDir() && os.Geteuid() == 0 {
+		return "/run/strata"
+	}
+	return filepath.Join(os.TempDir(), "strata-run")
+}
+
+// runner plugs the kinds of vertices into the solver: the one list of them.
+type runner struct{ e *Engine }
+
+// Pin implements solve.Runner.
+func (r runner) Pin(ctx context.Context, v *graph.Vertex, b *build) (solve.Pin, error) {
+	switch o := v.Op.(type) {
+	case *graph.Local:
+		return solve.Pin{Volatile: true, Light: true}, nil
+	case *graph.Image:
+		d, err := b.images.Pin(ctx, o, v.Platform)
+		return solve.Pin{Value: string(d), Complete: true, Light: true}, err
+	case *graph.OCILayout:
+		d, err := b.images.PinLayout(ctx, o, v.Platform)
+		return solve.Pin{Value: string(d), Complete: true, Light: true}, err
+	case *graph.Blob:
+		return solve.Pin{Light: true}, nil // its reference has the digest
+	case *graph.Git:
+		p, err := b.git.Pin(ctx, o)
+		return solve.Pin{Value: p, Light: true}, err
+	case *graph.HTTP:
+		p, err := b.http.Pin(ctx, o)
+		return solve.Pin{Value: string(p), Light: true}, err
+	case *graph.Exec, *graph.File, *graph.Merge, *graph.Diff:
+		return solve.Pin{}, nil
+	}
+	return solve.Pin{}, diag.Errorf(diag.Unsupported, "this engine cannot run %s", v.Op.Kind())
+}
+
+// Run implements solve.Runner.
+func (r runner) Run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tree.Tree, error) {
+	b := s.Env
+	switch o := s.V.Op.(type) {
+	case *graph.Local:
+		return b.local(ctx, o)
+	case *graph.Image:
+		layers, _, err := b.images.Fetch(ctx, o, s.V.Platform, s.V.ID)
+		return r.stack(layers, err)
+	case *graph.OCILayout:
+		layers, _, err := b.images.FetchLayout(ctx, o, s.V.Platform, s.V.ID)
+		return r.stack(layers, err)
+	case *graph.Blob:
+		return one(b.images.FetchBlob(ctx, o, s.V.ID))
+	case *graph.Git:
+		return one(b.git.Fetch(ctx, o, s.Pin.Value, s.V.ID))
+	case *graph.HTTP:
+		return one(b.http.Fetch(ctx, o, graph.Digest(s.Pin.Value), s.V.ID))
+	case *graph.Exec:
+		return r.e.execs.Run(ctx, o, s.In, op.ExecEnv{
+			Session: b.session, Platform: s.V.Platform, Tenant: r.e.opt.Tenant, Allowed: b.allowed,
+			Log: func(stream int, data []byte) {
+				s.Emit(event.Event{Kind: event.Log, Stream: stream, Data: data})
+			},
+		})
+	case *graph.File:
+		return r.e.files.Run(ctx, o, s.In, s.V.Platform)
+	case *graph.Merge:
+		return op.Merge(ctx, r.e.store, s.In)
+	case *graph.Diff:
+		return op.Diff(ctx, r.e.store, s.In)
+	}
+	return nil, diag.Errorf(diag.Unsupported, "this engine cannot run %s", s.V.Op.Kind())
+}
+
+// local opens a directory of the client: nothing is read yet.
+func (b *build) local(ctx context.Context, o *graph.Local) ([]tree.Tree, error) {
+	var s session.Session = b.session
+	if s == nil {
+		return nil, diag.Errorf(diag.NotFound, "the directory %q was asked for, but the build has no client", o.Name)
+	}
+	dir, err := s.Dir(ctx, o.Name)
+	if err != nil {
+		return nil, err
+	}
+	key := dir.Key
+	if key == "" {
+		key = dir.Path
+	}
+	return []tree.Tree{tree.NewLocal(b.e.indexes.Get(key), dir, o)}, nil
+}
