@@ -66,7 +66,8 @@ func (s *Store) HasBlob(d graph.Digest) (int64, bool) {
 	if ok || closed || d.Validate() != nil {
 		return size, ok
 	}
-	if _, err := os.Lstat(s.blobPath(d)); err != nil || !s.writers.try(d) {
+	// A writer of a blob whose file is there already is only about to vouch for it.
+	if _, err := os.Lstat(s.blobPath(d)); err != nil || s.writers.wait(s.ctx, d) != nil {
 		return 0, false
 	}
 	defer s.writers.done(d)

@@ -61,6 +61,7 @@ type Store struct {
 	mounts   mounts
 	usage    usage
 	trash    trash
+	swept    chan struct{} // closed when there is nothing left to sweep; nil if there never was
 
 	flushMu  sync.Mutex
 	wake     chan struct{} // a flush is due
@@ -93,7 +94,10 @@ func Open(root string, opt Options) (*Store, error) {
 		s.opt.flushDelay = defaultFlushDelay
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	if err := s.open(); err != nil {
+	s.rebuilding.Store(true) // openRecords deals with a damaged database itself
+	err = s.open()
+	s.rebuilding.Store(false)
+	if err != nil {
 		s.release()
 		return nil, err
 	}
@@ -135,7 +139,7 @@ func (s *Store) open() error {
 // openRecords opens the database, after replacing a damaged one, and replays the log.
 func (s *Store) openRecords() (rebuilt bool, err error) {
 	path := s.path("meta.db")
-	s.db, err = openDatabase(path)
+	err = s.openDatabase(path, false)
 	if dmg := new(damageError); errors.As(err, &dmg) {
 		aside, kept, rerr := rebuildDatabase(path)
 		if rerr != nil {
@@ -143,13 +147,10 @@ func (s *Store) openRecords() (rebuilt bool, err error) {
 		}
 		rebuilt = true
 		s.log.Warn("the metadata database was damaged; a new one was made from what could be read", "cause", dmg.what, "records", kept, "old", aside)
-		s.db, err = openDatabase(path)
+		err = s.openDatabase(path, true)
 	}
 	if err != nil {
 		return false, s.fail("cannot open the metadata database", err)
-	}
-	if err := s.readCounters(rebuilt); err != nil {
-		return false, err
 	}
 	inc := s.opt.incarnation
 	if inc == "" {
@@ -164,6 +165,17 @@ func (s *Store) openRecords() (rebuilt bool, err error) {
 		s.log.Warn("a part of the log was not used", "damagedPlaces", bad, "filesOfAnEarlierBoot", dropped)
 	}
 	return rebuilt, nil
+}
+
+func (s *Store) openDatabase(path string, rebuilt bool) (err error) {
+	if s.db, err = openDatabase(path); err != nil {
+		return err
+	}
+	if err = s.readCounters(rebuilt); err != nil {
+		_ = s.db.close()
+		s.db = nil
+	}
+	return err
 }
 
 // readCounters takes up the clock and the layer numbers where the last flush left them.
@@ -181,7 +193,7 @@ func (s *Store) readCounters(rebuilt bool) error {
 				}
 			})
 			if err != nil {
-				return s.fail("cannot read the metadata database", err)
+				return err
 			}
 		}
 		clock += gap

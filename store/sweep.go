@@ -35,7 +35,9 @@ func (s *Store) sweep() error {
 	for _, o := range olds {
 		s.trash.add(o)
 	}
+	s.swept = make(chan struct{})
 	s.background(func() {
+		defer close(s.swept)
 		s.sweepLayers()
 		s.sweepBlobs()
 		if s.ctx.Err() != nil {
