@@ -1,0 +1,213 @@
+package op
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/sandbox"
+	"github.com/strata-build/strata/session"
+	"github.com/strata-build/strata/store"
+	"github.com/strata-build/strata/tree"
+)
+
+// ExecRunner runs commands: the graph.Exec vertices.
+type ExecRunner struct {
+	Sandbox sandbox.Runtime
+	Store   *store.Store
+}
+
+// ExecEnv is what a build gives to one command.
+type ExecEnv struct {
+	Session  session.Session               // secrets and ssh agents; nil = there are none
+	Log      func(stream int, data []byte) // takes output as it comes, stream 1 or 2, one call at a time; data is the callee's to keep. Nil drops it
+	Platform graph.Platform                // that the command is for; zero = this machine's
+	// Allowed says by an error whether the build may have a network and a confinement. Nil allows the defaults, and no network.
+	Allowed       func(graph.Network, graph.Security) error
+	Tenant        string // whose cache mounts are used
+	NoCacheMounts bool   // cache mounts begin as new ones, and what is written to them is dropped
+	DNS           sandbox.DNS
+}
+
+// Run runs the command with the inputs mounted and returns what the mounts with an output hold afterwards, by output
+// index. The trees are stacks whose top layer is pending (see tree.Stack.Pending). A command that fails is a diag.Failed error with
+// the last lines that it printed.
+func (r *ExecRunner) Run(ctx context.Context, op *graph.Exec, in []tree.Tree, env ExecEnv) ([]tree.Tree, error) {
+	if err := checkExec(op, len(in), env); err != nil {
+		return nil, err
+	}
+	s := &execStep{store: r.Store, op: op, in: in, env: env, outputs: make([]output, op.Outputs())}
+	err := s.prepare(ctx)
+	if err == nil {
+		err = s.command(ctx, r.Sandbox)
+	}
+	if undo := s.undo(); err == nil {
+		err = undo
+	}
+	if err != nil {
+		for _, o := range s.outputs {
+			o.discard()
+		}
+		return nil, err
+	}
+	return s.results()
+}
+
+// checkExec refuses what the graph's types do not: indexes that lead nowhere, and rights that the build does not have.
+func checkExec(op *graph.Exec, inputs int, env ExecEnv) error {
+	root := false
+	made := make([]int, op.Outputs())
+	for _, m := range op.Mounts {
+		if m.Input < graph.None || m.Input >= inputs || m.Output < graph.None {
+			return diag.Errorf(diag.Invalid, "the mount at %q has input %d and output %d; the step has %d inputs", m.Target, m.Input, m.Output, inputs)
+		}
+		if m.Output != graph.None {
+			made[m.Output]++
+			if m.Type != graph.MountBind {
+				return diag.Errorf(diag.Invalid, "the mount at %q is of type %s and cannot be an output", m.Target, m.Type)
+			}
+		}
+		if m.Target == "/" {
+			if root || m.Type != graph.MountBind {
+				return diag.Errorf(diag.Invalid, "a step has one root, and it is a bind mount")
+			}
+			root = true
+		}
+	}
+	if !root {
+		return diag.Errorf(diag.Invalid, "the step has no root file system")
+	}
+	if i := slices.IndexFunc(made, func(n int) bool { return n != 1 }); i >= 0 {
+		return diag.Errorf(diag.Invalid, "output %d of the step is made by %d mounts", i, made[i])
+	}
+	if env.Allowed != nil {
+		return env.Allowed(op.Network, op.Security)
+	}
+	if op.Network == graph.NetworkHost || op.Security == graph.SecurityInsecure {
+		return diag.Errorf(diag.Denied, "the step asks for the host's network or for no confinement, and the build may have neither")
+	}
+	return nil
+}
+
+// execStep is one run of a command.
+type execStep struct {
+	store *store.Store
+	op    *graph.Exec
+	in    []tree.Tree
+	env   ExecEnv
+
+	spec    sandbox.Spec
+	dir     string // temporary
+	mounted int
+	outputs []output
+	undos   []func() error // in reverse order
+}
+
+// later remembers how to undo something.
+func (s *execStep) later(f func() error) { s.undos = append(s.undos, f) }
+
+func (s *execStep) undo() error {
+	var errs []error
+	for _, f := range slices.Backward(s.undos) {
+		errs = append(errs, f())
+	}
+	return errors.Join(errs...)
+}
+
+// prepare makes everything that the container is made of.
+func (s *execStep) prepare(ctx context.Context) error {
+	dir, cleanup, err := s.store.TempDir("exec-")
+	if err != nil {
+		return err
+	}
+	s.dir = dir
+	s.later(func() error { cleanup(); return nil })
+	s.spec = sandbox.Spec{
+		Args: s.op.Args, Env: withProxy(slices.Clone(s.op.Env), s.op.Proxy), Cwd: s.op.Cwd, User: s.op.User, Hostname: s.op.Hostname, Network: s.op.Network, Security: s.op.Security,
+		ExtraHosts: s.op.ExtraHosts, Devices: s.op.Devices, Limits: s.op.Limits, DNS: s.env.DNS,
+	}
+	caches, err := s.cacheMounts(ctx)
+	if err != nil {
+		return err
+	}
+	for i, m := range s.op.Mounts {
+		if err := s.mount(ctx, m, caches[i]); err != nil {
+			return err
+		}
+	}
+	if err := s.secretEnv(ctx); err != nil {
+		return err
+	}
+	s.spec.Env = withDefault(s.spec.Env, "PATH", strings.TrimPrefix(defaultPath, "PATH="))
+	return nil
+}
+
+// defaultPath is for commands whose environment has no PATH.
+const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// mount adds one mount to the spec. Cache is the directory of a cache mount.
+func (s *execStep) mount(ctx context.Context, m graph.Mount, cache string) error {
+	add := func(x sandbox.Mount) {
+		x.Target, x.ReadOnly = m.Target, m.ReadOnly
+		s.spec.Mounts = append(s.spec.Mounts, x)
+	}
+	switch m.Type {
+	case graph.MountBind:
+		return s.bind(ctx, m)
+	case graph.MountCache:
+		add(sandbox.Mount{Type: sandbox.Bind, Source: cache})
+		return nil
+	case graph.MountTmpfs:
+		add(sandbox.Mount{Type: sandbox.Tmpfs, Size: m.Size, Options: []string{"nosuid", "nodev"}})
+		return nil
+	case graph.MountSecret:
+		data, ok, err := s.secret(ctx, m.ID, m.Optional)
+		if ok {
+			add(sandbox.Mount{Type: sandbox.Data, Data: data, UID: m.UID, GID: m.GID, Mode: m.Mode})
+		}
+		return err
+	case graph.MountSSH:
+		socket, err := s.agent(ctx, m)
+		if socket != "" {
+			add(sandbox.Mount{Type: sandbox.Bind, Source: socket})
+			s.spec.Env = withDefault(s.spec.Env, "SSH_AUTH_SOCK", m.Target)
+		}
+		return err
+	}
+	return diag.Errorf(diag.Invalid, "unknown mount type %q", m.Type)
+}
+
+// tempDir makes a directory below the step's own.
+func (s *execStep) tempDir() (string, error) {
+	s.mounted++
+	dir := filepath.Join(s.dir, strconv.Itoa(s.mounted))
+	return dir, os.Mkdir(dir, 0o755)
+}
+
+// withDefault adds a variable that is not set.
+func withDefault(env []string, name, value string) []string {
+	if slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, name+"=") }) {
+		return env
+	}
+	return append(env, name+"="+value)
+}
+
+// withProxy adds the proxy's variables, in both cases, where the step does not set them itself.
+func withProxy(env []string, p *graph.ProxyEnv) []string {
+	if p == nil {
+		return env
+	}
+	for _, v := range []struct{ name, value string }{{"HTTP_PROXY", p.HTTP}, {"HTTPS_PROXY", p.HTTPS}, {"FTP_PROXY", p.FTP}, {"NO_PROXY", p.No}, {"ALL_PROXY", p.All}} {
+		if v.value != "" {
+			env = withDefault(env, v.name, v.value)
+			env = withDefault(env, strings.ToLower(v.name), v.value)
+		}
+	}
+	return env
+}

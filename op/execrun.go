@@ -1,0 +1,106 @@
+package op
+
+import (
+	"bytes"
+	"context"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/sandbox"
+)
+
+// command runs the prepared step and judges how it ended.
+func (s *execStep) command(ctx context.Context, rt sandbox.Runtime) error {
+	log := &outputLog{sink: s.env.Log}
+	s.spec.Stdout, s.spec.Stderr = stream{log, 1}, stream{log, 2}
+	exit, err := rt.Run(ctx, &s.spec)
+	if err != nil {
+		return s.cannotRun(err, log)
+	}
+	good := s.op.ExitCodes
+	if len(good) == 0 {
+		good = []int{0}
+	}
+	if slices.Contains(good, exit.Code) {
+		return nil
+	}
+	name := strings.Join(s.op.Args, " ")
+	d := diag.Errorf(diag.Failed, "process %q did not complete successfully: exit code: %d", name, exit.Code)
+	switch {
+	case exit.OOMKilled && exit.Signal == unix.SIGKILL:
+		d = diag.Errorf(diag.Failed, "process %q was killed: out of memory", name).WithHint("give the step more memory, or let it use less")
+	case exit.OOMKilled:
+		d = d.WithHint("the kernel killed a process of the step: out of memory")
+	case exit.Signal != 0:
+		d.Msg += " (" + unix.SignalName(exit.Signal) + ")"
+	}
+	d.Log = log.tail()
+	return d
+}
+
+// cannotRun adds to a failure of the sandbox what only the build knows: what was printed, and what machine was wanted.
+func (s *execStep) cannotRun(err error, log *outputLog) error {
+	d, ok := err.(*diag.Error) //nolint:errorlint // an outer error has its own message
+	if !ok {
+		return err
+	}
+	c := *d
+	c.Log = log.tail()
+	if arch := s.env.Platform.Architecture; strings.Contains(d.Msg, "exec format error") && arch != "" && arch != runtime.GOARCH {
+		c.Hint = "this machine is " + runtime.GOARCH + " and the step is for " + arch + "; install QEMU's user emulation (binfmt_misc) to run it"
+	}
+	return &c
+}
+
+// tailLines is how much of the output an error shows.
+const tailLines = 20
+
+// tailBytes bounds what is kept of it; one line may be long.
+const tailBytes = 16 << 10
+
+// outputLog passes output on and keeps its end.
+type outputLog struct {
+	sink func(stream int, data []byte)
+	mu   sync.Mutex
+	kept []byte
+}
+
+// stream is one of a command's two outputs.
+type stream struct {
+	log *outputLog
+	n   int
+}
+
+func (s stream) Write(p []byte) (int, error) {
+	s.log.mu.Lock()
+	defer s.log.mu.Unlock()
+	if s.log.sink != nil {
+		s.log.sink(s.n, bytes.Clone(p))
+	}
+	s.log.kept = append(s.log.kept, p[max(0, len(p)-tailBytes):]...)
+	if len(s.log.kept) > 2*tailBytes {
+		s.log.kept = append(s.log.kept[:0], s.log.kept[len(s.log.kept)-tailBytes:]...)
+	}
+	return len(p), nil
+}
+
+// tail returns the last lines.
+func (l *outputLog) tail() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	text := strings.TrimRight(string(l.kept), "\r\n")
+	if text == "" {
+		return nil
+	}
+	lines := strings.Split(text, "\n")
+	lines = lines[max(0, len(lines)-tailLines):]
+	for i, line := range lines {
+		lines[i] = strings.ToValidUTF8(strings.TrimRight(line, "\r"), "\uFFFD")
+	}
+	return lines
+}
