@@ -98,7 +98,7 @@ func (c *copying) task(f func() error) error {
 }
 
 func (c *copying) batch(part []*tree.Entry, src, dst string) error {
-	from, err := beneath(c.src, path.Clean(src+"/."), unix.O_DIRECTORY|unix.O_PATH)
+	from, err := beneath(c.src, path.Join(".", src), unix.O_DIRECTORY|unix.O_PATH)
 	if err != nil {
 		return err
 	}

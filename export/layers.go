@@ -152,7 +152,11 @@ func (p *Packer) known(req Request) (Layer, error) {
 		return l, err
 	}
 	l.DiffID, l.TarSize, l.Created = info.DiffID, info.TarSize, info.Created
-	if req.Clamp != nil {
+	switch {
+	case req.Clamp == nil:
+	case l.DiffID != "" && !p.ours(l):
+		l.clamp = nil // a pulled layer stays as it was pulled
+	default:
 		l.DiffID, l.TarSize = p.clamped(req)
 	}
 	return l, nil

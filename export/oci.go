@@ -3,6 +3,7 @@ package export
 import (
 	"context"
 	"io"
+	"os"
 
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -133,9 +134,15 @@ func (e *Env) stream(out session.Output, f func(io.Writer) error) error {
 	return out.File.Close()
 }
 
-// discard ends a stream whose content is not complete.
+// discard ends a stream whose content is not complete. Half an archive is worse than none.
 func discard(w io.Closer) {
-	if w != nil {
-		_ = w.Close() // what failed before is what matters
+	if w == nil {
+		return
+	}
+	_ = w.Close() // what failed before is what matters, here and below
+	if f, ok := w.(*os.File); ok {
+		if st, err := os.Lstat(f.Name()); err == nil && st.Mode().IsRegular() {
+			_ = os.Remove(f.Name())
+		}
 	}
 }
