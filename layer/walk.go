@@ -120,7 +120,7 @@ func (r *walkRun) item(fd int, it *item, prefix string) error {
 		e.Type, e.Link = Symlink, target
 	case unix.S_IFCHR:
 		if isWhiteout(st) {
-			return r.emit(whiteoutEntry(e.Path, e.ModTime))
+			return r.emit(markerEntry(e.Path))
 		}
 		e.Type, e.Major, e.Minor = Char, unix.Major(st.Rdev), unix.Minor(st.Rdev)
 	case unix.S_IFBLK:
@@ -134,10 +134,9 @@ func (r *walkRun) item(fd int, it *item, prefix string) error {
 	return r.emit(e)
 }
 
-// whiteoutEntry is an empty file of root's that only its owner reads and nobody writes: its name is all that counts.
-func whiteoutEntry(p string, mtime time.Time) *Entry {
-	return &Entry{Path: p, Type: File, ModTime: mtime}
-}
+// markerEntry is a whiteout or an opaque marker: an empty file whose name is all that counts. Its time is fixed, for the
+// kernel gives whiteouts the time at which a step happened to run.
+func markerEntry(p string) *Entry { return &Entry{Path: p, Type: File, ModTime: time.Unix(0, 0)} }
 
 func (r *walkRun) subdir(fd int, name string, e *Entry) error {
 	sub, err := unix.Openat(fd, name, openDirMode, 0)
@@ -164,7 +163,7 @@ func (r *walkRun) subdir(fd int, name string, e *Entry) error {
 		return err
 	}
 	if hides {
-		if err := r.emit(whiteoutEntry(e.Path+"/"+opaqueMarker, e.ModTime)); err != nil {
+		if err := r.emit(markerEntry(e.Path + "/" + opaqueMarker)); err != nil {
 			return err
 		}
 	}

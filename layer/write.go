@@ -24,7 +24,7 @@ type TarOptions struct {
 // Stats counts what a tar holds.
 type Stats struct {
 	Entries int64 // headers, whiteouts and opaque markers included
-	Files   int64 // regular files, hard links not counted
+	Files   int64 // regular files and markers, hard links not counted
 	Bytes   int64 // content of those files
 	Size    int64 // bytes of the tar
 	Skipped int64 // sockets, which a tar cannot hold
