@@ -6,6 +6,7 @@ import (
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 
+	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/dockerfile/lint"
 )
 
@@ -26,6 +27,9 @@ func (p *planner) mainScope(ctx context.Context) error {
 			}
 			info.at = spans(p.req.Source, c.Location())
 			p.mainArg[a.Key] = info
+			if p.globals.size > maxEnv {
+				return diag.Errorf(diag.Exhausted, "the ARGs are longer than %d MiB together", maxEnv>>20).WithSpan(info.at...)
+			}
 		}
 	}
 	return p.setEpoch(ctx)
@@ -110,12 +114,12 @@ func (st *step) arg(c *instructions.ArgCommand) error {
 		if v, ok := st.p.given[a.Key]; ok {
 			a.Value = &v
 		} else if a.Value != nil {
-			v, unset, err := st.p.lex.ProcessWord(*a.Value, st.env)
-			st.reportUnset(unset)
+			v, err := st.p.expand(*a.Value, st.env)
+			st.reportUnset(v.Unmatched)
 			if err != nil {
 				return err
 			}
-			a.Value = &v
+			a.Value = &v.Text
 		} else if v, ok := st.p.globals.Get(a.Key); ok {
 			a.Value, inherited = &v, true
 		}
@@ -153,8 +157,8 @@ func (f *fromVars) declare(c *instructions.ArgCommand) {
 		if v, ok := f.p.given[a.Key]; ok {
 			f.e.set(a.Key, v)
 		} else if a.Value != nil {
-			if v, _, err := f.p.lex.ProcessWord(*a.Value, f.e); err == nil {
-				f.e.set(a.Key, v)
+			if v, err := f.p.expand(*a.Value, f.e); err == nil {
+				f.e.set(a.Key, v.Text)
 			}
 		}
 	}

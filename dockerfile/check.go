@@ -17,7 +17,7 @@ type Checked struct {
 // Check lints a Dockerfile without building it. Without a target it looks at every stage. It resolves base images,
 // since variables and triggers come from them.
 func Check(ctx context.Context, req Request, r Resolver) (*Checked, error) {
-	sh, err := newShared(&req, r)
+	sh, err := newShared(ctx, &req, r)
 	if err != nil {
 		return nil, err
 	}

@@ -6,7 +6,6 @@ import (
 	"net/url"
 	"path"
 	"strings"
-	"sync"
 
 	"github.com/distribution/reference"
 	"github.com/moby/patternmatcher/ignorefile"
@@ -28,16 +27,14 @@ func (r *Request) contextName() string {
 	return r.ContextName
 }
 
-func onceEdge(f func() (graph.Edge, error)) func() (graph.Edge, error) { return sync.OnceValues(f) }
-
 // mainContext makes the build context: one vertex, whatever instructions read it.
-func (sh *shared) mainContext() (graph.Edge, error) {
+func (sh *shared) mainContext(ctx context.Context) (graph.Edge, error) {
 	req := sh.req
 	if !req.remote() {
 		op := &graph.Local{Name: req.contextName(), Exclude: sh.exclude, SharedKey: req.sharedKey(req.contextName())}
 		return edge(graph.New(op, nil, graph.Named("[internal] load build context"))), nil
 	}
-	e, _, err := sh.remoteContext()
+	e, _, err := sh.remoteContext(ctx)
 	return e, err
 }
 
@@ -50,7 +47,7 @@ func (r *Request) sharedKey(name string) string {
 
 // remoteContext makes a context that is not a directory of the client. The second result is true if it is a single
 // file: an http context that is no archive is the Dockerfile itself.
-func (sh *shared) remoteContext() (graph.Edge, bool, error) {
+func (sh *shared) remoteContext(ctx context.Context) (graph.Edge, bool, error) {
 	req := sh.req
 	var e graph.Edge
 	single := false
@@ -78,7 +75,7 @@ func (sh *shared) remoteContext() (graph.Edge, bool, error) {
 			return e, false, invalidf("%q is no context: it must be a git or http(s) URL", req.ContextURL)
 		}
 		e = edge(graph.New(&graph.HTTP{URL: req.ContextURL, Filename: httpName}, nil, graph.Named("[internal] load remote build context")))
-		head, err := sh.r.ReadFile(context.Background(), e, "/"+httpName, 1024)
+		head, err := sh.r.ReadFile(ctx, e, "/"+httpName, 1024)
 		if err != nil {
 			return e, false, diag.Errorf(diag.KindOf(err), "failed to read downloaded context: %w", err)
 		}

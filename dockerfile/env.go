@@ -10,6 +10,7 @@ import (
 type env struct {
 	keys []string
 	vals map[string]string
+	size int // bytes of names and values
 }
 
 func newEnv() *env { return &env{vals: map[string]string{}} }
@@ -23,20 +24,26 @@ func (e *env) Keys() []string { return slices.Clone(e.keys) }
 
 // set keeps the place of a variable that is there.
 func (e *env) set(k, v string) {
-	if _, ok := e.vals[k]; !ok {
+	old, ok := e.vals[k]
+	if !ok {
 		e.keys = append(e.keys, k)
+		e.size += len(k)
 	}
+	e.size += len(v) - len(old)
 	e.vals[k] = v
 }
 
 func (e *env) unset(k string) {
-	if _, ok := e.vals[k]; ok {
+	if v, ok := e.vals[k]; ok {
 		delete(e.vals, k)
+		e.size -= len(k) + len(v)
 		e.keys = slices.DeleteFunc(e.keys, func(s string) bool { return s == k })
 	}
 }
 
-func (e *env) clone() *env { return &env{keys: slices.Clone(e.keys), vals: maps.Clone(e.vals)} }
+func (e *env) clone() *env {
+	return &env{keys: slices.Clone(e.keys), vals: maps.Clone(e.vals), size: e.size}
+}
 
 // list is the NAME=value form.
 func (e *env) list() []string {

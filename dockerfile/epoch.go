@@ -110,15 +110,15 @@ func (p *planner) epochStage(inst *instructions.Stage) (graph.Edge, error) {
 			if e.V != nil || len(c.SourceContents) > 0 || len(c.SourcePaths) != 1 {
 				return e, invalidf("%s stage must contain exactly one remote ADD", epochArg)
 			}
-			src, _, err := p.lex.ProcessWord(c.SourcePaths[0], e0)
+			src, err := p.expand(c.SourcePaths[0], e0)
 			if err != nil {
 				return e, err
 			}
-			sum, _, err := p.lex.ProcessWord(c.Checksum, e0)
+			sum, err := p.expand(c.Checksum, e0)
 			if err != nil {
 				return e, err
 			}
-			r, err := remoteSource(src, sum, c.KeepGitDir)
+			r, err := remoteSource(src.Text, sum.Text, c.KeepGitDir)
 			if err != nil {
 				return e, err
 			}

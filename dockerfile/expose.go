@@ -7,13 +7,14 @@ import (
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 
+	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/dockerfile/lint"
 )
 
 func (st *step) expose(c *instructions.ExposeCommand) error {
 	var ports []string
 	for _, p := range c.Ports {
-		words, err := st.p.lex.ProcessWords(p, st.env)
+		_, words, err := expandWord(st.p.lex, p, st.env)
 		if err != nil {
 			return err
 		}
@@ -22,7 +23,9 @@ func (st *step) expose(c *instructions.ExposeCommand) error {
 			if err != nil {
 				return err
 			}
-			ports = append(ports, ps...)
+			if ports = append(ports, ps...); len(ports) > maxPorts {
+				return diag.Errorf(diag.Exhausted, "EXPOSE names more than %d ports", maxPorts)
+			}
 		}
 	}
 	if st.cfg.Config.ExposedPorts == nil {

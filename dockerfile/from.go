@@ -254,12 +254,13 @@ func (s *stage) pull(ctx context.Context, ref reference.Named, pf graph.Platform
 
 func (s *stage) pullError(err error) error {
 	e := &diag.Error{Kind: diag.KindOf(err), Msg: s.ref + ": " + err.Error(), Err: err}
+	candidates := s.p.names()
 	if e.Kind == diag.NotFound || e.Kind == diag.Denied {
-		common := []string{"alpine", "busybox", "centos", "debian", "golang", "ubuntu", "fedora", "node", "python", "nginx"}
-		name, _, _ := strings.Cut(s.ref, ":")
-		if m := diag.Suggest(name, append(s.p.names(), common...)); m != "" && m != name {
-			e.Hint = "did you mean " + m + "?"
-		}
+		candidates = append(candidates, "alpine", "busybox", "centos", "debian", "golang", "ubuntu", "fedora", "node", "python", "nginx")
+	}
+	name, _, _ := strings.Cut(s.ref, ":")
+	if m := diag.Suggest(name, candidates); m != "" && m != name {
+		e.Hint = "did you mean " + m + "?"
 	}
 	if e.Hint == "" && e.Kind == diag.NotFound && s.external {
 		e.Hint = "no stage above has this name, so it was taken for an image"

@@ -23,7 +23,7 @@ func ReadInputs(ctx context.Context, req Request, r Resolver) (Request, error) {
 	var dir graph.Edge
 	if req.remote() && !req.LocalDocker {
 		sh := &shared{req: &req, r: r}
-		e, single, err := sh.remoteContext()
+		e, single, err := sh.remoteContext(ctx)
 		if err != nil {
 			return req, err
 		}

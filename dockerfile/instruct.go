@@ -23,6 +23,13 @@ func (st *step) run() error {
 	if err := st.expandWords(); err != nil {
 		return err
 	}
+	if err := st.dispatch(); err != nil {
+		return err
+	}
+	return st.checkSize()
+}
+
+func (st *step) dispatch() error {
 	switch c := st.c.Command.(type) {
 	case *instructions.AddCommand:
 		return st.add(c)
@@ -70,9 +77,9 @@ func (st *step) expandWords() error {
 	}
 	with := func(lex *shell.Lex) instructions.SingleWordExpander {
 		return func(word string) (string, error) {
-			out, unset, err := lex.ProcessWord(word, st.env)
-			st.reportUnset(unset)
-			return out, err
+			v, _, err := expandWord(lex, word, st.env)
+			st.reportUnset(v.Unmatched)
+			return v.Text, err
 		}
 	}
 	if c, ok := st.c.Command.(instructions.SupportsSingleWordExpansion); ok {

@@ -210,3 +210,21 @@ func FuzzPlan(f *testing.F) {
 		}
 	})
 }
+
+// A Dockerfile of a few lines must not fill the memory.
+func TestLimits(t *testing.T) {
+	double := "FROM scratch\nENV A=xxxxxxxxxxxxxxxx\n" + strings.Repeat("ENV A=$A$A\n", 60)
+	many := "FROM scratch\nARG B=" + strings.Repeat("x", 60000) + "\n" + strings.Repeat("LABEL l=$B\n", 200)
+	for name, text := range map[string]string{
+		"doubling": double,
+		"history":  many,
+		"main":     "ARG A=xxxxxxxxxxxxxxxx\n" + strings.Repeat("ARG A=$A$A\n", 60) + "FROM scratch\n",
+		"replace":  "FROM scratch\nENV A=" + strings.Repeat("x", 60000) + "\nENV B=${A//x/$A}\n",
+		"ports":    "FROM scratch\nEXPOSE " + strings.Repeat("0-65535 ", 7000) + "\n",
+	} {
+		_, err := Plan(t.Context(), Request{Source: &diag.Source{Name: "Dockerfile", Data: []byte(text)}}, newFake())
+		if diag.KindOf(err) != diag.Exhausted {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -69,8 +69,8 @@ func (s *stage) crossSuffix(pf graph.Platform) string {
 
 // describe is an instruction as people see it: its text with the variables expanded.
 func (st *step) describe(lex *shell.Lex, text string, e shell.EnvGetter) string {
-	if w, _, err := lex.ProcessWord(text, e); err == nil {
-		text = w
+	if v, _, err := expandWord(lex, text, e); err == nil {
+		text = v.Text
 	}
 	word, rest, ok := strings.Cut(text, " ")
 	text = strings.ToUpper(word)

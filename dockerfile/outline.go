@@ -70,7 +70,7 @@ type OutlineNeed struct {
 
 // NewOutline describes the target of a request. It resolves base images, since their ONBUILD triggers count.
 func NewOutline(ctx context.Context, req Request, r Resolver) (*Outline, error) {
-	sh, err := newShared(&req, r)
+	sh, err := newShared(ctx, &req, r)
 	if err != nil {
 		return nil, err
 	}

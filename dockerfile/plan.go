@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
@@ -21,7 +22,7 @@ import (
 // Plan makes the graph and the configuration of every platform that was asked for. Only the stages that the target
 // needs are looked at. Errors are diag errors with the place in the Dockerfile.
 func Plan(ctx context.Context, req Request, r Resolver) (*image.Plan, error) {
-	sh, err := newShared(&req, r)
+	sh, err := newShared(ctx, &req, r)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +73,7 @@ type shared struct {
 	notes   []diag.Warning
 }
 
-func newShared(req *Request, r Resolver) (*shared, error) {
+func newShared(ctx context.Context, req *Request, r Resolver) (*shared, error) {
 	sh := &shared{req: req, r: r, proxy: proxyFromArgs(req.BuildArgs)}
 	if err := sh.defaults(); err != nil {
 		return nil, err
@@ -97,7 +98,7 @@ func newShared(req *Request, r Resolver) (*shared, error) {
 			}
 		}
 	}
-	sh.main = onceEdge(func() (graph.Edge, error) { return sh.mainContext() })
+	sh.main = sync.OnceValues(func() (graph.Edge, error) { return sh.mainContext(ctx) })
 	return sh, nil
 }
 

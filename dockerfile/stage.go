@@ -10,7 +10,6 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 
 	"github.com/strata-build/strata/diag"
-	"github.com/strata-build/strata/dockerfile/lint"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 )
@@ -42,6 +41,8 @@ type stage struct {
 	cfg  *image.Config
 	from *image.Base
 	args []instructions.KeyValuePairOptional // ARGs in scope, for the history
+
+	historySize int // bytes of the rows that the stage and its bases added
 
 	workdirSet                   bool
 	cmd, entrypoint, healthcheck []diag.Span // where they were set, if they were
@@ -298,6 +299,7 @@ func (s *stage) inherit() {
 		s.env = b.env.clone()
 		s.workdirSet = b.workdirSet
 		s.args = slices.Clone(b.args)
+		s.historySize = b.historySize
 		return
 	}
 	s.env = newEnv()
@@ -319,13 +321,9 @@ func empty(pf graph.Platform) *image.Config {
 
 // commit adds a history row.
 func (s *stage) commit(layer bool, format string, args ...any) {
+	row := fmt.Sprintf(format, args...)
+	s.historySize += len(row)
 	s.cfg.History = append(s.cfg.History, image.History{
-		CreatedBy: fmt.Sprintf(format, args...), Comment: "buildkit.dockerfile.v0", EmptyLayer: !layer, Created: s.p.epoch,
+		CreatedBy: row, Comment: "buildkit.dockerfile.v0", EmptyLayer: !layer, Created: s.p.epoch,
 	})
-}
-
-// expanded is the form that lint rules take.
-func (p *planner) expand(word string, e *env) (lint.Expanded, error) {
-	r, err := p.lex.ProcessWordWithMatches(word, e)
-	return lint.Expanded{Text: r.Result, Matched: r.Matched, Unmatched: r.Unmatched}, err
 }

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/strata-build/strata/diag"
 )
@@ -35,14 +36,19 @@ func (r *Rule) URL() string {
 	return "https://docs.docker.com/go/dockerfile/rule/" + r.Slug + "/"
 }
 
-// Linter collects findings. A nil Linter drops them.
+// Linter collects findings, from any number of goroutines. A nil Linter drops them.
 type Linter struct {
 	cfg   Config
-	found *[]diag.Warning
+	found *findings
+}
+
+type findings struct {
+	mu   sync.Mutex
+	list []diag.Warning
 }
 
 // New makes a linter.
-func New(cfg Config) *Linter { return &Linter{cfg: cfg, found: new([]diag.Warning)} }
+func New(cfg Config) *Linter { return &Linter{cfg: cfg, found: &findings{}} }
 
 // With returns a linter that collects into the same list under a narrower configuration: that of the `# check=` line
 // among an instruction's comments, if there is one.
@@ -70,14 +76,16 @@ func (l *Linter) Warnings() []diag.Warning {
 	if l == nil {
 		return nil
 	}
-	ws := slices.Clone(*l.found)
+	l.found.mu.Lock()
+	ws := slices.Clone(l.found.list)
+	l.found.mu.Unlock()
 	slices.SortStableFunc(ws, func(a, b diag.Warning) int { return cmp.Compare(firstLine(a), firstLine(b)) })
 	return ws
 }
 
 // Err is the failure that `error=true` makes of findings, or nil.
 func (l *Linter) Err() error {
-	if l == nil || !l.cfg.Error || len(*l.found) == 0 {
+	if l == nil || !l.cfg.Error {
 		return nil
 	}
 	var names []string
@@ -85,6 +93,9 @@ func (l *Linter) Err() error {
 	for _, w := range l.Warnings() {
 		names = append(names, w.Rule)
 		at = append(at, w.At...)
+	}
+	if len(names) == 0 {
+		return nil
 	}
 	slices.Sort(names)
 	return diag.Errorf(diag.Invalid, "lint violation found for rules: %s", strings.Join(slices.Compact(names), ", ")).
@@ -95,7 +106,9 @@ func (l *Linter) report(r *Rule, at []diag.Span, format string, args ...any) {
 	if l == nil || !l.cfg.wants(r) {
 		return
 	}
-	*l.found = append(*l.found, diag.Warning{
+	l.found.mu.Lock()
+	defer l.found.mu.Unlock()
+	l.found.list = append(l.found.list, diag.Warning{
 		Rule: r.Name, Msg: fmt.Sprintf(format, args...), Detail: []string{r.Description}, URL: r.URL(), At: at, Level: 1,
 	})
 }
