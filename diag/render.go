@@ -69,6 +69,19 @@ func RenderWarning(w io.Writer, x *Warning) {
 	}
 }
 
+// Flatten returns an error with everything that Render would show of err and no cause, for sending it elsewhere.
+func Flatten(err error) *Error {
+	if err == nil {
+		return nil
+	}
+	f := &Error{Kind: KindOf(err), Msg: err.Error(), Hint: hintOf(err), Log: logOf(err)}
+	var d *Error
+	if errors.As(err, &d) {
+		f.At = d.At
+	}
+	return f
+}
+
 // An outer error may have been given places while the log and the hint stay with the inner one.
 func logOf(err error) []string {
 	for d := (*Error)(nil); errors.As(err, &d); err = d.Err {

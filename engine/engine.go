@@ -2,6 +2,8 @@ package engine
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"io"
 	"log/slog"
@@ -73,4 +75,10 @@ func (e *Engine) Close() error {
 		e.web.Close()
 	}
 	return errors.Join(err, e.store.Close())
+}
+
+// id tells this engine's run-time state from that of engines of other roots.
+func (e *Engine) id() string {
+	sum := sha256.Sum256([]byte(e.store.Root()))
+	return hex.EncodeToString(sum[:8])
 }

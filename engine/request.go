@@ -6,6 +6,7 @@ import (
 
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/sandbox"
 )
 
 // Request is a build of a Dockerfile.
@@ -90,11 +91,14 @@ type RunRequest struct {
 	Limits     graph.Limits
 	ReadOnly   bool
 	TTY        bool
-	Stdin      io.Reader
-	Stdout     io.Writer
-	Stderr     io.Writer
-	Resize     <-chan [2]uint16 // rows and columns
+	Stdin      io.Reader      `json:"-"`
+	Stdout     io.Writer      `json:"-"`
+	Stderr     io.Writer      `json:"-"`
+	Resize     <-chan WinSize `json:"-"`
 }
+
+// WinSize is the size of a terminal in characters.
+type WinSize = sandbox.WinSize
 
 // Bind mounts a directory or file of the host.
 type Bind struct {

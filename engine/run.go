@@ -111,23 +111,13 @@ func runSpec(r *RunRequest, c *image.Config) (*sandbox.Spec, error) {
 	spec := &sandbox.Spec{
 		Args: argv, Env: mergeEnv(c.Config.Env, r.Env), Cwd: first(r.Cwd, c.Config.WorkingDir), User: first(r.User, c.Config.User),
 		Hostname: first(r.Hostname, "strata"), Network: r.Network, ExtraHosts: r.ExtraHosts, Limits: r.Limits, ReadOnlyRoot: r.ReadOnly,
-		Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, TTY: r.TTY,
+		Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, TTY: r.TTY, Resize: r.Resize,
 	}
 	if r.TTY {
 		spec.Env = mergeEnv([]string{"TERM=xterm"}, spec.Env)
 	}
 	for _, m := range r.Binds {
 		spec.Mounts = append(spec.Mounts, sandbox.Mount{Type: sandbox.Bind, Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly})
-	}
-	if r.Resize != nil {
-		sizes := make(chan sandbox.WinSize)
-		go func() {
-			defer close(sizes)
-			for s := range r.Resize {
-				sizes <- sandbox.WinSize{Rows: s[0], Cols: s[1]}
-			}
-		}()
-		spec.Resize = sizes
 	}
 	return spec, nil
 }

@@ -1,0 +1,55 @@
+# Strata. Every target works alone on a fresh Debian or Ubuntu machine with Go and root.
+
+GO ?= go
+BIN := bin/strata
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+FUZZTIME ?= 20s
+export GOFLAGS := -buildvcs=false
+
+# What a machine needs to build and run steps; what only the tests need besides.
+PACKAGES := runc ca-certificates git iproute2 nftables busybox-static
+DEMO_PACKAGES := $(PACKAGES) mmdebstrap curl
+TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry docker.io containerd podman skopeo umoci openssh-client zstd xz-utils
+
+.PHONY: build demo test lint fuzz bench docs clean
+
+build: $(BIN)
+
+$(BIN): FORCE
+	$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $(BIN) ./cmd/strata
+
+FORCE:
+
+# demo builds real applications from their Dockerfiles, runs the images and shows that they answer.
+demo:
+	@scripts/packages $(DEMO_PACKAGES)
+	@$(MAKE) --no-print-directory build
+	@examples/demo/run $(BIN)
+
+# test installs what the tests need and runs them all, those that need root included; -race where no root is needed.
+test:
+	@scripts/packages $(TEST_PACKAGES)
+	$(GO) test -timeout 15m ./...
+	$(GO) test -race -short -timeout 10m ./diag ./graph ./image ./event ./session ./solve ./dockerfile/... ./registry ./cmd/strata/progress
+
+lint:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go') | tee /dev/stderr)"
+	$(GO) vet ./...
+	cd tools && $(GO) tool -n staticcheck >/dev/null
+	$$(cd tools && $(GO) tool -n staticcheck) ./...
+	@test -z "$$($$(cd tools && $(GO) tool -n gofumpt) -l $$(git ls-files '*.go') | tee /dev/stderr)"
+
+# fuzz runs every fuzz target for FUZZTIME.
+fuzz:
+	@for pkg in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+			echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+		done; \
+	done
+
+# bench times Strata and the builders that this machine has, and writes docs/benchmarks.md.
+bench: build
+	$(GO) run ./bench -strata $(BIN) $(BENCHFLAGS)
+
+clean:
+	rm -rf bin

@@ -1,0 +1,172 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/session"
+)
+
+// remote is the client's session as the engine sees it.
+type remote struct{ k *call }
+
+var _ session.Session = remote{}
+
+func (r remote) Dir(ctx context.Context, name string) (d session.Dir, err error) {
+	_, err = r.k.ask(ctx, "dir", name, &d)
+	return d, err
+}
+
+func (r remote) Secret(ctx context.Context, id string) (b []byte, err error) {
+	_, err = r.k.ask(ctx, "secret", id, &b)
+	return b, err
+}
+
+func (r remote) Credential(ctx context.Context, host string) (c session.Credential, err error) {
+	_, err = r.k.ask(ctx, "credential", host, &c)
+	return c, err
+}
+
+func (r remote) SSH(ctx context.Context, id string) (io.ReadWriteCloser, error) {
+	files, err := r.k.ask(ctx, "ssh", id, nil)
+	if err != nil {
+		return nil, err
+	}
+	if len(files) != 1 {
+		return nil, diag.Errorf(diag.Internal, "the client sent no connection to its ssh agent")
+	}
+	defer files[0].Close()
+	return net.FileConn(files[0])
+}
+
+// output is where an export goes, on the wire.
+type output struct {
+	Dir string
+	ID  string // of the stream, to hear how it ended
+}
+
+func (r remote) Output(ctx context.Context, id string) (session.Output, error) {
+	var o output
+	files, err := r.k.ask(ctx, "output", id, &o)
+	if err != nil {
+		return session.Output{}, err
+	}
+	out := session.Output{Dir: o.Dir}
+	if len(files) == 1 {
+		out.File = &outputStream{File: files[0], r: r, id: o.ID}
+	}
+	return out, nil
+}
+
+// outputStream is the engine's end of a pipe to the client's file. Closing it waits until the client has all of it.
+type outputStream struct {
+	*os.File
+	r  remote
+	id string
+}
+
+func (s *outputStream) Close() error {
+	if err := s.File.Close(); err != nil {
+		return err
+	}
+	_, err := s.r.k.ask(context.Background(), "closed", s.id, nil)
+	return err
+}
+
+// answer serves the callbacks of one call on the client's side.
+type answer struct {
+	s      session.Session
+	copies map[string]chan error
+}
+
+// do answers one callback: a value, and files to send along, which the caller closes.
+func (a *answer) do(ctx context.Context, q ask) (any, []*os.File, error) {
+	if a.s == nil {
+		return nil, nil, diag.Errorf(diag.NotFound, "there is no session")
+	}
+	switch q.Method {
+	case "dir":
+		v, err := a.s.Dir(ctx, q.Arg)
+		if err == nil {
+			v.Path, err = filepath.Abs(v.Path) // the engine's process stands elsewhere
+		}
+		return v, nil, err
+	case "secret":
+		v, err := a.s.Secret(ctx, q.Arg)
+		return v, nil, err
+	case "credential":
+		v, err := a.s.Credential(ctx, q.Arg)
+		return v, nil, err
+	case "ssh":
+		f, err := a.ssh(ctx, q.Arg)
+		return nil, f, err
+	case "output":
+		return a.output(ctx, q)
+	case "closed":
+		done := a.copies[q.Arg]
+		if done == nil {
+			return nil, nil, diag.Errorf(diag.Internal, "there is no stream %s", q.Arg)
+		}
+		return nil, nil, <-done
+	}
+	return nil, nil, diag.Errorf(diag.Internal, "unknown callback %q", q.Method)
+}
+
+// ssh passes one end of a socket pair on, and pipes the other to the agent.
+func (a *answer) ssh(ctx context.Context, id string) ([]*os.File, error) {
+	agent, err := a.s.SSH(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, errors.Join(err, agent.Close())
+	}
+	mine, theirs := os.NewFile(uintptr(fds[0]), "ssh"), os.NewFile(uintptr(fds[1]), "ssh")
+	end, err := net.FileConn(mine)
+	if err = errors.Join(err, mine.Close()); err != nil {
+		return nil, errors.Join(err, agent.Close(), theirs.Close())
+	}
+	go func() {
+		_, _ = io.Copy(agent, end)
+		_ = agent.Close()
+	}()
+	go func() {
+		_, _ = io.Copy(end, agent)
+		_ = end.Close()
+	}()
+	return []*os.File{theirs}, nil
+}
+
+// output opens a destination. A stream is written here, by the user, from a pipe.
+func (a *answer) output(ctx context.Context, q ask) (any, []*os.File, error) {
+	o, err := a.s.Output(ctx, q.Arg)
+	if err != nil {
+		return nil, nil, err
+	}
+	if o.File == nil {
+		dir, err := filepath.Abs(o.Dir)
+		return output{Dir: dir}, nil, err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, nil, errors.Join(err, o.File.Close())
+	}
+	_, _ = unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, 1<<20) // fewer switches; a smaller pipe works too
+	id := strconv.FormatInt(q.ID, 10)
+	done := make(chan error, 1)
+	a.copies[id] = done
+	go func() {
+		_, err := io.Copy(o.File, r)
+		done <- errors.Join(err, o.File.Close(), r.Close())
+	}()
+	return output{ID: id}, []*os.File{w}, nil
+}
