@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/diag"
@@ -39,6 +43,14 @@ func TestExit(t *testing.T) {
 		}
 	}
 	noLeaks(t, b)
+	fds := func() int { n, _ := os.ReadDir("/proc/self/fd"); return len(n) }
+	before := fds()
+	for range 3 {
+		b.sh(t, "true", func(s *Spec) { s.Mounts = []Mount{{Type: Data, Target: "/x"}} })
+	}
+	if after := fds(); after != before {
+		t.Errorf("%d descriptors, %d before", after, before)
+	}
 }
 
 // The child sees three descriptors, its own environment, no inheritable capabilities, and a filter.
@@ -220,6 +232,7 @@ func TestBridge(t *testing.T) {
 	if err != nil {
 		t.Skip("no network namespaces:", err)
 	}
+	callers := world(t, outside)
 	resolv := filepath.Join(t.TempDir(), "resolv.conf")
 	os.WriteFile(resolv, []byte("nameserver 127.0.0.53\nsearch example\n"), 0o644)
 	br, err := newBridge(b.net.cfg.Subnet, b.owner, outside, resolv)
@@ -234,6 +247,12 @@ func TestBridge(t *testing.T) {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in %q (%+v)", want, out, exit)
 		}
+	}
+	if out, _ := b.sh(t, "nc -w 5 198.51.100.2 7777", step); out != "hello" {
+		t.Errorf("the world said %q", out)
+	}
+	if from := <-callers; from != "198.51.100.1" {
+		t.Errorf("the world saw %s, not the address of the machine", from)
 	}
 	var wg sync.WaitGroup
 	for range 4 {
@@ -262,6 +281,64 @@ func TestBridge(t *testing.T) {
 		t.Error(err)
 	}
 	b.net, _ = newNetwork(NetworkConfig{}, b.owner, func(string) {}, b.log)
+}
+
+// world makes another machine that is connected with a network namespace, 198.51.100.1 on its side, and says hello to who calls
+// 198.51.100.2:7777. It returns the addresses of the callers.
+func world(t *testing.T, outside *os.File) <-chan string {
+	t.Helper()
+	far, err := newNS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { far.Close() })
+	near, err := netlink.NewHandleAt(netns.NsHandle(outside.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "eth0"
+	if err := near.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(far.Fd())}); err != nil {
+		t.Skip("no veth:", err)
+	}
+	callers := make(chan string, 9)
+	up := func(ip string) error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.AddrAdd(link, &netlink.Addr{IPNet: ipNet(netip.MustParseAddr(ip), 24)}), netlink.LinkSetUp(link))
+	}
+	if err := inNS(outside, func() error { return up("198.51.100.1") }); err != nil {
+		t.Fatal(err)
+	}
+	err = inNS(far, func() error {
+		if err := up("198.51.100.2"); err != nil {
+			return err
+		}
+		l, err := net.Listen("tcp", "198.51.100.2:7777")
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				callers <- conn.RemoteAddr().(*net.TCPAddr).IP.String()
+				conn.Write([]byte("hello"))
+				conn.Close()
+			}
+		}()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return callers
 }
 
 func TestTTY(t *testing.T) {

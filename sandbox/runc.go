@@ -89,7 +89,7 @@ func (r *runc) run(ctx context.Context, c *container) (*Exit, error) {
 	cmd.Dir = c.bundle.dir
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	cmd.WaitDelay = 2 * time.Second // a descriptor of the output that got out of the container does not hold the build up
+	cmd.WaitDelay = 30 * time.Second // a descriptor of the output that got out of the container does not hold the build up
 	finish, err := c.attach(cmd)
 	if err != nil {
 		return nil, err
