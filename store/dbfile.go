@@ -66,25 +66,25 @@ type treeCheck struct {
 	seen map[uint64]bool
 }
 
-// meta returns the root bucket's page and the number of pages, from the newer of the two good meta pages.
+// meta returns the root bucket's page and the number of pages, from the newer meta page. bbolt makes do with one good meta
+// page, but if that is the older one, all of the last flush would be missing; salvage finds it.
 func (t *treeCheck) meta() (root, high uint64, err error) {
-	var best uint64
-	err = errors.New("no good meta page")
+	var newest uint64
 	for i := range 2 {
 		m := make([]byte, 64)
-		if _, rerr := t.f.ReadAt(m, int64(i*t.size+pageHead)); rerr != nil {
-			continue
+		if _, err := t.f.ReadAt(m, int64(i*t.size+pageHead)); err != nil {
+			return 0, 0, err
 		}
 		h := fnv.New64a()
 		h.Write(m[:56])
 		if h.Sum64() != binary.LittleEndian.Uint64(m[56:]) {
-			continue
+			return 0, 0, fmt.Errorf("the checksum of meta page %d is wrong", i)
 		}
-		if tx := binary.LittleEndian.Uint64(m[48:]); err != nil || tx > best {
-			best, root, high, err = tx, binary.LittleEndian.Uint64(m[16:]), binary.LittleEndian.Uint64(m[40:]), nil
+		if tx := binary.LittleEndian.Uint64(m[48:]); tx >= newest {
+			newest, root, high = tx, binary.LittleEndian.Uint64(m[16:]), binary.LittleEndian.Uint64(m[40:])
 		}
 	}
-	return root, high, err
+	return root, high, nil
 }
 
 func (t *treeCheck) page(id uint64) ([]byte, error) {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -117,13 +118,14 @@ func (s *Store) open() error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.layout(); err != nil {
+	fresh, err := s.layout()
+	if err != nil {
 		return err
 	}
 	if s.dir, err = os.Open(s.root); err != nil {
 		return s.fail("cannot open the root", err)
 	}
-	rebuilt, err := s.openRecords()
+	rebuilt, err := s.openRecords(fresh)
 	if err != nil {
 		return err
 	}
@@ -137,9 +139,13 @@ func (s *Store) open() error {
 }
 
 // openRecords opens the database, after replacing a damaged one, and replays the log.
-func (s *Store) openRecords() (rebuilt bool, err error) {
+func (s *Store) openRecords(fresh bool) (rebuilt bool, err error) {
 	path := s.path("meta.db")
-	err = s.openDatabase(path, false)
+	if fi, err := os.Stat(path); !fresh && (err != nil || fi.Size() == 0) {
+		rebuilt = true
+		s.log.Warn("the metadata database is gone; only blobs and cache mounts are found again", "path", path)
+	}
+	err = s.openDatabase(path, rebuilt)
 	if dmg := new(damageError); errors.As(err, &dmg) {
 		aside, kept, rerr := rebuildDatabase(path)
 		if rerr != nil {
@@ -194,6 +200,12 @@ func (s *Store) readCounters(rebuilt bool) error {
 			})
 			if err != nil {
 				return err
+			}
+		}
+		entries, _ := os.ReadDir(s.path("snapshots"))
+		for _, e := range entries {
+			if v, err := strconv.ParseUint(e.Name(), 10, 32); err == nil {
+				next = max(next, v+gap)
 			}
 		}
 		clock += gap
