@@ -638,7 +638,7 @@ func TestSaveAndPushFromStore(t *testing.T) {
 	env := testEnv(s, &client{})
 	built := export(t, env, set, output("image", "name=app:1"))
 	other := export(t, env, &Set{Images: []Image{{Platform: amd64, Tree: tree.NewStack(s, []store.LayerID{addLayer(t, s, map[string]string{"o": "o"})}), Epoch: &epoch}}}, output("image", "name=other"))
-	for _, format := range []string{DockerArchive, LegacyArchive, OCIArchive} {
+	for _, format := range []string{DockerArchive, "docker-archive", LegacyArchive, OCIArchive} {
 		var buf bytes.Buffer
 		if err := Save(t.Context(), env, []string{"app:1", "other"}, format, &buf); err != nil {
 			t.Fatal(err)

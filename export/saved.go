@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"slices"
+	"strings"
 
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -167,21 +168,22 @@ func sameLayers(conf []byte, diffIDs []graph.Digest) bool {
 	return json.Unmarshal(conf, &c) == nil && slices.Equal(c.RootFS.DiffIDs, diffIDs)
 }
 
-// Formats of Save.
+// Formats of Save. The names of containers-transports(5), docker-archive and oci-archive, mean the same.
 const (
-	DockerArchive = "docker-archive"
-	LegacyArchive = "docker-archive,legacy=1"
-	OCIArchive    = "oci-archive"
+	DockerArchive = "docker"
+	LegacyArchive = "docker,legacy=1"
+	OCIArchive    = "oci"
 )
 
 // Save writes images of the store into one archive. A name may stand for an image that another name has too.
 func Save(ctx context.Context, e *Env, names []string, format string, w io.Writer) error {
+	format = strings.Replace(format, "-archive", "", 1)
 	x := &Docker{legacy: format == LegacyArchive}
 	x.uncompress()
 	switch format {
 	case DockerArchive, LegacyArchive, OCIArchive:
 	default:
-		return suggest(diag.Errorf(diag.Invalid, "no such archive format: %s: it must be docker-archive, docker-archive,legacy=1 or oci-archive", format),
+		return suggest(diag.Errorf(diag.Invalid, "no such archive format: %s: it must be docker, docker,legacy=1 or oci", format),
 			format, []string{DockerArchive, LegacyArchive, OCIArchive})
 	}
 	env := *e
