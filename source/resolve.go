@@ -279,3 +279,21 @@ func (im *Images) keep(ctx context.Context, d graph.Digest, raw []byte) error {
 	_, err := im.store.PutBlob(ctx, raw)
 	return err
 }
+
+// watchedProvider reports what is read.
+type watchedProvider struct {
+	provider
+	p *progress
+}
+
+func (w watchedProvider) open(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error) {
+	r, err := w.provider.open(ctx, d, offset)
+	if err != nil {
+		return nil, err
+	}
+	w.p.sofar = offset
+	return struct {
+		io.Reader
+		io.Closer
+	}{&counted{r, w.p}, r}, nil
+}

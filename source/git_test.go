@@ -1,0 +1,311 @@
+package source
+
+import (
+	"io/fs"
+	"net/http"
+	"net/http/cgi"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
+)
+
+// repo is a repository that a test makes.
+type repo struct {
+	t   *testing.T
+	dir string
+}
+
+func newRepo(t *testing.T) *repo {
+	t.Helper()
+	if _, err := exec.LookPath("git"); err != nil {
+		t.Skip("no git")
+	}
+	r := &repo{t, filepath.Join(t.TempDir(), "repo")}
+	if err := os.Mkdir(r.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r.git("init", "-q", "-b", "main")
+	return r
+}
+
+func (r *repo) git(args ...string) string {
+	r.t.Helper()
+	cmd := exec.Command("git", append([]string{"-c", "user.name=T", "-c", "user.email=t@example.com", "-c", "protocol.file.allow=always"}, args...)...)
+	cmd.Dir = r.dir
+	cmd.Env = append(os.Environ(), "GIT_COMMITTER_DATE=2020-01-01T00:00:00Z", "GIT_AUTHOR_DATE=2020-01-01T00:00:00Z", "GIT_CONFIG_GLOBAL=/dev/null", "HOME="+r.t.TempDir())
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		r.t.Fatalf("git %v: %s", args, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func (r *repo) write(name, body string) {
+	p := filepath.Join(r.dir, name)
+	_ = os.MkdirAll(filepath.Dir(p), 0o755)
+	if err := os.WriteFile(p, []byte(body), 0o644); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *repo) commit(msg string) string {
+	r.git("add", "-A")
+	r.git("commit", "-q", "-m", msg)
+	return r.git("rev-parse", "HEAD")
+}
+
+// checkoutOf fetches and returns the layer's directory.
+func (f *fixture) checkoutOf(g *Git, op *graph.Git) string {
+	f.Helper()
+	s, err := g.Fetch(f.Context(), op)
+	if err != nil {
+		f.Fatal(err)
+	}
+	return f.top(s)
+}
+
+func slurp(p ...string) string {
+	b, err := os.ReadFile(filepath.Join(p...))
+	if err != nil {
+		return "error: " + err.Error()
+	}
+	return string(b)
+}
+
+func TestGit(t *testing.T) {
+	f, r := setup(t), newRepo(t)
+	r.write("f", "first")
+	r.write("sub/g", "below")
+	if err := os.Symlink("sub", filepath.Join(r.dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	_ = os.Symlink("/etc", filepath.Join(r.dir, "evil"))
+	_ = os.Symlink("../../../..", filepath.Join(r.dir, "up"))
+	first := r.commit("one")
+	r.git("tag", "-a", "-m", "x", "v1")
+	tag := r.git("rev-parse", "v1")
+	r.git("update-ref", "refs/pull/7/head", first)
+	r.write("f", "second")
+	second := r.commit("two")
+	p := NewPuller(f.store)
+	git := func() *Git { return p.NewGit(f.env(), true) }
+
+	for ref, want := range map[string]string{"": "second", "main": "second", "v1": "first", "refs/tags/v1": "first", first: "first", "pull/7/head": "first", "refs/heads/main": "second"} {
+		dir := f.checkoutOf(git(), &graph.Git{Remote: r.dir, Ref: ref})
+		if got := slurp(dir, "f"); got != want {
+			t.Errorf("%q: %q", ref, got)
+		}
+		if _, err := os.Lstat(filepath.Join(dir, ".git")); err == nil {
+			t.Errorf("%q: .git is there", ref)
+		}
+	}
+	for sub, want := range map[string]string{"sub": "below", "/sub/": "below", "link": "below"} {
+		if got := slurp(f.checkoutOf(git(), &graph.Git{Remote: r.dir, Subdir: sub}), "g"); got != want {
+			t.Errorf("%s: %q", sub, got)
+		}
+	}
+	for _, sub := range []string{"evil", "none", "f"} {
+		if _, err := git().Fetch(t.Context(), &graph.Git{Remote: r.dir, Subdir: sub}); err == nil {
+			t.Errorf("%s: no error", sub)
+		}
+	}
+	for _, sub := range []string{"../..", "up", "up/up"} { // stay at the top
+		if got := slurp(f.checkoutOf(git(), &graph.Git{Remote: r.dir, Subdir: sub}), "f"); got != "second" {
+			t.Errorf("%s: %q", sub, got)
+		}
+	}
+	for sum, ok := range map[string]bool{second[:8]: true, second: true, first: false} {
+		_, err := git().Pin(t.Context(), &graph.Git{Remote: r.dir, Ref: "main", Checksum: sum})
+		if (err == nil) != ok {
+			t.Errorf("checksum %s: %v", sum, err)
+		}
+	}
+	if _, err := git().Pin(t.Context(), &graph.Git{Remote: r.dir, Ref: "v1", Checksum: tag[:10]}); err != nil {
+		t.Error(err)
+	}
+	dir := f.checkoutOf(git(), &graph.Git{Remote: r.dir, MTimeCommit: true})
+	if info, err := os.Stat(filepath.Join(dir, "f")); err != nil || !info.ModTime().Equal(time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)) {
+		t.Errorf("%v %v", info.ModTime(), err)
+	}
+	// One build sees one commit, whatever happens meanwhile.
+	g := git()
+	pin, err := g.Pin(t.Context(), &graph.Git{Remote: r.dir, Ref: "main"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.write("f", "third")
+	r.commit("three")
+	r.git("commit", "-q", "--amend", "-m", "forced")
+	if got := slurp(f.checkoutOf(g, &graph.Git{Remote: r.dir, Ref: "main"}), "f"); got != "second" {
+		t.Errorf("after the pin: %q", got)
+	}
+	if later, err := git().Pin(t.Context(), &graph.Git{Remote: r.dir, Ref: "main"}); err != nil || later == pin {
+		t.Error("the pin did not move", err)
+	}
+}
+
+func TestGitKeepDirAndBundle(t *testing.T) {
+	f, r := setup(t), newRepo(t)
+	r.write("f", "1")
+	r.commit("one")
+	r.write("f", "2")
+	sha := r.commit("two")
+	p := NewPuller(f.store)
+	dir := f.checkoutOf(p.NewGit(f.env(), true), &graph.Git{Remote: r.dir, Ref: "main", KeepDir: true})
+	in := &repo{t, dir}
+	if got := in.git("rev-parse", "HEAD"); got != sha {
+		t.Errorf("HEAD is %s", got)
+	}
+	if got := in.git("status", "--porcelain"); got != "" {
+		t.Errorf("status: %s", got)
+	}
+	if got := in.git("rev-parse", "--abbrev-ref", "HEAD"); got != "main" {
+		t.Errorf("on %s", got)
+	}
+	_ = filepath.WalkDir(filepath.Join(dir, ".git"), func(p string, e fs.DirEntry, _ error) error {
+		if e.Type().IsRegular() && strings.Contains(slurp(p), f.store.Root()) {
+			t.Errorf("%s names the store", p)
+		}
+		return nil
+	})
+	dir = f.checkoutOf(p.NewGit(f.env(), true), &graph.Git{Remote: r.dir, Ref: "main", Bundle: true})
+	clone := &repo{t, t.TempDir()}
+	clone.git("clone", "-q", "-b", "main", filepath.Join(dir, "bundle"), "x")
+	if got := (&repo{t, clone.dir + "/x"}).git("rev-list", "--count", "HEAD"); got != "2" {
+		t.Errorf("%s commits", got)
+	}
+}
+
+func TestGitSubmodules(t *testing.T) {
+	f, r, m := setup(t), newRepo(t), newRepo(t)
+	m.write("inner", "in")
+	m.commit("m")
+	r.write("f", "1")
+	r.commit("one")
+	r.git("submodule", "add", "-q", m.dir, "mod")
+	r.commit("with module")
+	p := NewPuller(f.store)
+	dir := f.checkoutOf(p.NewGit(f.env(), true), &graph.Git{Remote: r.dir})
+	if slurp(dir, "mod/inner") != "in" {
+		t.Error("no submodule")
+	}
+	_ = filepath.WalkDir(dir, func(p string, e fs.DirEntry, _ error) error {
+		if e.Name() == ".git" {
+			t.Errorf("%s is left", p)
+		}
+		return nil
+	})
+	dir = f.checkoutOf(p.NewGit(f.env(), true), &graph.Git{Remote: r.dir, SkipSubmodules: true})
+	if _, err := os.Stat(filepath.Join(dir, "mod/inner")); err == nil {
+		t.Error("the submodule was not skipped")
+	}
+}
+
+func TestGitRefuses(t *testing.T) {
+	f := setup(t)
+	g := NewPuller(f.store).NewGit(f.env(), false)
+	marker := filepath.Join(t.TempDir(), "owned")
+	for _, op := range []*graph.Git{
+		{Remote: "https://example.invalid/x", Ref: "--upload-pack=touch " + marker},
+		{Remote: "https://example.invalid/x", Ref: "-x"},
+		{Remote: "https://example.invalid/x", Ref: "a..b"},
+		{Remote: "https://example.invalid/x", Ref: "a b"},
+		{Remote: "--upload-pack=touch " + marker},
+		{Remote: "ext::sh -c touch% " + marker},
+		{Remote: "file:///etc"},
+		{Remote: "/etc"},
+		{Remote: "ssh://-oProxyCommand=touch/x"},
+		{Remote: "ftp://example.invalid/x"},
+	} {
+		_, err := g.Pin(t.Context(), op)
+		if k := diag.KindOf(err); err == nil || k != diag.Invalid && k != diag.Denied {
+			t.Errorf("%+v: %v", op, err)
+		}
+	}
+	if _, err := os.Stat(marker); err == nil {
+		t.Error("a command ran")
+	}
+	t.Setenv("PATH", "/nonexistent")
+	_, err := g.Pin(t.Context(), &graph.Git{Remote: "https://example.invalid/x"})
+	wantKind(t, err, diag.Unsupported, "git program", "install git")
+}
+
+func TestGitHTTP(t *testing.T) {
+	f, r := setup(t), newRepo(t)
+	out, err := exec.Command("git", "--exec-path").Output()
+	backend := filepath.Join(strings.TrimSpace(string(out)), "git-http-backend")
+	if _, serr := os.Stat(backend); err != nil || serr != nil {
+		t.Skip("no git-http-backend")
+	}
+	r.write("f", "private")
+	first := r.commit("one")
+	r.write("f", "public")
+	r.commit("two")
+	var authorized atomic.Bool
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if u, p, _ := req.BasicAuth(); u != "x-access-token" || p != "canary" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="git"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		authorized.Store(true)
+		(&cgi.Handler{Path: backend, Env: []string{"GIT_PROJECT_ROOT=" + filepath.Dir(r.dir), "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"}}).ServeHTTP(w, req)
+	}))
+	defer srv.Close()
+	env := f.env()
+	env.Session = client{secrets: map[string]string{"GIT_AUTH_TOKEN": "canary"}}
+	op := &graph.Git{Remote: srv.URL + "/repo", AuthToken: "GIT_AUTH_TOKEN", AuthHeader: "GIT_AUTH_HEADER", KeepDir: true}
+	p := NewPuller(f.store)
+	if got := slurp(f.checkoutOf(p.NewGit(env, false), op), "f"); got != "public" || !authorized.Load() {
+		t.Errorf("%q", got)
+	}
+	if got := slurp(f.checkoutOf(p.NewGit(env, false), &graph.Git{Remote: op.Remote, Ref: first, AuthToken: op.AuthToken}), "f"); got != "private" {
+		t.Errorf("by commit: %q", got)
+	}
+	grep(t, f.store, "canary")
+	_, err = p.NewGit(f.env(), false).Pin(t.Context(), op)
+	wantKind(t, err, diag.Denied, srv.URL, "GIT_AUTH_TOKEN")
+	_, err = p.NewGit(env, false).Pin(t.Context(), &graph.Git{Remote: op.Remote, Ref: "none", AuthToken: op.AuthToken})
+	wantKind(t, err, diag.NotFound, "no none")
+}
+
+func TestGitSignature(t *testing.T) {
+	f, r := setup(t), newRepo(t)
+	if _, err := exec.LookPath("ssh-keygen"); err != nil {
+		t.Skip("no ssh-keygen")
+	}
+	key := filepath.Join(t.TempDir(), "key")
+	other := filepath.Join(t.TempDir(), "other")
+	for _, k := range []string{key, other} {
+		if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", k).CombinedOutput(); err != nil {
+			t.Fatalf("%s", out)
+		}
+	}
+	r.write("f", "1")
+	unsigned := r.commit("one")
+	r.write("f", "2")
+	r.git("add", "-A")
+	r.git("-c", "gpg.format=ssh", "-c", "user.signingkey="+key, "commit", "-q", "-S", "-m", "signed")
+	p := NewPuller(f.store)
+	good, bad := slurp(key+".pub"), slurp(other+".pub")
+	fetch := func(ref, pub string) error {
+		s, err := p.NewGit(f.env(), true).Fetch(t.Context(), &graph.Git{Remote: r.dir, Ref: ref, Signature: &graph.GitVerify{PubKey: pub, RequireSigned: true}})
+		if err == nil {
+			s.Discard()
+		}
+		return err
+	}
+	if err := fetch("main", good); err != nil {
+		t.Error(err)
+	}
+	wantKind(t, fetch("main", bad), diag.Denied, "not valid")
+	wantKind(t, fetch(unsigned, good), diag.Denied, "not signed")
+}

@@ -1,0 +1,205 @@
+package source
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
+)
+
+// gitRunner runs git with an environment of its own: nothing of the daemon's configuration, no prompts, no hooks.
+type gitRunner struct {
+	path string
+	env  []string
+	name string // the remote, for messages
+}
+
+// runner prepares git for a remote. done ends the forwarded agent.
+func (g *Git) runner(ctx context.Context, op *graph.Git, remote remoteURL) (*gitRunner, func(), error) {
+	program, err := exec.LookPath("git")
+	if err != nil {
+		return nil, nil, diag.Errorf(diag.Unsupported, "a git source needs the git program, which is not installed on the builder").WithHint("install git, or use an http archive of the repository")
+	}
+	protocols := "http:https:git:ssh"
+	if g.allowFile {
+		protocols += ":file"
+	}
+	run := &gitRunner{path: program, name: remote.arg, env: []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "LC_ALL=C",
+		"GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=/dev/null", "GIT_TERMINAL_PROMPT=0", "GIT_ASKPASS=true", "GIT_ALLOW_PROTOCOL=" + protocols,
+	}}
+	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"} {
+		if v, ok := os.LookupEnv(name); ok {
+			run.env = append(run.env, name+"="+v)
+		}
+	}
+	config := [][2]string{{"core.hooksPath", "/dev/null"}, {"core.fsmonitor", "false"}, {"safe.directory", "*"}, {"gc.auto", "0"}, {"maintenance.auto", "false"},
+		{"advice.detachedHead", "false"}, {"init.defaultBranch", "main"}, {"protocol.version", "2"}, {"core.untrackedCache", "false"}}
+	if g.allowFile {
+		config = append(config, [2]string{"protocol.file.allow", "always"})
+	}
+	header, err := g.authorization(ctx, op, remote)
+	if err != nil {
+		return nil, nil, err
+	}
+	if header != "" { // bound to the host: no submodule or redirect elsewhere gets it
+		config = append(config, [2]string{"http." + remote.origin + ".extraHeader", "Authorization: " + header})
+	}
+	run.env = append(run.env, fmt.Sprintf("GIT_CONFIG_COUNT=%d", len(config)))
+	for i, kv := range config {
+		run.env = append(run.env, fmt.Sprintf("GIT_CONFIG_KEY_%d=%s", i, kv[0]), fmt.Sprintf("GIT_CONFIG_VALUE_%d=%s", i, kv[1]))
+	}
+	done := func() {}
+	if remote.ssh {
+		if done, err = g.ssh(ctx, op, run); err != nil {
+			return nil, nil, err
+		}
+	}
+	return run, done, nil
+}
+
+// ssh lets git reach the client's agent. Without known hosts the first key that a host shows is taken.
+func (g *Git) ssh(ctx context.Context, op *graph.Git, run *gitRunner) (func(), error) {
+	dir, err := os.MkdirTemp("", "strata-ssh-") // short: a socket's path has 107 bytes
+	if err != nil {
+		return nil, err
+	}
+	command := "ssh -F /dev/null"
+	known := filepath.Join(dir, "known_hosts")
+	if op.KnownHosts != "" {
+		if err := os.WriteFile(known, []byte(op.KnownHosts), 0o600); err != nil {
+			os.RemoveAll(dir)
+			return nil, err
+		}
+		command += " -o StrictHostKeyChecking=yes"
+	} else {
+		command += " -o StrictHostKeyChecking=accept-new"
+	}
+	run.env = append(run.env, "GIT_SSH_COMMAND="+command+" -o BatchMode=yes -o UserKnownHostsFile="+known)
+	if g.env.Session == nil {
+		return func() { os.RemoveAll(dir) }, nil
+	}
+	sock := filepath.Join(dir, "agent")
+	l, err := net.Listen("unix", sock)
+	if err != nil {
+		os.RemoveAll(dir)
+		return nil, diag.Errorf(diag.Internal, "cannot forward the ssh agent: %w", err)
+	}
+	run.env = append(run.env, "SSH_AUTH_SOCK="+sock)
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go g.forward(ctx, op.SSH, conn)
+		}
+	}()
+	return func() { cancel(); l.Close(); os.RemoveAll(dir) }, nil
+}
+
+// forward copies between ssh and the client's agent until one of them ends.
+func (g *Git) forward(ctx context.Context, id string, conn net.Conn) {
+	defer conn.Close()
+	agent, err := g.env.Session.SSH(ctx, id)
+	if err != nil {
+		return // ssh goes on without an agent and says what it lacks
+	}
+	defer agent.Close()
+	ended := make(chan struct{}, 2)
+	go func() { _, _ = io.Copy(agent, conn); ended <- struct{}{} }()
+	go func() { _, _ = io.Copy(conn, agent); ended <- struct{}{} }()
+	select {
+	case <-ended:
+	case <-ctx.Done():
+	}
+}
+
+// git runs git in dir and returns what it prints. The whole process group is killed with ctx, since git starts helpers.
+func (r *gitRunner) git(ctx context.Context, dir string, args ...string) (string, error) {
+	return r.gitEnv(ctx, dir, nil, args...)
+}
+
+func (r *gitRunner) gitEnv(ctx context.Context, dir string, env []string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, r.path, args...)
+	cmd.Dir = dir
+	cmd.Env = append(append([]string(nil), r.env...), env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	out, errs := &capped{limit: 64 << 20}, &capped{limit: 64 << 10}
+	cmd.Stdout, cmd.Stderr = out, errs
+	err := cmd.Run()
+	if ctx.Err() != nil {
+		return "", context.Cause(ctx)
+	}
+	if out.over {
+		return "", diag.Errorf(diag.Exhausted, "git %s: more than %d bytes of output", args[0], out.limit)
+	}
+	if err != nil {
+		return "", r.explain(args, errs.String(), err)
+	}
+	return out.String(), nil
+}
+
+// capped keeps the first bytes of an output.
+type capped struct {
+	bytes.Buffer
+	limit int
+	over  bool
+}
+
+func (c *capped) Write(p []byte) (int, error) {
+	if room := c.limit - c.Len(); len(p) > room {
+		c.over = true
+		c.Buffer.Write(p[:room])
+		return len(p), nil
+	}
+	return c.Buffer.Write(p)
+}
+
+// explain makes an error of git's last lines.
+func (r *gitRunner) explain(args []string, stderr string, err error) error {
+	lines := strings.Split(strings.TrimSpace(stderr), "\n")
+	last := lines[len(lines)-1]
+	for _, l := range lines {
+		if strings.HasPrefix(l, "fatal: ") {
+			last = strings.TrimPrefix(l, "fatal: ")
+			break
+		}
+	}
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return diag.Errorf(diag.Internal, "cannot run git: %w", err)
+	}
+	kind, hint := diag.Unavailable, ""
+	low := strings.ToLower(stderr)
+	switch {
+	case strings.Contains(low, "repository") && strings.Contains(low, "not found"), strings.Contains(low, "does not appear to be a git repository"), strings.Contains(low, "does not exist"):
+		kind, hint = diag.NotFound, "check the URL; a private repository needs a token (secret GIT_AUTH_TOKEN) or an ssh agent"
+	case strings.Contains(low, "could not read username"), strings.Contains(low, "authentication failed"), strings.Contains(low, "permission denied"), strings.Contains(low, "403"):
+		kind, hint = diag.Denied, "give a token as the secret GIT_AUTH_TOKEN, or an ssh agent"
+	case strings.Contains(low, "host key verification failed"):
+		kind, hint = diag.Denied, "the known hosts that were given do not have the host's key"
+	case strings.Contains(low, "transport") && strings.Contains(low, "not allowed"):
+		kind = diag.Denied
+	}
+	e := diag.Errorf(kind, "git %s of %s: %s", args[0], r.name, last)
+	e.Log = lines[max(0, len(lines)-10):]
+	if hint != "" {
+		e = e.WithHint("%s", hint)
+	}
+	return e
+}
