@@ -129,11 +129,12 @@ func (c *cli) terminal(ctx context.Context, req *engine.RunRequest) (restore fun
 	if err != nil {
 		return nil, diag.Errorf(diag.Internal, "the terminal: %w", err)
 	}
-	sizes, changed := make(chan [2]uint16, 1), make(chan os.Signal, 1)
+	sizes, changed := make(chan engine.WinSize, 1), make(chan os.Signal, 1)
 	signal.Notify(changed, syscall.SIGWINCH)
 	changed <- syscall.SIGWINCH
 	ctx, cancel := context.WithCancel(ctx)
 	go func() {
+		defer close(sizes)
 		for {
 			select {
 			case <-ctx.Done():
@@ -141,7 +142,7 @@ func (c *cli) terminal(ctx context.Context, req *engine.RunRequest) (restore fun
 			case <-changed:
 				if cols, rows, err := term.GetSize(int(in.Fd())); err == nil {
 					select {
-					case sizes <- [2]uint16{uint16(rows), uint16(cols)}:
+					case sizes <- engine.WinSize{Rows: uint16(rows), Cols: uint16(cols)}:
 					case <-ctx.Done():
 						return
 					}

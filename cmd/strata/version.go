@@ -14,6 +14,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// version is set by the linker.
+var version = "dev"
+
 // versionInfo is what strata version says.
 type versionInfo struct {
 	Strata   string   `json:"strata"`
@@ -47,11 +50,8 @@ func newVersion(c *cli) *cobra.Command {
 }
 
 func (c *cli) versions(ctx context.Context) versionInfo {
-	v := versionInfo{Strata: "devel", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	v := versionInfo{Strata: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	if info, ok := debug.ReadBuildInfo(); ok {
-		if info.Main.Version != "" && info.Main.Version != "(devel)" {
-			v.Strata = info.Main.Version
-		}
 		for _, s := range info.Settings {
 			if s.Key == "vcs.revision" {
 				v.Commit = s.Value[:min(12, len(s.Value))]

@@ -57,7 +57,7 @@ func (it *item) amount() string {
 	return ""
 }
 
-// label is what an item is called: a digest is shortened.
+// label is what an item is called: what is done, and with what. A digest is shortened.
 func (it *item) label() string {
 	words := strings.Fields(clean([]byte(it.name)))
 	for i, w := range words {
@@ -65,7 +65,10 @@ func (it *item) label() string {
 			words[i] = shortDigest(w)
 		}
 	}
-	return strings.TrimSpace(clean([]byte(it.action)) + " " + strings.Join(words, " "))
+	if action := clean([]byte(it.action)); len(words) > 0 && words[0] != action {
+		words = append([]string{action}, words...)
+	}
+	return strings.TrimSpace(strings.Join(words, " "))
 }
 
 // plural is "1 step", "2 steps".
