@@ -42,7 +42,7 @@ func parse(src *diag.Source, l *lint.Linter) (*file, error) {
 		}
 	}
 	if len(f.stages) == 0 {
-		return nil, invalidf("the Dockerfile has no FROM: there is no stage to build").WithSpan(src.Lines(1, 1))
+		return nil, invalidf("dockerfile contains no stages to build: there is no FROM").WithSpan(src.Lines(1, 1))
 	}
 	f.lint(l)
 	return f, nil

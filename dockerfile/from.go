@@ -79,7 +79,7 @@ func (s *stage) setPlatform(l *lint.Linter, known []string) error {
 	}
 	pf, err := ParsePlatform(v.Text)
 	if err != nil {
-		return err
+		return invalidf("failed to parse platform %s: %w", flag, err).WithHint("write it as os/arch or os/arch/variant, such as linux/amd64 or linux/arm/v7")
 	}
 	target, _ := s.p.globals.Get("TARGETPLATFORM")
 	lint.RedundantTargetPlatform(l, s.at(), flag, v, v.Text == target)
@@ -169,7 +169,7 @@ func (s *stage) resolve(ctx context.Context) error {
 	}
 	named, err := reference.ParseNormalizedNamed(s.ref)
 	if err != nil {
-		e := invalidf("failed to parse base name %q: %w", s.ref, err)
+		e := invalidf("failed to parse stage name %q: %w", s.ref, err)
 		if lower, ok := p.byName[strings.ToLower(s.ref)]; ok {
 			return e.WithHint("did you mean stage %s?", lower.inst.Name)
 		}

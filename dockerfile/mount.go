@@ -34,14 +34,11 @@ func (st *step) mounts(c *instructions.RunCommand, x *execOp) error {
 // mount adds a bind, cache or tmpfs mount.
 func (st *step) mount(m *instructions.Mount, from *stage, x *execOp) error {
 	target := slashed(m.Target, st.platform.OS)
-	if target == "" {
-		return invalidf("a %s mount needs a target", m.Type).WithHint("add target=/path")
-	}
 	if !path.IsAbs(path.Clean(target)) {
 		target = path.Join("/", st.cwd(), target)
 	}
 	if path.Clean(target) == "/" {
-		return invalidf("invalid mount target %q", m.Target)
+		return invalidf("invalid mount target %q", target).WithHint("add target=/path: a mount without one goes to the working directory")
 	}
 	g := graph.Mount{Type: graph.MountType(m.Type), Target: target, Input: graph.None, Output: graph.None, ReadOnly: m.ReadOnly}
 	if from != nil && !from.done {

@@ -19,15 +19,16 @@ func (st *step) workdir(c *instructions.WorkdirCommand) error {
 	if err := st.setWorkdir(c.Path); err != nil {
 		return err
 	}
-	dir := slashed(st.cfg.Config.WorkingDir, st.platform.OS)
+	shown := slashed(st.cfg.Config.WorkingDir, st.platform.OS)
+	dir := path.Clean(shown)
 	if dir == "/" {
-		st.commit(false, "WORKDIR %s", dir)
+		st.commit(false, "WORKDIR %s", shown)
 		return nil
 	}
 	f := newFileOp(st.root)
 	f.do(graph.Action{Mkdir: &graph.Mkdir{Path: dir, Mode: 0o755, Parents: true, Owner: f.owner(st.cfg.Config.User), Time: st.p.epoch}})
 	st.root = f.edge(graph.Named("%s", st.title(st.describe(st.p.lex, c.String(), st.env))), graph.From(st.at...))
-	st.commit(true, "WORKDIR %s", dir)
+	st.commit(true, "WORKDIR %s", shown)
 	return nil
 }
 
@@ -36,6 +37,10 @@ func (s *stage) setWorkdir(dir string) error {
 	p, err := absPath(s.cfg.Config.WorkingDir, dir, s.platform.OS, false)
 	if err != nil {
 		return err
+	}
+	// As BuildKit, which leaves an absolute path as it is written.
+	if raw, err := noDrive(slashed(dir, s.platform.OS), s.platform.OS); err == nil && path.IsAbs(raw) {
+		p = raw
 	}
 	if s.platform.OS == "windows" {
 		p = strings.ReplaceAll(p, "/", `\`)
@@ -47,7 +52,7 @@ func (s *stage) setWorkdir(dir string) error {
 // cwd is the working directory with slashes.
 func (s *stage) cwd() string {
 	if d := slashed(s.cfg.Config.WorkingDir, s.platform.OS); d != "" {
-		return d
+		return path.Clean(d)
 	}
 	return "/"
 }

@@ -1,2 +1,3 @@
 FROM alpine
+WORKDIR /w/
 RUN --mount=type=cache x
