@@ -156,6 +156,18 @@ func readFull(fd int, buf []byte) (int, error) {
 	return n, nil
 }
 
+// Open opens a matched regular file for reading.
+func (f *Files) Open(m *Match) (*os.File, error) {
+	h := hasher{f: f, d: &dir{rel: parentOf(m.Rel)}}
+	defer h.close()
+	var st unix.Stat_t
+	fd, err := h.open(m.Entry, &st)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "/"+m.Rel), nil
+}
+
 // ReadFile returns the content of one regular file of a tree, at most limit bytes: more is diag.Exhausted. Symlinks are
 // followed within the tree. What is no regular file is diag.Invalid, and never blocks.
 func (f *Files) ReadFile(ctx context.Context, p string, limit int64) ([]byte, error) {
@@ -168,14 +180,10 @@ func (f *Files) ReadFile(ctx context.Context, p string, limit int64) ([]byte, er
 	if !at.e.IsRegular() {
 		return nil, diag.Errorf(diag.Invalid, "%q is not a regular file", p)
 	}
-	h := hasher{f: f, d: at.parent}
-	defer h.close()
-	var st unix.Stat_t
-	fd, err := h.open(at.e, &st)
+	file, err := f.Open(&Match{Rel: at.rel, Pick: Pick{Entry: at.e}})
 	if err != nil {
 		return nil, err
 	}
-	file := os.NewFile(uintptr(fd), p)
 	defer file.Close()
 	data, err := io.ReadAll(io.LimitReader(file, limit+1))
 	if err != nil {

@@ -137,7 +137,7 @@ func (u *Upper) SaveLineage(s *store.Store, key string) error {
 	for _, files := range u.made {
 		n += len(files)
 	}
-	if n == 0 {
+	if n == 0 || u.opaque {
 		return nil
 	}
 	b := make([]byte, 0, n*96)

@@ -130,7 +130,7 @@ func (o overlay) foundation() (dir string, done func(), err error) {
 // was written, or have it hold less than its files. "volatile" leaves out a sync of the whole file system when the mount
 // ends: the store makes layers durable.
 func (o overlay) options() [][2]string {
-	opts := [][2]string{{"redirect_dir", "off"}, {"metacopy", "off"}, {"index", "off"}, {"xino", "off"}}
+	opts := [][2]string{{"redirect_dir", "nofollow"}, {"metacopy", "off"}, {"index", "off"}, {"xino", "off"}}
 	if o.upper != "" {
 		opts = append(opts, [2]string{"volatile", ""})
 	}

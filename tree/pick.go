@@ -238,6 +238,9 @@ func (p *picker) files(t *tasks, d *dir, part []*Pick) error {
 		return err
 	}
 	if !p.sums {
+		for _, k := range part { // what is known anyway
+			k.Sum, k.Hashed = k.sum, k.hashed
+		}
 		return nil
 	}
 	var known []record

@@ -21,6 +21,7 @@ import (
 //
 // One goroutine at a time may call its methods.
 type Upper struct {
+	base  *Stack
 	draft *store.Draft
 	all   layers // the draft's directory first
 	fd    int    // the draft's directory
@@ -34,6 +35,7 @@ type Upper struct {
 	times  map[string]int64      // of directories, set at the end: their content comes after them
 	linked map[inode]bool        // files of other layers that have a name here
 	made   map[string][]madeFile // by directory: for the next layer of this kind
+	opaque bool                  // something else wrote into the layer: made does not say what is there
 }
 
 // inode identifies a file of one layer. Layers share files by hard links; within a layer these are really one file.
@@ -66,7 +68,7 @@ func NewUpper(base *Stack, draft *store.Draft) (*Upper, error) {
 		return nil, err
 	}
 	u := &Upper{
-		draft: draft, fd: fd, umask: umask(), euid: uint32(os.Geteuid()), egid: uint32(os.Getegid()), all: append(layers{draft.Dir}, base.dirs()...),
+		base: base, draft: draft, fd: fd, umask: umask(), euid: uint32(os.Geteuid()), egid: uint32(os.Getegid()), all: append(layers{draft.Dir}, base.dirs()...),
 		times: map[string]int64{}, linked: map[inode]bool{}, made: map[string][]madeFile{},
 	}
 	below, err := u.all[1:].root()

@@ -1,9 +1,11 @@
 package tree
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -142,6 +144,41 @@ func (u *Upper) notFound(dir *node, p string) error {
 		return diag.Errorf(diag.NotFound, "%q not found: did you mean %q?", p, s)
 	}
 	return diag.Errorf(diag.NotFound, "%q not found", p)
+}
+
+// ReadFile is Files.ReadFile for what is written so far.
+func (u *Upper) ReadFile(ctx context.Context, p string, limit int64) ([]byte, error) {
+	f := newFiles(u.all, true)
+	defer f.close()
+	return f.ReadFile(ctx, p, limit)
+}
+
+// Mounted runs write with the merged tree mounted at dir: what it writes goes into the layer. It is for work that needs a
+// real file system. dest is the directory that write fills; files and bytes, which it returns, are what it wrote.
+func (u *Upper) Mounted(ctx context.Context, dest string, write func(dir string) (files, bytes int64, err error)) error {
+	dir, cleanup, err := u.base.s.TempDir("write-")
+	if err != nil {
+		return err
+	}
+	unmount, err := u.base.Mount(ctx, dir, u.draft)
+	if err != nil {
+		cleanup()
+		return err
+	}
+	u.opaque = true
+	for rel := range u.times {
+		if dest == "" || rel == dest || strings.HasPrefix(rel, dest+"/") {
+			delete(u.times, rel)
+		}
+	}
+	files, bytes, err := write(dir)
+	u.files.Add(files)
+	u.bytes.Add(bytes)
+	if uerr := unmount(); uerr != nil {
+		return errors.Join(err, uerr) // the mount point stays: what is mounted there must not be deleted
+	}
+	cleanup()
+	return err
 }
 
 // Glob returns the paths that a pattern of path.Match names, sorted.
