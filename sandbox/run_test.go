@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -109,6 +110,9 @@ func TestUserAndCwd(t *testing.T) {
 			t.Errorf("%s shows the host: %q", cwd, out.String())
 		}
 	}
+	if left, _ := os.ReadDir(filepath.Join(b.rootfs, "proc")); len(left) > 0 {
+		t.Errorf("made below /proc: %v", left)
+	}
 	noLeaks(t, b)
 }
 
@@ -121,6 +125,9 @@ func TestMounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	os.Rename(filepath.Join(src, "f"), filepath.Join(src, "old")) // from now on the name leads elsewhere, and the open file must be mounted all the same
+	os.Symlink("/etc/passwd", filepath.Join(src, "f"))
+	os.WriteFile(filepath.Join(src, "g"), []byte("from the host"), 0o644)
 	mounts := func(s *Spec) {
 		s.Mounts = []Mount{
 			{Type: Bind, Source: src, Target: "/new/dir", ReadOnly: true}, {Type: Bind, Source: src, Target: "/rw"}, {Type: Bind, File: f, Target: "/files/one", ReadOnly: true},
@@ -128,7 +135,7 @@ func TestMounts(t *testing.T) {
 		}
 		s.Limits.ShmSize = 2 << 20
 	}
-	out, exit := b.sh(t, `cat /new/dir/f /files/one; touch /new/dir/x 2>/dev/null || echo ro; echo y >/rw/y; cat /run/secrets/key; stat -c '%a %u %g' /run/secrets/key
+	out, exit := b.sh(t, `cat /new/dir/g /files/one; touch /new/dir/x 2>/dev/null || echo ro; echo y >/rw/y; cat /run/secrets/key; stat -c '%a %u %g' /run/secrets/key
 grep -E ' (/scratch|/dev/shm|/etc/hosts|/run/secrets/key) ' /proc/mounts; dd if=/dev/zero of=/scratch/big bs=1M count=2 2>/dev/null || echo full`, mounts)
 	for _, want := range []string{"from the hostfrom the host", "ro\nhush440 5 6\n", "size=1024k", "size=2048k", "ramfs /run/secrets/key ramfs ro,nosuid,nodev,noexec", " /etc/hosts ", "full"} {
 		if !strings.Contains(out, want) {
@@ -143,6 +150,38 @@ grep -E ' (/scratch|/dev/shm|/etc/hosts|/run/secrets/key) ' /proc/mounts; dd if=
 			t.Errorf("stub left: %s %v", gone, err)
 		}
 	}
+	noLeaks(t, b)
+}
+
+// Images of Ubuntu have such a link; what is mounted is where it leads, and nothing of it stays.
+func TestResolvConfLink(t *testing.T) {
+	b := newBox(t)
+	os.Symlink("../run/systemd/resolve/stub-resolv.conf", filepath.Join(b.rootfs, "etc/resolv.conf"))
+	out, exit := b.sh(t, "cat /etc/resolv.conf; touch /x 2>/dev/null || echo read-only", func(s *Spec) {
+		s.ReadOnlyRoot, s.DNS = true, DNS{Servers: []string{"203.0.113.5"}}
+	})
+	if exit.Code != 0 || !strings.Contains(out, "nameserver 203.0.113.5\n") || !strings.Contains(out, "read-only\n") {
+		t.Errorf("%q %+v", out, exit)
+	}
+	if _, err := os.Lstat(filepath.Join(b.rootfs, "run")); !os.IsNotExist(err) {
+		t.Errorf("stub left: %v", err)
+	}
+	if _, err := os.Readlink(filepath.Join(b.rootfs, "etc/resolv.conf")); err != nil {
+		t.Errorf("the link is gone: %v", err)
+	}
+}
+
+func TestManyAtOnce(t *testing.T) {
+	b := newBox(t)
+	var wg sync.WaitGroup
+	for i := range 12 {
+		wg.Go(func() {
+			if out, exit := b.sh(t, fmt.Sprintf("echo %d; exit %d", i, i), func(s *Spec) { s.ReadOnlyRoot = true }); out != fmt.Sprintln(i) || exit.Code != i {
+				t.Errorf("%q %+v", out, exit)
+			}
+		})
+	}
+	wg.Wait()
 	noLeaks(t, b)
 }
 
@@ -339,6 +378,45 @@ func world(t *testing.T, outside *os.File) <-chan string {
 		t.Fatal(err)
 	}
 	return callers
+}
+
+// Where no bridge can be made, the host's network is used and the user is told once, unless a bridge was asked for.
+func TestNoBridge(t *testing.T) {
+	needRoot(t)
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	var taken netip.Prefix
+	for _, r := range routes {
+		if r.Dst != nil {
+			if p, perr := netip.ParsePrefix(r.Dst.String()); perr == nil && p.Bits() > 0 && p.Bits() <= 24 {
+				taken = p
+			}
+		}
+	}
+	if !taken.IsValid() {
+		t.Skip("no route to clash with:", err)
+	}
+	var told []string
+	warn := func(s string) { told = append(told, s) }
+	n, err := newNetwork(NetworkConfig{Subnet: taken}, "ffffffff", warn, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		l, err := n.acquire(graph.NetworkDefault)
+		if err != nil || l.path != "" {
+			t.Fatalf("%+v %v", l, err)
+		}
+	}
+	if len(told) != 1 || !strings.Contains(told[0], "no free network") {
+		t.Errorf("%q", told)
+	}
+	n, err = newNetwork(NetworkConfig{Mode: Bridge, Subnet: taken}, "ffffffff", warn, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.acquire(graph.NetworkDefault); diag.KindOf(err) != diag.Unavailable {
+		t.Errorf("%v", err)
+	}
 }
 
 func TestTTY(t *testing.T) {

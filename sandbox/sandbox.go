@@ -216,11 +216,14 @@ func (s *Sandbox) plan(spec *Spec, b *bundle) (*plan, error) {
 
 func cgroupName(owner string) string { return "strata-" + owner }
 
+// kernelDirs are where every container has file systems of the kernel.
+var kernelDirs = []string{"/proc", "/dev", "/sys"}
+
 // makeStubs makes the mount points that are missing in the root file system itself. Those within other mounts are left to
 // the runtime, and so are /proc, /dev and /sys, which images are expected to have.
 func makeStubs(root *os.File, p *plan) ([]made, error) {
 	var out []made
-	covered := []string{"/proc", "/dev", "/sys"}
+	covered := slices.Clone(kernelDirs)
 	all := sortMounts(append([]specs.Mount{fileMount(p.resolv, "/etc/resolv.conf"), fileMount(p.hosts, "/etc/hosts")}, p.mounts...))
 	for _, m := range all {
 		at, err := resolve(p.RootFS, m.Destination)
@@ -254,8 +257,12 @@ func makeCwd(root *os.File, p *plan) error {
 	if err != nil {
 		return diag.Errorf(diag.Invalid, "the working directory %s: %w", p.Cwd, err)
 	}
+	inMount := func(dir string) bool { return below(at, dir) }
+	if slices.ContainsFunc(kernelDirs, inMount) {
+		return nil
+	}
 	for _, m := range p.mounts {
-		if target, err := resolve(p.RootFS, m.Destination); err == nil && below(at, target) {
+		if target, err := resolve(p.RootFS, m.Destination); err == nil && inMount(target) {
 			return nil
 		}
 	}
