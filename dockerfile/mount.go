@@ -3,6 +3,8 @@ package dockerfile
 import (
 	"fmt"
 	"path"
+	"slices"
+	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 
@@ -28,6 +30,8 @@ func (st *step) mounts(c *instructions.RunCommand, x *execOp) error {
 			return err
 		}
 	}
+	// A mount within another comes after it, in whatever order they are written.
+	slices.SortStableFunc(x.op.Mounts, func(a, b graph.Mount) int { return strings.Compare(a.Target, b.Target) })
 	return nil
 }
 
