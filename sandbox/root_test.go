@@ -44,7 +44,7 @@ func newBox(t testing.TB) *box {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { b.Close() })
-	for _, d := range []string{"bin", "etc", "tmp", "root"} {
+	for _, d := range []string{"bin", "etc", "tmp", "root", "proc", "sys", "dev"} {
 		os.MkdirAll(filepath.Join(b.rootfs, d), 0o755)
 	}
 	bin, err := os.ReadFile("/bin/busybox")
