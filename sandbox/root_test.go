@@ -43,7 +43,14 @@ func newBox(t testing.TB) *box {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { b.Close() })
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+		if b.host != nil && len(b.host.cgroups.dirs(cgroupName(b.owner))) > 0 {
+			t.Error("control groups left")
+		}
+	})
 	for _, d := range []string{"bin", "etc", "tmp", "root", "proc", "sys", "dev"} {
 		os.MkdirAll(filepath.Join(b.rootfs, d), 0o755)
 	}

@@ -85,10 +85,13 @@ func ownerOf(root string) string {
 	return hex.EncodeToString(sum[:4])
 }
 
-// Close ends the networks. No step may be running.
+// Close ends the networks and removes the control group of the steps' own. No step may be running.
 func (s *Sandbox) Close() error {
 	s.net.close()
-	return nil
+	if s.host == nil {
+		return nil
+	}
+	return s.host.cgroups.remove("/" + cgroupName(s.owner))
 }
 
 // Version says which runtime is used, such as "runc 1.3.3".
