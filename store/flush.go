@@ -6,8 +6,6 @@ import (
 	"os"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // flusher makes changes durable in batches. The first change of a batch wakes it.
@@ -66,7 +64,7 @@ func (s *Store) flush() error {
 	db, next, clock := s.db, s.next, s.clock.Load()
 	s.mu.Unlock()
 
-	if err := unix.Syncfs(int(s.dir.Fd())); err != nil {
+	if err := s.opt.syncfs(int(s.dir.Fd())); err != nil {
 		return s.syncFailed(batch, files, err)
 	}
 	all := maps.Clone(batch.vals)

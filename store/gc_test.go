@@ -1,12 +1,14 @@
 package store
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -274,16 +276,16 @@ func buildOnce(s *Store, w, i int) error {
 
 func TestNearlyFullDiskCollectsThenRefuses(t *testing.T) {
 	opt := slow()
-	full := false
+	var full atomic.Bool
 	opt.statfs = func(st *unix.Statfs_t) {
 		st.Blocks, st.Bsize, st.Bavail, st.Files, st.Ffree = 1000, 4096, 500, 1000, 500
-		if full {
+		if full.Load() {
 			st.Bavail = 1
 		}
 	}
 	s := open(t, t.TempDir(), opt)
 	addLayer(t, s, key("a"), 4096*30)
-	full = true
+	full.Store(true)
 	_, err := s.NewLayer(t.Context())
 	wantKind(t, err, diag.Exhausted)
 	if has(s, "a") {
@@ -308,6 +310,9 @@ func TestFullDisk(t *testing.T) {
 	addLayer(t, s, key("before"), 1)
 	if err := s.flush(); err != nil {
 		t.Fatal(err)
+	}
+	for i := range 100 {
+		update(t, s, func(b *Batch) { b.Preimage(key("%d", i), bytes.Repeat([]byte{byte(i)}, 2000)) })
 	}
 	filler := filepath.Join(root, "filler")
 	f, err := os.Create(filler)
@@ -337,9 +342,7 @@ func TestFullDisk(t *testing.T) {
 	if !errors.As(err, &d) || d.Hint == "" {
 		t.Errorf("no hint in %v", err)
 	}
-	if err := s.flush(); err == nil {
-		t.Log("there was room for the database after all")
-	}
+	wantKind(t, s.flush(), diag.Exhausted)
 	if !has(s, "before") {
 		t.Error("the store lost what it had")
 	}
@@ -357,6 +360,11 @@ func TestFullDisk(t *testing.T) {
 	s = open(t, root, opt)
 	if !has(s, "before") {
 		t.Error("lost")
+	}
+	for i := range 100 {
+		if p, err := s.Preimage(key("%d", i)); !bytes.Equal(p, bytes.Repeat([]byte{byte(i)}, 2000)) {
+			t.Fatalf("preimage %d: %v", i, err)
+		}
 	}
 	for i := range acked {
 		if m, err := s.Memo(key("def %d", i)); m != key("%d", i) {

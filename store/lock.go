@@ -83,6 +83,10 @@ func (s *Store) layout() (fresh bool, err error) {
 	if !errors.Is(err, os.ErrNotExist) {
 		return false, s.fail("cannot read the version of "+s.root, err)
 	}
+	// Layers hold other people's setuid programs: nobody else may reach them.
+	if err := os.Chmod(s.root, 0o700); err != nil {
+		return false, s.fail("cannot make "+s.root, err)
+	}
 	for _, d := range []string{"blobs/sha256", "snapshots", "ingest", "mounts", "tmp", "index"} {
 		if err := os.MkdirAll(filepath.Join(s.root, d), 0o700); err != nil {
 			return false, s.fail("cannot make "+s.root, err)

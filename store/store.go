@@ -27,6 +27,7 @@ type Options struct {
 	flushDelay  time.Duration        // for tests; 0 = defaultFlushDelay
 	incarnation string               // for tests; "" = incarnation(root)
 	statfs      func(*unix.Statfs_t) // for tests: changes the file system's figures
+	syncfs      func(fd int) error   // for tests; nil = syncfs(2)
 }
 
 // defaultFlushDelay is how long the first of a batch of changes waits for others before the batch is synced. With the sync
@@ -93,6 +94,9 @@ func Open(root string, opt Options) (*Store, error) {
 	}
 	if s.opt.flushDelay == 0 {
 		s.opt.flushDelay = defaultFlushDelay
+	}
+	if s.opt.syncfs == nil {
+		s.opt.syncfs = unix.Syncfs
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.rebuilding.Store(true) // openRecords deals with a damaged database itself

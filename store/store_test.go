@@ -369,3 +369,27 @@ func BenchmarkNoOpBuild(b *testing.B) {
 		})
 	}
 }
+
+func BenchmarkStep(b *testing.B) {
+	s, err := Open(b.TempDir(), Options{Log: quiet})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	i := 0
+	for b.Loop() {
+		d, err := s.NewLayer(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		i++
+		err = s.Update(b.Context(), func(bt *Batch) error {
+			bt.Layer(d, LayerInfo{Size: 1})
+			bt.Result(key("%d", i), Result{Outputs: [][]LayerID{{d.ID}}, Label: "RUN something"})
+			return nil
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+}

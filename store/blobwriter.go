@@ -1,0 +1,242 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
+)
+
+// BlobWriter writes one blob. Nobody else writes a blob of the same digest meanwhile.
+type BlobWriter struct {
+	s        *Store
+	f        *os.File // nil when done, or when the blob was there already
+	hash     hash.Hash
+	expected graph.Digest
+	offset   int64
+	complete bool
+	finish   func() // lets the next writer of the digest in
+}
+
+// NewBlob starts a blob. If expected is set, the bytes that an earlier attempt left are kept: the caller goes on at Offset.
+// If the blob exists, or another writer finishes it while NewBlob waits, Complete reports true and there is nothing to
+// write. The caller defers Abort.
+func (s *Store) NewBlob(ctx context.Context, expected graph.Digest) (*BlobWriter, error) {
+	if expected != "" {
+		if err := expected.Validate(); err != nil {
+			return nil, diag.Errorf(diag.Invalid, "%q is no digest: %w", expected, err)
+		}
+	}
+	if err := s.makeRoom(ctx); err != nil {
+		return nil, err
+	}
+	w := &BlobWriter{s: s, expected: expected, finish: func() {}}
+	if expected == "" {
+		f, err := os.CreateTemp(s.path("ingest"), unnamed+"*")
+		if err != nil {
+			return nil, s.fail("cannot start a blob", err)
+		}
+		w.f, w.hash = f, digest.Canonical.Hash()
+		return w, nil
+	}
+	if err := s.writers.wait(ctx, expected); err != nil {
+		return nil, s.fail("cannot start blob "+string(expected), err)
+	}
+	w.finish = sync.OnceFunc(func() { s.writers.done(expected) })
+	if size, ok := s.adopt(ctx, expected); ok {
+		w.offset, w.complete = size, true
+		w.finish()
+		return w, nil
+	}
+	if err := w.resume(ctx); err != nil {
+		w.Abort()
+		return nil, s.fail("cannot start blob "+string(expected), err)
+	}
+	return w, nil
+}
+
+// unnamed is the start of the names of partial blobs that cannot be resumed, because their digest is not known yet.
+const unnamed = "new-"
+
+func (s *Store) partialPath(d graph.Digest) string {
+	return s.path("ingest", d.Algorithm().String()+"-"+d.Encoded())
+}
+
+func (w *BlobWriter) resume(ctx context.Context) error {
+	f, err := os.OpenFile(w.s.partialPath(w.expected), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	w.f, w.hash = f, w.expected.Algorithm().Hash()
+	w.offset, err = hashAll(ctx, w.hash, f)
+	return err
+}
+
+// restart throws away what was resumed.
+func (w *BlobWriter) restart() error {
+	if w.offset == 0 {
+		return nil
+	}
+	w.hash.Reset()
+	w.offset = 0
+	if err := w.f.Truncate(0); err != nil {
+		return w.s.fail("cannot write a blob", err)
+	}
+	if _, err := w.f.Seek(0, io.SeekStart); err != nil {
+		return w.s.fail("cannot write a blob", err)
+	}
+	return nil
+}
+
+// Offset returns how many bytes the store has, those of an earlier attempt included.
+func (w *BlobWriter) Offset() int64 { return w.offset }
+
+// Complete reports that the blob is in the store already. Commit then only returns it.
+func (w *BlobWriter) Complete() bool { return w.complete }
+
+// Write implements io.Writer.
+func (w *BlobWriter) Write(p []byte) (int, error) {
+	if w.f == nil {
+		return 0, diag.Errorf(diag.Internal, "write to a blob that is complete")
+	}
+	n, err := w.f.Write(p)
+	w.hash.Write(p[:n])
+	w.offset += int64(n)
+	if err != nil {
+		return n, w.s.fail("cannot write a blob", err)
+	}
+	return n, nil
+}
+
+// Commit makes the blob visible, and returns its digest and its size in bytes. If the content does not have the expected
+// digest, the error is of kind diag.Invalid and nothing is kept for resumption.
+func (w *BlobWriter) Commit(ctx context.Context) (graph.Digest, int64, error) {
+	if w.complete {
+		return w.expected, w.offset, nil
+	}
+	defer w.finish()
+	if w.f == nil {
+		return "", 0, diag.Errorf(diag.Internal, "commit of a blob that is closed")
+	}
+	if err := ctx.Err(); err != nil {
+		w.Abort()
+		return "", 0, w.s.fail("cannot store a blob", err)
+	}
+	algo := digest.Canonical
+	if w.expected != "" {
+		algo = w.expected.Algorithm()
+	}
+	d := digest.NewDigest(algo, w.hash)
+	name := w.f.Name()
+	err := w.f.Chmod(0o644)
+	if cerr := w.f.Close(); err == nil {
+		err = cerr
+	}
+	w.f = nil
+	if err == nil && w.expected != "" && d != w.expected {
+		err = diag.Errorf(diag.Invalid, "the content of blob %s is not what it should be: its digest is %s", w.expected, d)
+	}
+	if err == nil {
+		err = w.s.install(name, d, w.offset)
+	}
+	if err != nil {
+		os.Remove(name)
+		return "", 0, w.s.fail("cannot store blob "+string(d), err)
+	}
+	w.complete, w.expected = true, d
+	return d, w.offset, nil
+}
+
+// install moves a finished file to its place and records it. A file of the same name has the same content.
+func (s *Store) install(name string, d graph.Digest, size int64) error {
+	path := s.blobPath(d)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := os.Rename(name, path)
+	if errors.Is(err, os.ErrNotExist) {
+		if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
+			err = os.Rename(name, path)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	b := &Batch{s: s}
+	b.put(kindBlob, string(d), encodeUint(uint64(size)))
+	return s.commit(b)
+}
+
+// Abort ends the writing. What was written is kept for resumption if the digest is known. It does nothing after Commit, so
+// it may be deferred.
+func (w *BlobWriter) Abort() {
+	defer w.finish()
+	if w.f == nil {
+		return
+	}
+	name := w.f.Name()
+	w.f.Close()
+	w.f = nil
+	if w.expected == "" || w.offset == 0 {
+		os.Remove(name)
+	}
+}
+
+// writers lets one writer per digest through.
+type writers struct {
+	mu   sync.Mutex
+	busy map[graph.Digest]chan struct{}
+}
+
+func (w *writers) try(d graph.Digest) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.busy[d] != nil {
+		return false
+	}
+	if w.busy == nil {
+		w.busy = map[graph.Digest]chan struct{}{}
+	}
+	w.busy[d] = make(chan struct{})
+	return true
+}
+
+func (w *writers) wait(ctx context.Context, d graph.Digest) error {
+	for !w.try(d) {
+		w.mu.Lock()
+		c := w.busy[d]
+		w.mu.Unlock()
+		if c == nil {
+			continue
+		}
+		select {
+		case <-c:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (w *writers) done(d graph.Digest) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	close(w.busy[d])
+	delete(w.busy, d)
+}
+
+// active reports whether somebody writes the partial blob with a file name.
+func (w *writers) active(name string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	algo, hex, _ := strings.Cut(name, "-")
+	return w.busy[graph.Digest(algo+":"+hex)] != nil
+}
