@@ -30,8 +30,8 @@ type build struct {
 	web     *registry.Client // with the session's credentials
 	hold    *store.Hold
 	images  *source.Images
-	git     *source.GitSource
-	http    *source.HTTPSource
+	git     *source.Git
+	http    *source.HTTP
 	work    *solve.Build[tree.Tree, *build]
 	made    atomic.Pointer[early] // who is told of steps that ran
 }
@@ -50,7 +50,7 @@ func (e *Engine) newBuild(ctx context.Context, s session.Session, sink event.Sin
 	}
 	env := source.Env{Store: e.store, Hold: b.hold, Registry: b.web, Session: s, Progress: b.sink}
 	b.images = e.puller.Images(env)
-	b.git = source.NewGit(env)
+	b.git = e.puller.NewGit(env, true)
 	b.http = source.NewHTTP(env)
 	b.work = e.solver.Build(ctx, b, b.sink)
 	e.listen(b)
@@ -60,6 +60,7 @@ func (e *Engine) newBuild(ctx context.Context, s session.Session, sink event.Sin
 func (b *build) close() {
 	b.e.unlisten(b)
 	b.work.Close()
+	b.images.Close()
 	b.hold.Release()
 }
 

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"io"
 	"maps"
 	"slices"
@@ -173,7 +174,9 @@ func (e *Engine) names(names []string) ([]string, error) {
 
 // LoadImages reads an archive of images of any kind and returns their names.
 func (e *Engine) LoadImages(ctx context.Context, r io.Reader) ([]string, error) {
-	ims, err := source.Import(ctx, e.store, r, source.ImportOptions{})
+	b := e.newBuild(ctx, nil, nil, nil)
+	defer b.close()
+	ims, err := b.images.Import(ctx, "", r, source.ImportOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -186,14 +189,25 @@ func (e *Engine) LoadImages(ctx context.Context, r io.Reader) ([]string, error) 
 
 // ImportImage makes an image of a root file system's tar, or of the one image that an archive holds, under a name.
 func (e *Engine) ImportImage(ctx context.Context, r io.Reader, opt ImportOptions) (*ImageInfo, error) {
-	ims, err := source.Import(ctx, e.store, r, source.ImportOptions{Name: opt.Name, Platform: opt.Platform, Changes: opt.Changes, Message: opt.Message})
+	b := e.newBuild(ctx, nil, nil, nil)
+	defer b.close()
+	ims, err := b.images.Import(ctx, "", r, source.ImportOptions{Name: opt.Name, Platform: opt.Platform})
 	if err != nil {
 		return nil, err
 	}
 	if len(ims) != 1 {
 		return nil, diag.Errorf(diag.Invalid, "the archive holds %d images, and cannot become one", len(ims)).WithHint("load it with: strata image load")
 	}
-	info := e.describe(ims[0])
+	im := ims[0]
+	if len(opt.Changes) > 0 || opt.Message != "" {
+		if err := b.change(ctx, im.Name, im.Platforms[0].Platform, opt); err != nil {
+			return nil, errors.Join(err, e.RemoveImage(ctx, im.Name))
+		}
+		if im, err = e.store.Image(im.Name); err != nil {
+			return nil, err
+		}
+	}
+	info := e.describe(im)
 	return &info, nil
 }
 

@@ -58,11 +58,20 @@ func (b *build) ReadFile(ctx context.Context, from graph.Edge, path string, limi
 
 // Time implements dockerfile.Resolver.
 func (b *build) Time(ctx context.Context, src graph.Edge) (time.Time, error) {
-	switch o := src.V.Op.(type) {
-	case *graph.Git:
+	if o, ok := src.V.Op.(*graph.Git); ok {
 		return b.git.Time(ctx, o)
-	case *graph.HTTP:
-		return b.http.Time(ctx, o)
 	}
-	return time.Time{}, nil
+	trees, err := b.work.Solve(src)
+	if err != nil {
+		return time.Time{}, err
+	}
+	t, ok := trees[0].(filer)
+	if !ok {
+		return time.Time{}, nil
+	}
+	files, err := t.Files()
+	if err != nil {
+		return time.Time{}, err
+	}
+	return files.Newest(ctx)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/strata-build/strata/session"
 	"github.com/strata-build/strata/solve"
 	"github.com/strata-build/strata/source"
+	"github.com/strata-build/strata/store"
 	"github.com/strata-build/strata/tree"
 )
 
@@ -70,14 +71,15 @@ func (r runner) Pin(ctx context.Context, v *graph.Vertex, b *build) (solve.Pin, 
 		d, err := b.images.PinLayout(ctx, o, v.Platform)
 		return solve.Pin{Value: string(d), Complete: true, Light: true}, err
 	case *graph.Blob:
-		return solve.Pin{Light: true}, nil // its reference has the digest
+		d, err := b.images.PinBlob(ctx, o)
+		return solve.Pin{Value: string(d), Light: true}, err
 	case *graph.Git:
 		p, err := b.git.Pin(ctx, o)
-		return solve.Pin{Value: p, Light: true}, err
-	case *graph.HTTP:
-		p, err := b.http.Pin(ctx, o)
 		return solve.Pin{Value: string(p), Light: true}, err
-	case *graph.Exec, *graph.File, *graph.Merge, *graph.Diff:
+	case *graph.HTTP:
+		p, err := b.http.Pin(ctx, o, v.ID)
+		return solve.Pin{Value: string(p), Light: true}, err
+	case *graph.Exec, *graph.File, *graph.Merge:
 		return solve.Pin{}, nil
 	}
 	return solve.Pin{}, diag.Errorf(diag.Unsupported, "this engine cannot run %s", v.Op.Kind())
@@ -93,14 +95,14 @@ func (r runner) Run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 		layers, _, err := b.images.Fetch(ctx, o, s.V.Platform, s.V.ID)
 		return r.stack(layers, err)
 	case *graph.OCILayout:
-		layers, _, err := b.images.FetchLayout(ctx, o, s.V.Platform, s.V.ID)
+		layers, err := b.images.FetchLayout(ctx, o, s.V.Platform, s.V.ID)
 		return r.stack(layers, err)
 	case *graph.Blob:
 		return one(b.images.FetchBlob(ctx, o, s.V.ID))
 	case *graph.Git:
-		return one(b.git.Fetch(ctx, o, s.Pin.Value, s.V.ID))
+		return one(b.git.Fetch(ctx, o))
 	case *graph.HTTP:
-		return one(b.http.Fetch(ctx, o, graph.Digest(s.Pin.Value), s.V.ID))
+		return one(b.http.Fetch(ctx, o, s.V.ID))
 	case *graph.Exec:
 		return r.e.execs.Run(ctx, o, s.In, op.ExecEnv{
 			Session: b.session, Platform: s.V.Platform, Tenant: r.e.opt.Tenant, Allowed: b.allowed,
@@ -112,8 +114,6 @@ func (r runner) Run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 		return r.e.files.Run(ctx, o, s.In, s.V.Platform)
 	case *graph.Merge:
 		return op.Merge(ctx, r.e.store, s.In)
-	case *graph.Diff:
-		return op.Diff(ctx, r.e.store, s.In)
 	}
 	return nil, diag.Errorf(diag.Unsupported, "this engine cannot run %s", s.V.Op.Kind())
 }
@@ -133,4 +133,19 @@ func (b *build) local(ctx context.Context, o *graph.Local) ([]tree.Tree, error) 
 		key = dir.Path
 	}
 	return []tree.Tree{tree.NewLocal(b.e.indexes.Get(key), dir, o)}, nil
+}
+
+func (r runner) stack(layers []store.LayerID, err error) ([]tree.Tree, error) {
+	if err != nil {
+		return nil, err
+	}
+	return []tree.Tree{tree.NewStack(r.e.store, layers)}, nil
+}
+
+// one is the result of a vertex with a single output.
+func one(t *tree.Stack, err error) ([]tree.Tree, error) {
+	if err != nil {
+		return nil, err
+	}
+	return []tree.Tree{t}, nil
 }

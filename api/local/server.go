@@ -47,7 +47,7 @@ func Serve(ctx context.Context, l *net.UnixListener, e *engine.Engine, opt Serve
 	}
 	s := &server{e: e, opt: opt, end: end}
 	if opt.Idle > 0 {
-		s.idle = time.AfterFunc(opt.Idle, s.retire)
+		s.idle = time.AfterFunc(opt.Idle, func() { s.retire() })
 		defer s.idle.Stop()
 	}
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
