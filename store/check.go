@@ -220,7 +220,7 @@ func (c *checker) layer(ctx context.Context, l LayerInfo) (what string, err erro
 	if fi, err := os.Lstat(dir); err != nil || !fi.IsDir() {
 		return noDirectory, nil
 	}
-	if !c.opt.Full || c.opt.DiffID == nil || l.DiffID == "" {
+	if !c.opt.Full || c.opt.DiffID == nil || l.DiffID == "" || l.Blob != "" {
 		return "", nil
 	}
 	got, err := c.opt.DiffID(ctx, dir)

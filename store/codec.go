@@ -166,12 +166,13 @@ func encodeLayer(l LayerInfo) []byte {
 	b = binary.AppendUvarint(b, uint64(max(0, l.Size)))
 	b = binary.AppendUvarint(b, uint64(max(0, l.TarSize)))
 	b = binary.AppendUvarint(b, uint64(max(0, l.Files)))
-	return appendTime(b, l.Created)
+	b = appendTime(b, l.Created)
+	return appendBytes(b, l.Blob)
 }
 
 func decodeLayer(id LayerID, b []byte) (LayerInfo, error) {
 	r := reader{b: b}
-	l := LayerInfo{ID: id, DiffID: graph.Digest(r.bytes()), Size: int64(r.uint()), TarSize: int64(r.uint()), Files: int64(r.uint()), Created: r.time()}
+	l := LayerInfo{ID: id, DiffID: graph.Digest(r.bytes()), Size: int64(r.uint()), TarSize: int64(r.uint()), Files: int64(r.uint()), Created: r.time(), Blob: graph.Digest(r.bytes())}
 	return l, r.err()
 }
 

@@ -144,6 +144,10 @@ func (p *plan) readRoots() error {
 		for _, pl := range im.Platforms {
 			for _, id := range pl.Layers {
 				p.keep(id, why)
+				// Without the blob a layer that was not made here could not be exported with its diff_id.
+				if n := p.layers[id]; n != nil && n.info.Blob != "" && p.blobs[n.info.Blob] == "" {
+					p.blobs[n.info.Blob] = why
+				}
 			}
 		}
 		im.blobs(func(d graph.Digest) {

@@ -22,6 +22,7 @@ type LayerInfo struct {
 	Size    int64        // bytes on disk, each file counted where it was made
 	TarSize int64        // bytes of the uncompressed tar; 0 until DiffID is known
 	Files   int64        // inodes
+	Blob    graph.Digest // blob that it was unpacked from, which the files alone may not give again; "" = made here
 	Created time.Time    // with a resolution of 1 s
 }
 
