@@ -264,11 +264,11 @@ func printJSON(w io.Writer, v any) error {
 
 // shortID is the first 12 digits of a digest.
 func shortID(id string, full bool) string {
-	_, hex, ok := strings.Cut(id, ":")
-	if full || !ok || len(hex) < 12 {
+	if full {
 		return id
 	}
-	return hex[:12]
+	id = strings.TrimPrefix(id, "sha256:")
+	return id[:min(len(id), 12)]
 }
 
 // ago says how long ago something was.

@@ -108,7 +108,7 @@ type cli struct {
 
 // open opens the engine of the state root.
 func (c *cli) open(ctx context.Context) (*engine.Engine, error) {
-	level := slog.LevelWarn
+	level := slog.LevelError // what users should know comes as an event
 	if c.debug {
 		level = slog.LevelDebug
 	}

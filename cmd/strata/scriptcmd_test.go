@@ -107,9 +107,7 @@ func cmdConfig(ts *testscript.TestScript, neg bool, args []string) {
 	case string:
 		fmt.Fprintln(ts.Stdout(), x)
 	case []string:
-		for _, s := range x {
-			fmt.Fprintln(ts.Stdout(), s)
-		}
+		fmt.Fprintln(ts.Stdout(), strings.Join(x, "\n"))
 	case []image.History:
 		for _, h := range x {
 			fmt.Fprintln(ts.Stdout(), h.CreatedBy)

@@ -245,7 +245,7 @@ func (b *board) end(e event.Event) change {
 
 // isCanceled tells a step that was stopped from one that failed: an event has no more than the error's text.
 func isCanceled(err string) bool {
-	return err == "canceled" || strings.Contains(err, "context canceled")
+	return strings.HasPrefix(err, "canceled") || strings.HasSuffix(err, "context canceled")
 }
 
 // counts are the numbers of the header.
