@@ -92,7 +92,7 @@ func text(s diag.Span) string {
 }
 
 // quoted finds the words that a message is about: in quotes or parentheses, after a colon, or a flag at the start.
-var quoted = regexp.MustCompile("\"([^\"]+)\"|'([^']+)'|`([^`]+)`|\\(([^()]+)\\)|: ([^\\s\"'`(]\\S*)|^(--[^:]+)")
+var quoted = regexp.MustCompile("\"([^\"]+)\"|'([^']+)'|`([^`]+)`|\\((\\$[^()]+)\\)|: ([^\\s\"'`(]\\S*)|^(--[^:]+)")
 
 // pointAt narrows a span to the first word of the message that stands in its lines.
 func pointAt(s diag.Span, msg string) diag.Span {
@@ -103,13 +103,32 @@ func pointAt(s diag.Span, msg string) diag.Span {
 	for _, m := range quoted.FindAllStringSubmatch(msg, -1) {
 		word := strings.TrimRight(strings.Join(m[1:], ""), ",;")
 		for n := s.First; n <= min(s.Last, len(lines)); n++ {
-			if i := strings.Index(lines[n-1], word); i >= 0 {
+			if i := indexWord(lines[n-1], word); i >= 0 {
 				s.First, s.Col, s.Width = n, i+1, len(word)
 				return s
 			}
 		}
 	}
 	return s
+}
+
+// indexWord is strings.Index, but rather where no letter or digit adjoins.
+func indexWord(line, word string) int {
+	isWord := func(i int) bool {
+		return i >= 0 && i < len(line) && (line[i] == '_' || line[i] >= '0' && line[i] <= '9' || line[i]|0x20 >= 'a' && line[i]|0x20 <= 'z')
+	}
+	for from := 0; ; {
+		i := strings.Index(line[from:], word)
+		if i < 0 {
+			break
+		}
+		i += from
+		if !isWord(i-1) && !isWord(i+len(word)) {
+			return i
+		}
+		from = i + 1
+	}
+	return strings.Index(line, word)
 }
 
 func invalidf(format string, args ...any) *diag.Error {

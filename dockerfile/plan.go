@@ -94,12 +94,29 @@ func newShared(ctx context.Context, req *Request, r Resolver) (*shared, error) {
 		}
 		if len(sh.exclude) > 0 {
 			if sh.ignore, err = patternmatcher.New(sh.exclude); err != nil {
-				return nil, invalidf("%s: %w", req.Ignore.Name, err)
+				return nil, ignoreError(req.Ignore, sh.exclude, err)
 			}
 		}
 	}
 	sh.main = sync.OnceValues(func() (graph.Edge, error) { return sh.mainContext(ctx) })
 	return sh, nil
+}
+
+// ignoreError points at the line of an ignore file that is no pattern.
+func ignoreError(src *diag.Source, patterns []string, err error) error {
+	for _, p := range patterns {
+		if _, one := patternmatcher.New([]string{p}); one == nil {
+			continue
+		}
+		for i, line := range strings.Split(string(src.Data), "\n") {
+			if col := strings.Index(line, strings.TrimPrefix(p, "!")); col >= 0 {
+				at := src.Lines(i+1, i+1)
+				at.Col, at.Width = col+1, len(p)
+				return invalidf("invalid pattern %q: %w", p, err).WithSpan(at)
+			}
+		}
+	}
+	return invalidf("%s: %w", src.Name, err)
 }
 
 func (sh *shared) defaults() error {

@@ -93,11 +93,19 @@ func newFake() *fake {
 	bare := baseConfig(amd64)
 	bare.RootFS.DiffIDs, bare.History, bare.Config.Env = nil, nil, nil
 	other := baseConfig(graph.Platform{OS: "linux", Architecture: "s390x"})
+	trigger := func(text string) *image.Config {
+		c := baseConfig(amd64)
+		c.Config.OnBuild = []string{text}
+		return c
+	}
 	return &fake{images: map[string]*image.Config{
-		"docker.io/library/onbuild:latest": onbuild,
-		"docker.io/library/lived:latest":   lived,
-		"docker.io/library/bare:latest":    bare,
-		"docker.io/library/other:latest":   other,
+		"docker.io/library/trigger-from:latest":   trigger("FROM x"),
+		"docker.io/library/trigger-two:latest":    trigger("RUN a\nRUN b"),
+		"docker.io/library/trigger-syntax:latest": trigger("# a\n# check=skip=all\nRNU a"),
+		"docker.io/library/onbuild:latest":        onbuild,
+		"docker.io/library/lived:latest":          lived,
+		"docker.io/library/bare:latest":           bare,
+		"docker.io/library/other:latest":          other,
 	}, files: map[string]string{"docs:/.dockerignore": "*.tmp\n"}}
 }
 

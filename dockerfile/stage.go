@@ -91,7 +91,7 @@ func (p *planner) find(name string) (*stage, error) {
 	if i, err := strconv.Atoi(name); err == nil {
 		if i < 0 || i >= len(p.file.stages) {
 			return nil, invalidf("invalid stage index: %d", i).
-				WithHint("the Dockerfile has %d stages, counted from 0", len(p.file.stages))
+				WithHint("the indexes of the stages are 0 to %d", len(p.file.stages)-1)
 		}
 		return p.stages[i], nil
 	}

@@ -1,0 +1,5 @@
+#! platform linux/arm64
+#! arg BUILDKIT_MULTI_PLATFORM=true
+FROM --platform=$BUILDPLATFORM alpine
+ARG TARGETOS TARGETARCH TARGETVARIANT
+RUN cross

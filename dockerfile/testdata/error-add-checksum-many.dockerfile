@@ -1,0 +1,2 @@
+FROM scratch
+ADD --checksum=abc https://h/a https://h/b /

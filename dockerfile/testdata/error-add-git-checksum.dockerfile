@@ -1,0 +1,2 @@
+FROM scratch
+ADD --checksum=abc https://h/r.git?commit=def /

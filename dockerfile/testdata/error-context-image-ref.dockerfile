@@ -1,0 +1,2 @@
+#! context alpine=docker-image://UPPER
+FROM alpine

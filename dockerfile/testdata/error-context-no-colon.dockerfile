@@ -1,0 +1,2 @@
+#! context alpine=busybox
+FROM alpine

@@ -1,0 +1,2 @@
+#! context base=oci-layout://store:latest
+FROM base

@@ -1,0 +1,3 @@
+ARG X=
+FROM alpine
+COPY --from=$X a b

@@ -1,0 +1,3 @@
+#! arg SOURCE_DATE_EPOCH=src
+FROM alpine AS src
+FROM alpine

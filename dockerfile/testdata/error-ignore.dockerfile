@@ -1,0 +1,3 @@
+#! ignore [
+FROM scratch
+COPY a b

@@ -1,0 +1,2 @@
+#! target 5
+FROM alpine

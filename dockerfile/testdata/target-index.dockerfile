@@ -1,0 +1,4 @@
+#! target 0
+FROM scratch
+LABEL a=b
+FROM missing
