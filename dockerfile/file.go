@@ -72,8 +72,9 @@ func (f *file) add(n *parser.Node, l *lint.Linter) error {
 	return nil
 }
 
-// parseInstruction is where instructions that the grammar does not know would be read first: a dialect's own
-// instruction is a type with the methods of instructions.Command, and a case of runInstruction.
+// parseInstruction is where instructions that the grammar does not know are to be read first, from n.Original. Such an
+// instruction is a type with the methods of instructions.Command; what it does is a case of step.dispatch, and the
+// stages that it reads are one of linkCommand.
 func parseInstruction(n *parser.Node) (any, error) {
 	// The parser asks a linter, even one that is told nothing, for the comments of every instruction.
 	return instructions.ParseInstructionWithLinter(n, linter.New(&linter.Config{}))
