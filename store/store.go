@@ -106,11 +106,14 @@ func Open(root string, opt Options) (*Store, error) {
 		s.release()
 		return nil, err
 	}
-	s.background(s.flusher)
-	s.background(s.tender)
-	if s.cur.hard {
+	s.mu.RLock()
+	replayed := s.cur.hard
+	s.mu.RUnlock()
+	if replayed {
 		kick(s.wake)
 	}
+	s.background(s.flusher)
+	s.background(s.tender)
 	return s, nil
 }
 
