@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/strata-build/strata/diag"
@@ -24,11 +25,24 @@ func (b *build) Image(ctx context.Context, ref string, p graph.Platform, mode gr
 
 // OCILayout implements dockerfile.Resolver.
 func (b *build) OCILayout(ctx context.Context, ref string, p graph.Platform) (dockerfile.Resolved, error) {
-	img, err := b.images.ResolveLayout(ctx, &graph.OCILayout{Ref: ref}, p)
+	img, err := b.images.ResolveLayout(ctx, layoutOf(ref), p)
 	if err != nil {
 		return dockerfile.Resolved{}, err
 	}
 	return dockerfile.Resolved{Digest: img.Digest, Config: img.Config}, nil
+}
+
+// layoutOf names the session's directory that a reference is of: "STORE[:TAG][@DIGEST]" is in STORE, "oci-archive:FILE" is a
+// file of the build context.
+func layoutOf(ref string) *graph.OCILayout {
+	if file, ok := strings.CutPrefix(ref, "oci-archive:"); ok {
+		return &graph.OCILayout{Ref: strings.TrimPrefix(file, "/") + "//", Store: "context"}
+	}
+	name, _, _ := strings.Cut(ref, "@")
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		name = name[:i]
+	}
+	return &graph.OCILayout{Ref: ref, Store: name}
 }
 
 // Input implements dockerfile.Resolver: the command line passes no trees.

@@ -18,7 +18,7 @@ import (
 
 // secret asks the client for a secret; ok is false if there is none and the step can do without.
 func (s *execStep) secret(ctx context.Context, id string, optional bool) (data []byte, ok bool, err error) {
-	err = diag.Errorf(diag.NotFound, "no client")
+	err = diag.Errorf(diag.NotFound, "secret %q: the build has no client that could give it", id)
 	if s.env.Session != nil {
 		data, err = s.env.Session.Secret(ctx, id)
 	}
@@ -30,7 +30,7 @@ func (s *execStep) secret(ctx context.Context, id string, optional bool) (data [
 	case optional:
 		return nil, false, nil
 	}
-	return nil, false, diag.Errorf(diag.NotFound, "the step needs the secret %q, which was not given to this build", id).WithHint("give it with --secret id=%s,src=FILE", id)
+	return nil, false, err
 }
 
 // secretEnv sets the variables that are secrets.
