@@ -57,7 +57,8 @@ type Compression struct {
 }
 
 const (
-	// gzipLevel is a little larger than zlib's level 6 and about three times as fast in this library.
+	// gzipLevel makes blobs of about the size of zlib's level 6 at 90 MB/s per core, four times as fast as the standard
+	// library; level 1 is 1.6 times as fast again and 10 % larger.
 	gzipLevel = 5
 	zstdLevel = 3
 	// gzipBlock is part of the bytes that are made: each block ends with a flush. Changing it changes every blob digest.
