@@ -1,12 +1,15 @@
 package tree
 
 import (
+	"errors"
 	"os"
 	"slices"
 	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/strata-build/strata/diag"
 )
 
 // Files is a picture of a tree: each directory is listed once and each file is looked at once, when something first
@@ -31,6 +34,9 @@ type root struct {
 func (r *root) fd() (int, error) {
 	r.once.Do(func() {
 		fd, err := openRoot(r.path)
+		if errors.Is(err, os.ErrNotExist) {
+			err = diag.Errorf(diag.NotFound, "the directory %q does not exist", r.path)
+		}
 		if err != nil {
 			r.err = err
 			return
@@ -292,7 +298,7 @@ func (f *Files) cutOpaque(kids []Entry) error {
 	return nil
 }
 
-// look fills the entries of directory d that want selects.
+// look fills entries of directory d.
 func (f *Files) look(d *dir, kids []*Entry) error {
 	fds := make(map[int]int, 1)
 	defer func() {

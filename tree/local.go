@@ -38,7 +38,8 @@ func NewLocal(index *Index, d session.Dir, op *graph.Local) *Local {
 			l.err = err
 		}
 		include = slices.Concat(include, targets)
-		f = newFiles([]string{d.Path}, false)
+		f.close()
+		f = newFiles([]string{d.Path}, false) // what was listed was not filtered
 		f.index, l.files = index, f
 	}
 	filter, err := newFilter(include, op.Exclude)

@@ -16,6 +16,9 @@ import (
 // a mount of their own, which is the lowest layer of the next; overlayfs stacks two deep.
 const maxLower = 499
 
+// maxOption is the length of the longest value that fsconfig(2) takes.
+const maxOption = 255
+
 // overlay describes a mount. Layers are directories, top first.
 type overlay struct {
 	lower       []string
@@ -143,8 +146,22 @@ func (o overlay) fsmount() (int, error) {
 		return -1, fmt.Errorf("fsopen overlay: %w", err)
 	}
 	defer unix.Close(fs)
+	var long []int
+	defer func() {
+		for _, fd := range long {
+			unix.Close(fd)
+		}
+	}()
 	set := func(key, value string) error {
 		var err error
+		if len(value) > maxOption {
+			fd, err := openRoot(value)
+			if err != nil {
+				return err
+			}
+			long = append(long, fd)
+			value = fdPath(fd)
+		}
 		if value == "" {
 			err = unix.FsconfigSetFlag(fs, key)
 		} else {

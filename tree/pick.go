@@ -261,6 +261,9 @@ func (p *picker) files(t *tasks, d *dir, part []*Pick) error {
 				t.add(func() error { return p.big(t, d, k) })
 				continue
 			}
+			if err := t.stopped(); err != nil {
+				return err
+			}
 			if err := h.hash(t, k.Entry); err != nil {
 				return err
 			}
