@@ -38,6 +38,7 @@ type Engine struct {
 	indexes *tree.Indexes
 	web     *registry.Client
 	box     *sandbox.Sandbox
+	steps   *swept // box, as steps use it
 	puller  *source.Puller
 	packer  *export.Packer
 	files   *op.FileRunner

@@ -50,7 +50,7 @@ func (e *Engine) Run(ctx context.Context, r RunRequest, s session.Session, sink 
 	}
 	defer func() { err = errors.Join(err, unmount()) }()
 	spec.RootFS = root
-	exit, err := e.box.Run(ctx, spec)
+	exit, err := e.steps.Run(ctx, spec)
 	if err != nil {
 		return 0, err
 	}

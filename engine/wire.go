@@ -2,8 +2,10 @@ package engine
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/event"
@@ -29,16 +31,41 @@ func (e *Engine) plug(ctx context.Context) (err error) {
 	e.indexes = tree.NewIndexes(e.store.Root())
 	e.puller = source.NewPuller(e.store)
 	e.packer = export.NewPacker(e.store)
-	e.box, err = sandbox.New(sandbox.Options{
-		Root: filepath.Join(runDir(), e.id()), Binary: e.opt.Runtime, Log: e.log, Warn: e.tellAll,
-	})
+	boxRoot := filepath.Join(runDir(), e.id())
+	e.box, err = sandbox.New(sandbox.Options{Root: boxRoot, Binary: e.opt.Runtime, Log: e.log, Warn: e.tellAll})
 	if err != nil {
 		return err
 	}
+	e.steps = &swept{box: e.box, log: e.log}
+	if left, err := os.ReadDir(filepath.Join(boxRoot, "run")); err == nil && len(left) > 0 {
+		e.steps.sweep(ctx) // an owner died while steps ran: they must not go on
+	}
 	e.files = &op.FileRunner{Store: e.store}
-	e.execs = &op.ExecRunner{Store: e.store, Sandbox: e.box}
+	e.execs = &op.ExecRunner{Store: e.store, Sandbox: e.steps}
 	e.solver = solve.New[tree.Tree, *build](runner{e}, cache{e.store}, solve.Options{Parallel: e.opt.MaxParallel, Tenant: e.opt.Tenant})
 	return nil
+}
+
+// swept is the sandbox, from which what a dead owner of the root left is removed before the first step. That runs programs,
+// so commands that run no step are spared it.
+type swept struct {
+	box  *sandbox.Sandbox
+	log  *slog.Logger
+	once sync.Once
+}
+
+func (s *swept) sweep(ctx context.Context) {
+	s.once.Do(func() {
+		if err := s.box.Sweep(ctx); err != nil {
+			s.log.Warn("what an earlier engine left could not all be removed", "err", err)
+		}
+	})
+}
+
+// Run implements sandbox.Runtime.
+func (s *swept) Run(ctx context.Context, spec *sandbox.Spec) (*sandbox.Exit, error) {
+	s.sweep(context.WithoutCancel(ctx))
+	return s.box.Run(ctx, spec)
 }
 
 func (e *Engine) hosts() (map[string]registry.HostConfig, error) {

@@ -143,7 +143,6 @@ func (b *buildFlags) resultFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&b.metaFile, "metadata-file", "", "Write what is known of the result to a JSON file")
 	parsedFlag(fs, spec{"progress", "mode", "auto", "How to show progress: auto, tty, plain, rawjson or quiet"}, oneOf(progress.Modes()...), func(s string) { b.progress = s })
 	fs.BoolVarP(&b.quiet, "quiet", "q", false, "Show no progress, and print only the image's ID")
-	fs.Bool("no-daemon", false, "Build in this process (what is done without a daemon anyway)")
 }
 
 // run is the command.

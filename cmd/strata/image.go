@@ -42,7 +42,7 @@ func newImageList(c *cli) *cobra.Command {
 	cmd.Flags().BoolVar(&full, "no-trunc", false, "Print whole IDs")
 	parsedFlag(cmd.Flags(), spec{"format", "format", "table", "How to print: table or json"}, oneOf("table", "json"), func(s string) { format = s })
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		return c.with(cmd.Context(), func(eng *engine.Engine) error {
+		return c.with(cmd.Context(), func(eng builder) error {
 			images, err := eng.Images(cmd.Context())
 			if err != nil {
 				return err
@@ -79,7 +79,7 @@ func newImageInspect(c *cli) *cobra.Command {
 	return &cobra.Command{
 		Use: "inspect IMAGE [IMAGE...]", Short: "Show all that is known of images, as JSON", Args: args(1, -1, "at least one image"),
 		RunE: func(cmd *cobra.Command, names []string) error {
-			return c.with(cmd.Context(), func(eng *engine.Engine) error {
+			return c.with(cmd.Context(), func(eng builder) error {
 				var out []*engine.ImageInfo
 				for _, name := range names {
 					im, err := eng.InspectImage(cmd.Context(), name)
@@ -106,7 +106,7 @@ func newImageImport(c *cli) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		opt.Name = args[1]
 		return c.withInput(args[0], func(r io.Reader) error {
-			return c.with(cmd.Context(), func(eng *engine.Engine) error {
+			return c.with(cmd.Context(), func(eng builder) error {
 				im, err := eng.ImportImage(cmd.Context(), r, opt)
 				if err != nil {
 					return err
@@ -145,7 +145,7 @@ func newImageSave(c *cli) *cobra.Command {
 		if f, ok := c.out.(*os.File); ok && path == "-" && isTerminal(f) {
 			return diag.Errorf(diag.Invalid, "an archive is not written to a terminal").WithHint("give a file with --output")
 		}
-		return c.with(cmd.Context(), func(eng *engine.Engine) error {
+		return c.with(cmd.Context(), func(eng builder) error {
 			if path == "-" {
 				return eng.SaveImages(cmd.Context(), c.out, names, format)
 			}
@@ -169,7 +169,7 @@ func newImageLoad(c *cli) *cobra.Command {
 	cmd.Flags().StringVarP(&path, "input", "i", "-", "File to read; - is standard input")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		return c.withInput(path, func(r io.Reader) error {
-			return c.with(cmd.Context(), func(eng *engine.Engine) error {
+			return c.with(cmd.Context(), func(eng builder) error {
 				names, err := eng.LoadImages(cmd.Context(), r)
 				for _, n := range names {
 					fmt.Fprintln(c.out, n)
@@ -182,12 +182,12 @@ func newImageLoad(c *cli) *cobra.Command {
 }
 
 // transfer runs a call that talks to a registry, with the user's credentials and a display.
-func (c *cli) transfer(ctx context.Context, f func(*engine.Engine, session.Session, event.Sink) error) error {
+func (c *cli) transfer(ctx context.Context, f func(builder, session.Session, event.Sink) error) error {
 	sess, err := session.NewLocal(session.LocalOptions{Credential: registry.DockerCredentials("")})
 	if err != nil {
 		return err
 	}
-	return c.with(ctx, func(eng *engine.Engine) error {
+	return c.with(ctx, func(eng builder) error {
 		show := c.display(progress.Auto)
 		err := f(eng, sess, show.Sink())
 		show.Close(err)
@@ -199,7 +199,7 @@ func newImagePush(c *cli) *cobra.Command {
 	return &cobra.Command{
 		Use: "push IMAGE", Short: "Push an image to its registry", Args: args(1, 1, "one image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.transfer(cmd.Context(), func(eng *engine.Engine, s session.Session, sink event.Sink) error {
+			return c.transfer(cmd.Context(), func(eng builder, s session.Session, sink event.Sink) error {
 				digest, err := eng.PushImage(cmd.Context(), args[0], s, sink)
 				if err == nil {
 					fmt.Fprintln(c.out, digest)
@@ -215,7 +215,7 @@ func newImagePull(c *cli) *cobra.Command {
 	cmd := &cobra.Command{Use: "pull [OPTIONS] IMAGE", Short: "Pull an image from its registry", Args: args(1, 1, "one image")}
 	parsedFlag(cmd.Flags(), spec{"platform", "list", "", "Platforms to pull (default that of this machine)"}, parsePlatforms, func(p []graph.Platform) { platforms = append(platforms, p...) })
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return c.transfer(cmd.Context(), func(eng *engine.Engine, s session.Session, sink event.Sink) error {
+		return c.transfer(cmd.Context(), func(eng builder, s session.Session, sink event.Sink) error {
 			im, err := eng.PullImage(cmd.Context(), args[0], platforms, s, sink)
 			if err == nil {
 				fmt.Fprintln(c.out, im.ID)
@@ -231,7 +231,7 @@ func newImageRemove(c *cli) *cobra.Command {
 	cmd := &cobra.Command{Use: "rm [OPTIONS] IMAGE [IMAGE...]", Short: "Remove images", Aliases: []string{"remove"}, Args: args(1, -1, "at least one image")}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "An image that does not exist is no error")
 	cmd.RunE = func(cmd *cobra.Command, names []string) error {
-		return c.with(cmd.Context(), func(eng *engine.Engine) error {
+		return c.with(cmd.Context(), func(eng builder) error {
 			for _, name := range names {
 				err := eng.RemoveImage(cmd.Context(), name)
 				if err != nil && !(force && diag.KindOf(err) == diag.NotFound) {
@@ -251,7 +251,7 @@ func newImageTag(c *cli) *cobra.Command {
 	return &cobra.Command{
 		Use: "tag SOURCE NAME", Short: "Give an image another name", Args: args(2, 2, "an image and a name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.with(cmd.Context(), func(eng *engine.Engine) error { return eng.TagImage(cmd.Context(), args[0], args[1]) })
+			return c.with(cmd.Context(), func(eng builder) error { return eng.TagImage(cmd.Context(), args[0], args[1]) })
 		},
 	}
 }

@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"strings"
@@ -103,23 +102,16 @@ type cli struct {
 	out, err io.Writer
 
 	root, config, runtime string
-	debug                 bool
+	debug, noDaemon       bool
 }
 
-// open opens the engine of the state root.
-func (c *cli) open(ctx context.Context) (*engine.Engine, error) {
-	level := slog.LevelError // what users should know comes as an event
-	if c.debug {
-		level = slog.LevelDebug
-	}
-	return engine.Open(ctx, engine.Options{
-		Root: c.root, RegistryConfig: c.config, Runtime: c.runtime,
-		Log: slog.New(slog.NewTextHandler(c.err, &slog.HandlerOptions{Level: level})),
-	})
+// openHere opens the engine of the state root in this process.
+func (c *cli) openHere(ctx context.Context) (*engine.Engine, error) {
+	return engine.Open(ctx, engine.Options{Root: c.root, RegistryConfig: c.config, Runtime: c.runtime, Log: c.logger()})
 }
 
 // with opens the engine for one call.
-func (c *cli) with(ctx context.Context, f func(*engine.Engine) error) (err error) {
+func (c *cli) with(ctx context.Context, f func(builder) error) (err error) {
 	eng, err := c.open(ctx)
 	if err != nil {
 		return err

@@ -101,7 +101,7 @@ func (c *cli) run(ctx context.Context, req engine.RunRequest, interactive bool) 
 	if err != nil {
 		return err
 	}
-	return c.with(ctx, func(eng *engine.Engine) error {
+	return c.with(ctx, func(eng builder) error {
 		if req.TTY {
 			restore, err := c.terminal(ctx, &req)
 			if err != nil {

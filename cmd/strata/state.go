@@ -29,7 +29,7 @@ func newPrune(c *cli) *cobra.Command {
 	fs.BoolVar(&explain, "explain", false, "Say why each thing is removed")
 	fs.BoolP("force", "f", false, "Do not ask (never done)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		return c.with(cmd.Context(), func(eng *engine.Engine) error {
+		return c.with(cmd.Context(), func(eng builder) error {
 			gone, err := eng.Prune(cmd.Context(), policy)
 			if err != nil {
 				return err
@@ -99,7 +99,7 @@ func newUsage(c *cli) *cobra.Command {
 	cmd := &cobra.Command{Use: "du [OPTIONS]", Short: "Show what the store's disk space is used for", Args: args(0, 0, "no arguments")}
 	parsedFlag(cmd.Flags(), spec{"format", "format", "table", "How to print: table or json"}, oneOf("table", "json"), func(s string) { format = s })
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		return c.with(cmd.Context(), func(eng *engine.Engine) error {
+		return c.with(cmd.Context(), func(eng builder) error {
 			items, err := eng.Usage(cmd.Context())
 			if err != nil {
 				return err
@@ -130,7 +130,7 @@ func newCheck(c *cli) *cobra.Command {
 	cmd.Flags().BoolVar(&full, "full", false, "Read every file and compare it with its digest")
 	cmd.Flags().BoolVar(&repair, "repair", false, "Drop what is damaged, so that it is made or pulled again")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		return c.with(cmd.Context(), func(eng *engine.Engine) error {
+		return c.with(cmd.Context(), func(eng builder) error {
 			problems, err := eng.Check(cmd.Context(), full, repair)
 			if err != nil {
 				return err
