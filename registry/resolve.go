@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -61,7 +62,28 @@ func (c *Client) Resolve(ctx context.Context, ref Ref) (image.Descriptor, error)
 		}
 		return nil
 	})
+	if diag.KindOf(err) == diag.NotFound && err != nil {
+		err = c.suggest(ctx, ref, err)
+	}
 	return desc, err
+}
+
+// suggest adds the nearest tag that the repository has to an error, if it can be learned soon.
+func (c *Client) suggest(ctx context.Context, ref Ref, err error) error {
+	var d *diag.Error
+	if ref.Tag == "" || ref.Digest != "" || !errors.As(err, &d) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	tags, terr := c.Tags(ctx, ref)
+	if terr != nil {
+		return err
+	}
+	if near := diag.Suggest(ref.Tag, tags); near != "" {
+		return d.WithHint("did you mean %s:%s?", ref.Name(), near)
+	}
+	return err
 }
 
 var errVague = errors.New("the answer to HEAD has no digest, type or size")

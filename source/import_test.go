@@ -333,3 +333,33 @@ func TestDirLinks(t *testing.T) {
 	_, err := f.images(nil).Import(t.Context(), evil, nil, ImportOptions{Name: "evil"})
 	wantKind(t, err, diag.Invalid)
 }
+
+// TestSkopeo reads what another program writes.
+func TestSkopeo(t *testing.T) {
+	skopeo, err := exec.LookPath("skopeo")
+	if err != nil {
+		t.Skip("skopeo is not installed")
+	}
+	b := build(amd64, true, makeTar(file{"f", "one", ""}), makeTar(file{"f", "two", ""}))
+	dir := t.TempDir()
+	layout := filepath.Join(dir, "layout")
+	for _, e := range append(b.blobs(), file{"oci-layout", layoutFile, ""}, file{"index.json", layoutIndex(annotated(b.desc, ocispec.AnnotationRefName, "1")), ""}) {
+		_ = os.MkdirAll(filepath.Dir(filepath.Join(layout, e.name)), 0o755)
+		if err := os.WriteFile(filepath.Join(layout, e.name), []byte(e.body), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for kind, path := range map[string]string{"docker-archive": "d.tar:app:1", "oci-archive": "o.tar:app:1", "dir": "dir", "oci": "layout2:app:1"} {
+		dst := filepath.Join(dir, path)
+		out, err := exec.Command(skopeo, "--insecure-policy", "copy", "-q", "oci:"+layout+":1", kind+":"+dst).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %s", kind, out)
+		}
+		f := setup(t)
+		name, _, _ := strings.Cut(path, ":")
+		got, err := f.images(nil).Import(t.Context(), filepath.Join(dir, name), nil, ImportOptions{Name: "app:1", Platform: amd64})
+		if err != nil || len(got) != 1 || got[0].Name != "docker.io/library/app:1" || f.read(got[0].Platforms[0].Layers, "f") != "two" {
+			t.Errorf("%s: %+v %v", kind, got, err)
+		}
+	}
+}

@@ -220,6 +220,9 @@ func (im *Images) describe(ctx context.Context, img *Image, desc image.Descripto
 	}
 	img.Manifest = &image.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}
 	img.ConfigDigest, img.Blobs, img.Platform = m.Config.Digest, m.Layers, img.Config.Platform()
+	if d := desc.Platform; d != nil && img.Platform.Variant == "" && d.Architecture == img.Platform.Architecture {
+		img.Platform.Variant = d.Variant // many configurations leave it to the index
+	}
 	img.Annotations = maps.Clone(m.Annotations)
 	return img, nil
 }
