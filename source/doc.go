@@ -13,7 +13,7 @@
 //	images := source.NewPuller(st).Images(source.Env{Store: st, Hold: st.Hold(), Registry: client})
 //	img, err := images.Resolve(ctx, &graph.Image{Ref: "debian:12"}, graph.Platform{OS: "linux", Architecture: "amd64"})
 //	key := img.Pin(0)                         // nothing but a manifest and a configuration was read so far
-//	layers, err := images.Layers(ctx, img, 0)
+//	layers, err := images.Layers(ctx, img, 0, vertex)
 //
 // [Import] reads archives and layouts of every kind into the store as named images.
 package source

@@ -36,7 +36,7 @@ var (
 	arm64 = graph.Platform{OS: "linux", Architecture: "arm64"}
 )
 
-// bench is a store, a registry that counts, and one build's images.
+// fixture is a store, a registry that counts, and one build's images.
 type fixture struct {
 	*testing.T
 	store  *store.Store
