@@ -12,6 +12,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // bridge connects the network namespaces of steps to the outside: a Linux bridge with the first address of a /24, IPv4 forwarding
@@ -180,13 +181,11 @@ func (b *bridge) newSlot() (_ *slot, err error) {
 			s.close()
 		}
 	}()
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex = fmt.Sprintf("%s%x", portPrefix(b.owner), port&0xffffff), b.mtu, b.link.Attrs().Index
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(ns.Fd()), PeerMTU: uint32(b.mtu)}
-	if err := b.h.LinkAdd(veth); err != nil {
+	name, err := b.addPort(ns, port)
+	if err != nil {
 		return nil, fmt.Errorf("add a veth pair: %w", err)
 	}
-	outer, err := b.h.LinkByName(attrs.Name)
+	outer, err := b.h.LinkByName(name)
 	if err != nil {
 		return nil, err
 	}
@@ -206,6 +205,24 @@ func (b *bridge) newSlot() (_ *slot, err error) {
 		return nil, fmt.Errorf("start eth0: %w", err)
 	}
 	return s, in.RouteAdd(&netlink.Route{LinkIndex: inner.Attrs().Index, Gw: b.gateway.AsSlice()})
+}
+
+// addPort makes a veth pair between the bridge and a namespace and returns the name of its outer end. The kernel takes the
+// ports of a process that ended away some time later, so that a name may still be in use: then the next is tried.
+func (b *bridge) addPort(ns *os.File, port int) (string, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.MTU, attrs.MasterIndex = b.mtu, b.link.Attrs().Index
+	for try := 0; ; try++ {
+		attrs.Name = fmt.Sprintf("%s%x", portPrefix(b.owner), port&0xffffff)
+		err := b.h.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(ns.Fd()), PeerMTU: uint32(b.mtu)})
+		if !errors.Is(err, unix.EEXIST) || try == 1000 {
+			return attrs.Name, err
+		}
+		b.mu.Lock()
+		b.ports++
+		port = b.ports
+		b.mu.Unlock()
+	}
 }
 
 // close removes what newBridge made.
