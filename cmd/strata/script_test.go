@@ -24,8 +24,9 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"strata": main})
 }
 
-// TestScript runs testdata/script: each script is a directory, a state root of its own, and commands. Besides
-// testscript's commands there are
+// TestScript runs testdata/script: each script is a directory, a state root of its own, and commands. The conditions are
+// [build] (all that steps need: root, overlay and runc), each of these alone, and [daemon]. Besides testscript's commands
+// there are
 //
 //	base [NAME [OPTION...]]  imports a root file system with busybox as the image NAME (default "base")
 //	registry [USER PASSWORD] starts a registry on the loopback interface; $REGISTRY is its host and port
@@ -36,7 +37,17 @@ func TestMain(m *testing.M) {
 //	allcached                checks that the last command ran no RUN, COPY, ADD or WORKDIR
 //	leak TEXT                checks that a text is in a file of the state; "! leak" that it is in none
 //	mounts                   checks that something is mounted below the script's directory; "! mounts" that nothing is
-func TestScript(t *testing.T) {
+func TestScript(t *testing.T) { runScripts(t, false) }
+
+// TestScriptDaemon runs the same scripts with an engine that stays between commands.
+func TestScriptDaemon(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the scripts run once")
+	}
+	runScripts(t, true)
+}
+
+func runScripts(t *testing.T, daemon bool) {
 	testscript.Run(t, testscript.Params{
 		Dir:           filepath.Join("testdata", "script"),
 		UpdateScripts: *update,
@@ -46,10 +57,17 @@ func TestScript(t *testing.T) {
 			}
 			e.Setenv("STRATA_CONFIG", filepath.Join(e.WorkDir, "strata.toml"))
 			e.Setenv("GIT_CONFIG_NOSYSTEM", "1")
+			if daemon {
+				e.Defer(func() { stopDaemon(t, e) })
+			} else {
+				e.Setenv("STRATA_DAEMON", "off")
+			}
 			return os.Mkdir(filepath.Join(e.WorkDir, "home"), 0o755)
 		},
 		Condition: func(cond string) (bool, error) {
 			switch cond {
+			case "daemon":
+				return daemon, nil
 			case "root":
 				return os.Geteuid() == 0, nil
 			case "overlay":
@@ -66,6 +84,29 @@ func TestScript(t *testing.T) {
 			"step": cmdStep, "allcached": cmdAllCached, "leak": cmdLeak, "mounts": cmdMounts,
 		},
 	})
+}
+
+// stopDaemon ends the engine of a script, so that its directory can be removed.
+func stopDaemon(t *testing.T, e *testscript.Env) {
+	for range 100 {
+		cmd := exec.Command("strata", "daemon", "stop")
+		cmd.Env = append(cmd.Environ(), "STRATA_ROOT="+e.Getenv("STRATA_ROOT"))
+		out, err := cmd.CombinedOutput()
+		if err == nil {
+			// The answer comes before the end; the lock is free after it.
+			cmd := exec.Command("strata", "--no-daemon", "image", "ls")
+			cmd.Env = append(cmd.Environ(), "STRATA_ROOT="+e.Getenv("STRATA_ROOT"))
+			if out, err = cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "in use") {
+				return
+			}
+		}
+		if err != nil && !strings.Contains(string(out), "in use") {
+			t.Errorf("strata daemon stop: %v: %s", err, out)
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Error("the engine of the script does not end")
 }
 
 func inPath(name string) bool {

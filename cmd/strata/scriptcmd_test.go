@@ -72,7 +72,7 @@ func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 // output runs strata and returns what it prints.
 func strata(ts *testscript.TestScript, args ...string) []byte {
 	cmd := exec.Command("strata", args...)
-	cmd.Env = append(cmd.Environ(), "STRATA_ROOT="+ts.Getenv("STRATA_ROOT"))
+	cmd.Env = append(cmd.Environ(), "STRATA_ROOT="+ts.Getenv("STRATA_ROOT"), "STRATA_DAEMON="+ts.Getenv("STRATA_DAEMON"))
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
 	out, err := cmd.Output()
