@@ -99,10 +99,12 @@ func (e *Engine) describe(im store.Image) ImageInfo {
 			if err != nil {
 				continue // gone: Check names it
 			}
-			ip.Size += l.Size
+			// A layer's files may be shared with other layers on disk; its tar tells what it holds.
+			size := max(l.TarSize, l.Size)
+			ip.Size += size
 			if !seen[id] {
 				seen[id] = true
-				info.Size += l.Size
+				info.Size += size
 			}
 		}
 		if info.ID == "" {

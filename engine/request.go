@@ -54,7 +54,7 @@ type ImageInfo struct {
 	ID        string // digest of the configuration of the first platform
 	Digest    string // of the manifest or index, "" if none was made yet
 	Updated   time.Time
-	Size      int64 // bytes of the layers on disk
+	Size      int64 // bytes of the layers, uncompressed
 	Platforms []ImagePlatform
 }
 
