@@ -56,6 +56,7 @@ type fdReader struct{ c *conn }
 func (r fdReader) Read(p []byte) (int, error) {
 	oob := make([]byte, syscall.CmsgSpace(16*4))
 	n, oobn, _, _, err := r.c.u.ReadMsgUnix(p, oob)
+	n = max(n, 0) // -1 with an error
 	if oobn > 0 {
 		msgs, perr := syscall.ParseSocketControlMessage(oob[:oobn])
 		if perr != nil {

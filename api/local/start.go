@@ -98,14 +98,14 @@ func Start(ctx context.Context, root string, args []string) (*Client, error) {
 		return nil, err
 	}
 	defer r.Close()
-	log, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	log, err := logFile(root)
 	if err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
 	defer log.Close()
 	cmd := exec.Command(exe, args...)
 	cmd.Dir = "/"
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = log, log, log
+	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
@@ -131,4 +131,16 @@ func Start(ctx context.Context, root string, args []string) (*Client, error) {
 		return nil, ready.Error
 	}
 	return Dial(ctx, root)
+}
+
+// logFile is where an engine's process in the background writes what goes wrong.
+func logFile(root string) (*os.File, error) {
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return nil, diag.Errorf(diag.Unavailable, "the state directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(root, "daemon.log"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, diag.Errorf(diag.Unavailable, "the engine's log: %w", err)
+	}
+	return f, nil
 }
