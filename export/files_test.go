@@ -134,8 +134,10 @@ func TestLocalPlatformsAndSource(t *testing.T) {
 	set := &Set{Images: []Image{overlaid(t, s, amd64), overlaid(t, s, graph.Platform{OS: "linux", Architecture: "arm", Variant: "v7"})}}
 	dir := t.TempDir()
 	export(t, testEnv(s, &client{dir: dir}), set, output("local", "src=/etc", "mode=delete"))
-	want := []string{"linux_amd64 drwxr-xr-x", "linux_amd64/kept -rw-r--r--", "linux_amd64/new -rw-r--r--",
-		"linux_arm_v7 drwxr-xr-x", "linux_arm_v7/kept -rw-r--r--", "linux_arm_v7/new -rw-r--r--"}
+	want := []string{
+		"linux_amd64 drwxr-xr-x", "linux_amd64/kept -rw-r--r--", "linux_amd64/new -rw-r--r--",
+		"linux_arm_v7 drwxr-xr-x", "linux_arm_v7/kept -rw-r--r--", "linux_arm_v7/new -rw-r--r--",
+	}
 	if got := listing(t, dir); !slices.Equal(got, want) {
 		t.Errorf("%q", got)
 	}
@@ -178,7 +180,6 @@ func TestTar(t *testing.T) {
 	c := &client{}
 	export(t, testEnv(s, c), set, output("tar", "source-date-epoch=1700000000"))
 	got := map[string]string{}
-	var names []string
 	for tr := tar.NewReader(&c.buf); ; {
 		h, err := tr.Next()
 		if err == io.EOF {
@@ -187,21 +188,22 @@ func TestTar(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		names = append(names, h.Name)
 		got[h.Name] = string(h.Typeflag) + h.Linkname + readAll(t, tr)
 		if h.ModTime.Unix() > 1_700_000_000 {
 			t.Errorf("%s: %v", h.Name, h.ModTime)
 		}
 	}
-	want := map[string]string{"bin/": "5", "bin/alias": "0#!/bin/sh\n", "bin/tool": "1bin/alias", "dir/": "5", "dir/fresh": "0y", "etc/": "5",
-		"etc/kept": "0one", "etc/new": "0two", "link": "2etc/kept"}
+	want := map[string]string{
+		"bin/": "5", "bin/alias": "0#!/bin/sh\n", "bin/tool": "1bin/alias", "dir/": "5", "dir/fresh": "0y", "etc/": "5",
+		"etc/kept": "0one", "etc/new": "0two", "link": "2etc/kept",
+	}
 	if !maps.Equal(got, want) {
 		t.Errorf("%q", got)
 	}
 	c = &client{}
 	set.Multi = true
 	export(t, testEnv(s, c), set, output("tar", "src=etc"))
-	names = nil
+	var names []string
 	for tr := tar.NewReader(&c.buf); ; {
 		h, err := tr.Next()
 		if err == io.EOF {

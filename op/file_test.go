@@ -308,10 +308,20 @@ func TestParseMode(t *testing.T) {
 		mode    string
 		in, out uint32
 	}{
-		{"755", unix.S_IFREG | 0o600, 0o755}, {"4755", unix.S_IFREG, 0o4755}, {"a+x", unix.S_IFREG | 0o644, 0o755}, {"+x", unix.S_IFREG | 0o644, 0o755},
-		{"go=", unix.S_IFREG | 0o777, 0o700}, {"g=u", unix.S_IFREG | 0o640, 0o660}, {"a=rX", unix.S_IFREG | 0o600, 0o444}, {"a=rX", unix.S_IFDIR | 0o600, 0o555},
-		{"u+s,g+s", unix.S_IFREG | 0o755, 0o6755}, {"u-s", unix.S_IFREG | 0o4755, 0o755}, {"+t", unix.S_IFDIR | 0o777, 0o1777}, {"u=rw+x-w", unix.S_IFREG, 0o500},
-		{"u=rwx", unix.S_IFREG | 0o4755, 0o755}, {"u=rwx", unix.S_IFDIR | 0o4755, 0o4755},
+		{"755", unix.S_IFREG | 0o600, 0o755},
+		{"4755", unix.S_IFREG, 0o4755},
+		{"a+x", unix.S_IFREG | 0o644, 0o755},
+		{"+x", unix.S_IFREG | 0o644, 0o755},
+		{"go=", unix.S_IFREG | 0o777, 0o700},
+		{"g=u", unix.S_IFREG | 0o640, 0o660},
+		{"a=rX", unix.S_IFREG | 0o600, 0o444},
+		{"a=rX", unix.S_IFDIR | 0o600, 0o555},
+		{"u+s,g+s", unix.S_IFREG | 0o755, 0o6755},
+		{"u-s", unix.S_IFREG | 0o4755, 0o755},
+		{"+t", unix.S_IFDIR | 0o777, 0o1777},
+		{"u=rw+x-w", unix.S_IFREG, 0o500},
+		{"u=rwx", unix.S_IFREG | 0o4755, 0o755},
+		{"u=rwx", unix.S_IFDIR | 0o4755, 0o4755},
 	} {
 		m, err := parseMode(c.mode)
 		if err != nil {

@@ -163,8 +163,10 @@ func (c *Client) fetchToken(ctx context.Context, ep *endpoint, ch challenge, sco
 func tokenRequest(ctx context.Context, realm *url.URL, service string, scopes []string, cred session.Credential) (*http.Request, error) {
 	u := *realm
 	if cred.IdentityToken != "" {
-		form := url.Values{"grant_type": {"refresh_token"}, "service": {service}, "client_id": {"strata"},
-			"refresh_token": {cred.IdentityToken}, "scope": {strings.Join(scopes, " ")}}
+		form := url.Values{
+			"grant_type": {"refresh_token"}, "service": {service}, "client_id": {"strata"},
+			"refresh_token": {cred.IdentityToken}, "scope": {strings.Join(scopes, " ")},
+		}
 		body := form.Encode()
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), strings.NewReader(body))
 		if err == nil {

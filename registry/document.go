@@ -27,8 +27,10 @@ type Document struct {
 	Index     *ocispec.Index
 }
 
-var manifestTypes = map[string]bool{ocispec.MediaTypeImageManifest: true, image.DockerManifest: true}
-var indexTypes = map[string]bool{ocispec.MediaTypeImageIndex: true, image.DockerManifestList: true}
+var (
+	manifestTypes = map[string]bool{ocispec.MediaTypeImageManifest: true, image.DockerManifest: true}
+	indexTypes    = map[string]bool{ocispec.MediaTypeImageIndex: true, image.DockerManifestList: true}
+)
 
 // IsManifest and IsIndex classify a media type.
 func IsManifest(mediaType string) bool { return manifestTypes[mediaType] }

@@ -112,9 +112,16 @@ func TestForeign(t *testing.T) {
 		private bool
 		ok      bool
 	}{
-		{"169.254.169.254:80", true, false}, {"[fe80::1]:80", true, false}, {"0.0.0.0:80", true, false},
-		{"10.0.0.1:443", false, false}, {"127.0.0.1:80", false, false}, {"[::1]:80", false, false}, {"192.168.1.1:80", false, false},
-		{"10.0.0.1:443", true, true}, {"127.0.0.1:80", true, true}, {"93.184.216.34:443", false, true},
+		{"169.254.169.254:80", true, false},
+		{"[fe80::1]:80", true, false},
+		{"0.0.0.0:80", true, false},
+		{"10.0.0.1:443", false, false},
+		{"127.0.0.1:80", false, false},
+		{"[::1]:80", false, false},
+		{"192.168.1.1:80", false, false},
+		{"10.0.0.1:443", true, true},
+		{"127.0.0.1:80", true, true},
+		{"93.184.216.34:443", false, true},
 	} {
 		w := NewWeb(nil, "", time.Second)
 		w.private.Store(tc.private)

@@ -116,8 +116,10 @@ func (c *Client) manifest(ctx context.Context, ep *endpoint, ref Ref, method str
 	if err != nil {
 		return nil, err
 	}
-	return c.send(ctx, ep, request{method: method, url: u, header: http.Header{"Accept": {accept}},
-		scopes: []string{ep.scope(ref.Repo, "pull")}})
+	return c.send(ctx, ep, request{
+		method: method, url: u, header: http.Header{"Accept": {accept}},
+		scopes: []string{ep.scope(ref.Repo, "pull")},
+	})
 }
 
 // get reads a manifest and computes its digest. A reference with a digest gets those bytes or an error.
@@ -209,8 +211,10 @@ func (c *Client) Exists(ctx context.Context, ref Ref, desc image.Descriptor) (bo
 	if err != nil {
 		return false, err
 	}
-	resp, err := c.send(ctx, ep, request{method: http.MethodHead, url: u, header: http.Header{"Accept": {accept}},
-		scopes: []string{ep.scope(ref.Repo, "pull")}})
+	resp, err := c.send(ctx, ep, request{
+		method: http.MethodHead, url: u, header: http.Header{"Accept": {accept}},
+		scopes: []string{ep.scope(ref.Repo, "pull")},
+	})
 	if err != nil {
 		return false, err
 	}

@@ -170,10 +170,17 @@ func TestRlimits(t *testing.T) {
 
 func TestSpecRefusals(t *testing.T) {
 	for _, s := range []Spec{
-		{RootFS: "/"}, {Args: []string{"x"}}, {RootFS: "/", Args: []string{"x"}, Cwd: "rel"}, {RootFS: "/", Args: []string{"x\x00"}},
-		{RootFS: "/", Args: []string{"x"}, Network: "weird"}, {RootFS: "/", Args: []string{"x"}, Network: graph.NetworkProxy}, {RootFS: "/", Args: []string{"x"}, Security: "weird"},
-		{RootFS: "/", Args: []string{"x"}, Hostname: "a b"}, {RootFS: "/", Args: []string{"x"}, Mounts: []Mount{{Type: Tmpfs, Target: "/a/.."}}},
-		{RootFS: "/", Args: []string{"x"}, Mounts: []Mount{{Type: "weird", Target: "/a"}}}, {RootFS: "/", Args: []string{"x"}, Mounts: []Mount{{Type: Tmpfs, Target: "a"}}},
+		{RootFS: "/"},
+		{Args: []string{"x"}},
+		{RootFS: "/", Args: []string{"x"}, Cwd: "rel"},
+		{RootFS: "/", Args: []string{"x\x00"}},
+		{RootFS: "/", Args: []string{"x"}, Network: "weird"},
+		{RootFS: "/", Args: []string{"x"}, Network: graph.NetworkProxy},
+		{RootFS: "/", Args: []string{"x"}, Security: "weird"},
+		{RootFS: "/", Args: []string{"x"}, Hostname: "a b"},
+		{RootFS: "/", Args: []string{"x"}, Mounts: []Mount{{Type: Tmpfs, Target: "/a/.."}}},
+		{RootFS: "/", Args: []string{"x"}, Mounts: []Mount{{Type: "weird", Target: "/a"}}},
+		{RootFS: "/", Args: []string{"x"}, Mounts: []Mount{{Type: Tmpfs, Target: "a"}}},
 		{RootFS: "/", Args: []string{"x"}, Mounts: []Mount{{Type: Bind, Source: "/no/such/file", Target: "/a"}}},
 	} {
 		if _, err := s.normal(); err == nil {
@@ -184,8 +191,10 @@ func TestSpecRefusals(t *testing.T) {
 
 func TestParseCgroups(t *testing.T) {
 	hybrid := parseCgroups([]*mountinfo.Info{
-		{Mountpoint: "/c/memory", FSType: "cgroup", VFSOptions: "rw,memory"}, {Mountpoint: "/c/cpu,cpuacct", FSType: "cgroup", VFSOptions: "rw,cpu,cpuacct"},
-		{Mountpoint: "/c/systemd", FSType: "cgroup", VFSOptions: "rw,name=systemd"}, {Mountpoint: "/c/unified", FSType: "cgroup2", VFSOptions: "rw"},
+		{Mountpoint: "/c/memory", FSType: "cgroup", VFSOptions: "rw,memory"},
+		{Mountpoint: "/c/cpu,cpuacct", FSType: "cgroup", VFSOptions: "rw,cpu,cpuacct"},
+		{Mountpoint: "/c/systemd", FSType: "cgroup", VFSOptions: "rw,name=systemd"},
+		{Mountpoint: "/c/unified", FSType: "cgroup2", VFSOptions: "rw"},
 	})
 	if hybrid.unified || len(hybrid.roots) != 4 || hybrid.controllers["cpuacct"] != "/c/cpu,cpuacct" || !hybrid.has("memory") || hybrid.has("pids") {
 		t.Errorf("%+v", hybrid)

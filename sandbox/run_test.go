@@ -130,8 +130,11 @@ func TestMounts(t *testing.T) {
 	os.WriteFile(filepath.Join(src, "g"), []byte("from the host"), 0o644)
 	mounts := func(s *Spec) {
 		s.Mounts = []Mount{
-			{Type: Bind, Source: src, Target: "/new/dir", ReadOnly: true}, {Type: Bind, Source: src, Target: "/rw"}, {Type: Bind, File: f, Target: "/files/one", ReadOnly: true},
-			{Type: Tmpfs, Target: "/scratch", Size: 1 << 20}, {Type: Data, Target: "/run/secrets/key", Data: []byte("hush"), UID: 5, GID: 6, Mode: 0o440},
+			{Type: Bind, Source: src, Target: "/new/dir", ReadOnly: true},
+			{Type: Bind, Source: src, Target: "/rw"},
+			{Type: Bind, File: f, Target: "/files/one", ReadOnly: true},
+			{Type: Tmpfs, Target: "/scratch", Size: 1 << 20},
+			{Type: Data, Target: "/run/secrets/key", Data: []byte("hush"), UID: 5, GID: 6, Mode: 0o440},
 		}
 		s.Limits.ShmSize = 2 << 20
 	}

@@ -46,8 +46,10 @@ func (p *progress) add(n int) {
 func (p *progress) done() { p.emit(true) }
 
 func (p *progress) emit(complete bool) {
-	p.sink.Emit(event.Event{Kind: event.Progress, Vertex: p.vertex, Item: p.item, Action: p.action,
-		Current: p.sofar, Total: p.total, Complete: complete})
+	p.sink.Emit(event.Event{
+		Kind: event.Progress, Vertex: p.vertex, Item: p.item, Action: p.action,
+		Current: p.sofar, Total: p.total, Complete: complete,
+	})
 }
 
 // counted reports what is read through it.

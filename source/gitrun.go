@@ -44,8 +44,17 @@ func (g *Git) runner(ctx context.Context, op *graph.Git, remote remoteURL) (*git
 			run.env = append(run.env, name+"="+v)
 		}
 	}
-	config := [][2]string{{"core.hooksPath", "/dev/null"}, {"core.fsmonitor", "false"}, {"safe.directory", "*"}, {"gc.auto", "0"}, {"maintenance.auto", "false"},
-		{"advice.detachedHead", "false"}, {"init.defaultBranch", "main"}, {"protocol.version", "2"}, {"core.untrackedCache", "false"}}
+	config := [][2]string{
+		{"core.hooksPath", "/dev/null"},
+		{"core.fsmonitor", "false"},
+		{"safe.directory", "*"},
+		{"gc.auto", "0"},
+		{"maintenance.auto", "false"},
+		{"advice.detachedHead", "false"},
+		{"init.defaultBranch", "main"},
+		{"protocol.version", "2"},
+		{"core.untrackedCache", "false"},
+	}
 	if g.allowFile {
 		config = append(config, [2]string{"protocol.file.allow", "always"})
 	}

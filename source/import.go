@@ -142,8 +142,10 @@ func (im *Images) importEntry(ctx context.Context, a *archive, e entry, unpack g
 	}
 	var last error
 	for i, img := range images {
-		p := store.PlatformImage{Platform: img.Platform, Config: img.ConfigDigest, DiffIDs: img.Config.RootFS.DiffIDs, Blobs: img.Blobs,
-			Manifest: img.Manifest, Annotations: img.Annotations}
+		p := store.PlatformImage{
+			Platform: img.Platform, Config: img.ConfigDigest, DiffIDs: img.Config.RootFS.DiffIDs, Blobs: img.Blobs,
+			Manifest: img.Manifest, Annotations: img.Annotations,
+		}
 		if i == best {
 			p.Layers, err = im.Layers(ctx, img, 0, "")
 		}
@@ -267,8 +269,10 @@ func (im *Images) importRootFS(ctx context.Context, a *archive, opt ImportOption
 	if p.OS == "" {
 		p = graph.Platform{OS: "linux", Architecture: runtime.GOARCH}
 	}
-	cfg := &image.Config{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, RootFS: image.RootFS{Type: "layers", DiffIDs: []digest.Digest{diff}},
-		History: []image.History{{Comment: "imported from a root file system"}}}
+	cfg := &image.Config{
+		OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, RootFS: image.RootFS{Type: "layers", DiffIDs: []digest.Digest{diff}},
+		History: []image.History{{Comment: "imported from a root file system"}},
+	}
 	raw, err := json.Marshal(cfg)
 	if err != nil {
 		return nil, err

@@ -104,8 +104,12 @@ func archives(t *testing.T) map[string]struct {
 		return fmt.Sprintf(`{"id":%q,"parent":%q,"created":"2015-01-01T00:00:00Z","container_config":{"Cmd":["make"]},"config":%s,"os":"linux","architecture":"amd64"}`, id, parent, config)
 	}
 	legacy := []file{
-		{id1 + "/VERSION", "1.0", ""}, {id1 + "/json", legacyJSON(id1, "", "null"), ""}, {id1 + "/layer.tar", string(one), ""},
-		{id2 + "/VERSION", "1.0", ""}, {id2 + "/json", legacyJSON(id2, id1, `{"Env":["IMAGE=amd64"]}`), ""}, {id2 + "/layer.tar", string(two), ""},
+		{id1 + "/VERSION", "1.0", ""},
+		{id1 + "/json", legacyJSON(id1, "", "null"), ""},
+		{id1 + "/layer.tar", string(one), ""},
+		{id2 + "/VERSION", "1.0", ""},
+		{id2 + "/json", legacyJSON(id2, id1, `{"Env":["IMAGE=amd64"]}`), ""},
+		{id2 + "/layer.tar", string(two), ""},
 	}
 	docker := func(layers ...string) []file {
 		return []file{{cfg, string(b.config), ""}, {"manifest.json", manifestJSON(cfg, []string{"app:1"}, layers...), ""}}

@@ -107,8 +107,10 @@ func (im *Images) fromRecord(ctx context.Context, rec store.Image, p graph.Platf
 	if err != nil {
 		return nil, err
 	}
-	img := &Image{Name: rec.Name, Platform: pi.Platform, Config: cfg, ConfigDigest: pi.Config, Manifest: pi.Manifest, Index: rec.Index,
-		Blobs: pi.Blobs, Annotations: pi.Annotations, from: inStore{rec.Name}}
+	img := &Image{
+		Name: rec.Name, Platform: pi.Platform, Config: cfg, ConfigDigest: pi.Config, Manifest: pi.Manifest, Index: rec.Index,
+		Blobs: pi.Blobs, Annotations: pi.Annotations, from: inStore{rec.Name},
+	}
 	switch {
 	case rec.Index != nil:
 		img.Digest = rec.Index.Digest

@@ -236,8 +236,10 @@ func (u *unpacking) stream(ctx context.Context, i int, r io.Reader, draft *store
 
 // remember records the image under its name. Platforms that the record has already stay, if the index is the same.
 func (im *Images) remember(ctx context.Context, img *Image, layers []store.LayerID) error {
-	mine := store.PlatformImage{Platform: img.Platform, Config: img.ConfigDigest, Layers: layers, DiffIDs: img.Config.RootFS.DiffIDs,
-		Manifest: img.Manifest, Annotations: img.Annotations}
+	mine := store.PlatformImage{
+		Platform: img.Platform, Config: img.ConfigDigest, Layers: layers, DiffIDs: img.Config.RootFS.DiffIDs,
+		Manifest: img.Manifest, Annotations: img.Annotations,
+	}
 	if im.haveAll(img.Blobs) {
 		mine.Blobs = img.Blobs
 	}

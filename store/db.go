@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 )
 
 // database is the durable part of the records: one bbolt bucket. bbolt trusts its file, so a damaged page can make it
@@ -56,7 +57,7 @@ func openDatabase(path string) (*database, error) {
 	switch {
 	case err == nil:
 		return d, nil
-	case errors.As(err, new(*damageError)), errors.As(err, &sys), errors.Is(err, os.ErrNotExist), errors.Is(err, bbolt.ErrTimeout):
+	case errors.As(err, new(*damageError)), errors.As(err, &sys), errors.Is(err, os.ErrNotExist), errors.Is(err, berrors.ErrTimeout):
 		return nil, err // the machine's failures say nothing about the file
 	}
 	return nil, &damageError{err}

@@ -228,8 +228,10 @@ func (p *plan) readLoose() error {
 		if n.refs > 0 {
 			continue
 		}
-		it := &item{Usage: Usage{Kind: UsageLayer, ID: id.String(), Size: n.info.Size, Created: n.info.Created, InUse: n.root != "", Why: n.root},
-			key: layerKey(id), layers: []LayerID{id}}
+		it := &item{
+			Usage: Usage{Kind: UsageLayer, ID: id.String(), Size: n.info.Size, Created: n.info.Created, InUse: n.root != "", Why: n.root},
+			key:   layerKey(id), layers: []LayerID{id},
+		}
 		p.used(it, n.used)
 		p.items = append(p.items, it)
 	}
@@ -243,8 +245,10 @@ func (p *plan) readBlobs() error {
 			return
 		}
 		size, _ := decodeUint(b)
-		it := &item{Usage: Usage{Kind: UsageBlob, ID: name, Size: int64(size), Why: p.blobs[d], InUse: p.blobs[d] != ""},
-			key: keyOf(kindBlob, name), path: p.s.blobPath(d)}
+		it := &item{
+			Usage: Usage{Kind: UsageBlob, ID: name, Size: int64(size), Why: p.blobs[d], InUse: p.blobs[d] != ""},
+			key:   keyOf(kindBlob, name), path: p.s.blobPath(d),
+		}
 		if fi, err := os.Lstat(it.path); err == nil {
 			it.Created = fi.ModTime()
 		}

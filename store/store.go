@@ -87,8 +87,10 @@ func Open(root string, opt Options) (*Store, error) {
 	if err != nil {
 		return nil, diag.Errorf(diag.Invalid, "cannot use the root %s: %w", root, err)
 	}
-	s := &Store{root: root, opt: opt, log: opt.Log, drafts: map[LayerID]bool{}, touched: map[string]use{}, next: 1, opened: time.Now(),
-		cur: newGeneration(), wake: make(chan struct{}, 1), tendWake: make(chan struct{}, 1)}
+	s := &Store{
+		root: root, opt: opt, log: opt.Log, drafts: map[LayerID]bool{}, touched: map[string]use{}, next: 1, opened: time.Now(),
+		cur: newGeneration(), wake: make(chan struct{}, 1), tendWake: make(chan struct{}, 1),
+	}
 	if s.log == nil {
 		s.log = slog.Default()
 	}

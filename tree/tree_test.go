@@ -368,8 +368,10 @@ func TestLocalFilter(t *testing.T) {
 		op   graph.Local
 		want string
 	}{
-		{graph.Local{Exclude: []string{"node_modules", "!node_modules/keep", "**/*.log", "versions", "cur", "empty/*"}},
-			"empty/ keep/ keep/a logs/ logs/2.txt node_modules/ node_modules/keep/ node_modules/keep/y"},
+		{
+			graph.Local{Exclude: []string{"node_modules", "!node_modules/keep", "**/*.log", "versions", "cur", "empty/*"}},
+			"empty/ keep/ keep/a logs/ logs/2.txt node_modules/ node_modules/keep/ node_modules/keep/y",
+		},
 		{graph.Local{Include: []string{"keep"}}, "keep/ keep/a"},
 		{graph.Local{Include: []string{"*/a"}}, "keep/ keep/a"},
 		{graph.Local{Include: []string{"keep"}, Follow: []string{"cur/f"}}, "cur keep/ keep/a versions/ versions/2/ versions/2/f"},

@@ -242,7 +242,6 @@ func (c *Client) Check(ctx context.Context, full, repair bool) (out []engine.Pro
 type pipes struct {
 	pass []*os.File // for the call
 	mine []*os.File // of pass: those to close when the call has ended
-	ends []*os.File // this side's ends of pipes for writing
 	wait []chan error
 }
 

@@ -6,8 +6,10 @@ import (
 	"github.com/strata-build/strata/diag"
 )
 
-var consistentInstructionCasing = Rule{Name: "ConsistentInstructionCasing", Slug: "consistent-instruction-casing",
-	Description: "All commands within the Dockerfile should use the same casing (either upper or lower)"}
+var consistentInstructionCasing = Rule{
+	Name: "ConsistentInstructionCasing", Slug: "consistent-instruction-casing",
+	Description: "All commands within the Dockerfile should use the same casing (either upper or lower)",
+}
 
 // Word is an instruction's keyword as it was written.
 type Word struct {

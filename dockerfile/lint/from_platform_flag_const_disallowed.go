@@ -7,8 +7,10 @@ import (
 	"github.com/strata-build/strata/graph"
 )
 
-var fromPlatformFlagConstDisallowed = Rule{Name: "FromPlatformFlagConstDisallowed", Slug: "from-platform-flag-const-disallowed",
-	Description: "FROM --platform flag should not use a constant value"}
+var fromPlatformFlagConstDisallowed = Rule{
+	Name: "FromPlatformFlagConstDisallowed", Slug: "from-platform-flag-const-disallowed",
+	Description: "FROM --platform flag should not use a constant value",
+}
 
 // FromPlatformFlagConstDisallowed reports a --platform without variables, unless the stage's name tells the platform.
 func FromPlatformFlagConstDisallowed(l *Linter, at []diag.Span, v Expanded, p graph.Platform, stage string) {

@@ -7,8 +7,10 @@ import (
 	"github.com/strata-build/strata/diag"
 )
 
-var invalidDefinitionDescription = Rule{Name: "InvalidDefinitionDescription", Slug: "invalid-definition-description", Experimental: true,
-	Description: "Comment for build stage or argument should follow the format: `# <arg/stage name> <description>`. If this is not intended to be a description comment, add an empty line or comment between the instruction and the comment."}
+var invalidDefinitionDescription = Rule{
+	Name: "InvalidDefinitionDescription", Slug: "invalid-definition-description", Experimental: true,
+	Description: "Comment for build stage or argument should follow the format: `# <arg/stage name> <description>`. If this is not intended to be a description comment, add an empty line or comment between the instruction and the comment.",
+}
 
 // InvalidDefinitionDescription looks at the comment right above a named FROM or an ARG.
 func InvalidDefinitionDescription(l *Linter, at []diag.Span, instruction string, names, comments []string) {

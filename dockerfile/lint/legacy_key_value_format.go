@@ -2,8 +2,10 @@ package lint
 
 import "github.com/strata-build/strata/diag"
 
-var legacyKeyValueFormat = Rule{Name: "LegacyKeyValueFormat", Slug: "legacy-key-value-format",
-	Description: "Legacy key/value format with whitespace separator should not be used"}
+var legacyKeyValueFormat = Rule{
+	Name: "LegacyKeyValueFormat", Slug: "legacy-key-value-format",
+	Description: "Legacy key/value format with whitespace separator should not be used",
+}
 
 // LegacyKeyValueFormat reports an ENV or LABEL without an equals sign.
 func LegacyKeyValueFormat(l *Linter, at []diag.Span, instruction string) {

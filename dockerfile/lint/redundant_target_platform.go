@@ -2,8 +2,10 @@ package lint
 
 import "github.com/strata-build/strata/diag"
 
-var redundantTargetPlatform = Rule{Name: "RedundantTargetPlatform", Slug: "redundant-target-platform",
-	Description: "Setting platform to predefined $TARGETPLATFORM in FROM is redundant as this is the default behavior"}
+var redundantTargetPlatform = Rule{
+	Name: "RedundantTargetPlatform", Slug: "redundant-target-platform",
+	Description: "Setting platform to predefined $TARGETPLATFORM in FROM is redundant as this is the default behavior",
+}
 
 // RedundantTargetPlatform takes a --platform flag as written, the variables in it that have a value and that have
 // none, and whether it came out as the target platform.

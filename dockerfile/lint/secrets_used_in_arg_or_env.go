@@ -7,8 +7,10 @@ import (
 	"github.com/strata-build/strata/diag"
 )
 
-var secretsUsedInArgOrEnv = Rule{Name: "SecretsUsedInArgOrEnv", Slug: "secrets-used-in-arg-or-env",
-	Description: "Sensitive data should not be used in the ARG or ENV commands"}
+var secretsUsedInArgOrEnv = Rule{
+	Name: "SecretsUsedInArgOrEnv", Slug: "secrets-used-in-arg-or-env",
+	Description: "Sensitive data should not be used in the ARG or ENV commands",
+}
 
 // SecretsUsedInArgOrEnv looks at the words of a variable's name, such as GITHUB_TOKEN.
 func SecretsUsedInArgOrEnv(l *Linter, at []diag.Span, instruction, name string) {
