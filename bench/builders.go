@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/strata-build/strata/api/local"
 )
 
 // builder is a program under test.
@@ -59,14 +61,31 @@ func (w *world) builders(strata string, peers []string) ([]builder, error) {
 type strataBuilder struct {
 	w         *world
 	bin, root string
+	d         *daemon
 }
 
 func (b *strataBuilder) name() string { return "strata" }
-func (b *strataBuilder) start() error { return wipe(b.root) }
-func (b *strataBuilder) stop() error  { return wipe(b.root) }
+
+func (b *strataBuilder) start() error {
+	if err := b.stop(); err != nil {
+		return err
+	}
+	socket, err := local.SocketPath(b.root)
+	if err != nil {
+		return err
+	}
+	b.d, err = b.w.startDaemon(listening("unix", socket), b.bin, "--root", b.root, "daemon", "serve")
+	return err
+}
+
+func (b *strataBuilder) stop() error {
+	b.d.stop()
+	b.d = nil
+	return wipe(b.root)
+}
 
 func (b *strataBuilder) build(dir, image string) []string {
-	return []string{b.bin, "--root", b.root, "build", "--network", "host", "--progress", "plain", "-t", image, dir}
+	return []string{b.bin, "--root", b.root, "build", "--network", "host", "--allow", "network.host", "--progress", "plain", "-t", image, dir}
 }
 
 func (b *strataBuilder) export(to kind, dir, image, file string) []string {
@@ -120,7 +139,7 @@ func (b *buildkitBuilder) start() error {
 		return err
 	}
 	var err error
-	b.d, err = b.w.startDaemon("unix", b.socket, b.daemon, "--config", b.conf, "--root", b.root, "--addr", "unix://"+b.socket)
+	b.d, err = b.w.startDaemon(listening("unix", b.socket), b.daemon, "--config", b.conf, "--root", b.root, "--addr", "unix://"+b.socket)
 	return err
 }
 
@@ -167,7 +186,7 @@ func (b *dockerBuilder) start() error {
 		return err
 	}
 	var err error
-	b.d, err = b.w.startDaemon("unix", b.socket, "dockerd", "-H", "unix://"+b.socket, "--data-root", b.root+"/data", "--exec-root", b.root+"/exec",
+	b.d, err = b.w.startDaemon(listening("unix", b.socket), "dockerd", "-H", "unix://"+b.socket, "--data-root", b.root+"/data", "--exec-root", b.root+"/exec",
 		"--pidfile", b.root+".pid", "--storage-driver", "overlay2", "--iptables=false", "--ip6tables=false", "--bridge=none")
 	return err
 }
@@ -227,7 +246,7 @@ func (b *buildahBuilder) buildah(args ...string) []string {
 }
 
 func (b *buildahBuilder) build(dir, image string) []string {
-	return b.buildah("build", "--layers", "--network", "host", "-t", image, dir)
+	return b.buildah("build", "--layers", "--runtime", "runc", "--network", "host", "-t", image, dir)
 }
 
 func (b *buildahBuilder) export(to kind, _, image, file string) []string {

@@ -52,7 +52,7 @@ func (w *world) serve() error {
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
 		return err
 	}
-	w.registry, err = w.startDaemon("tcp", w.host, "docker-registry", "serve", conf)
+	w.registry, err = w.startDaemon(listening("tcp", w.host), "docker-registry", "serve", conf)
 	return err
 }
 
@@ -68,7 +68,7 @@ func (w *world) pushBase(dir string, debian bool) error {
 	rootfs := filepath.Join(dir, "debian-12.tar")
 	if _, err := os.Stat(rootfs); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: making the Debian base image")
-		cmd := exec.CommandContext(w.ctx, "mmdebstrap", "--variant=minbase", "--include=ca-certificates,curl,git,python3", "bookworm", rootfs+".part")
+		cmd := exec.CommandContext(w.ctx, "mmdebstrap", "--variant=minbase", "--format=tar", "--include=ca-certificates,curl,git,python3", "bookworm", rootfs+".part")
 		cmd.Stderr = os.Stderr
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("mmdebstrap: %w", err)
@@ -91,7 +91,7 @@ func (w *world) push(ref string, open tarball.Opener, cmd string) error {
 		return err
 	}
 	img, err = mutate.ConfigFile(img, &v1.ConfigFile{
-		OS: "linux", Architecture: "amd64", RootFS: rootfs(img),
+		OS: "linux", Architecture: "amd64", RootFS: rootfs(img), History: []v1.History{{CreatedBy: "bench"}},
 		Config: v1.Config{Cmd: []string{cmd}, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}},
 	})
 	if err != nil {

@@ -59,8 +59,19 @@ type daemon struct {
 	err   error
 }
 
-// startDaemon starts a server and waits until it listens.
-func (w *world) startDaemon(network, address string, args ...string) (*daemon, error) {
+// listening reports whether a socket takes connections.
+func listening(network, address string) func() bool {
+	return func() bool {
+		c, err := net.Dial(network, address)
+		if err == nil {
+			_ = c.Close() // nothing was written
+		}
+		return err == nil
+	}
+}
+
+// startDaemon starts a server and waits until it is ready.
+func (w *world) startDaemon(ready func() bool, args ...string) (*daemon, error) {
 	d := &daemon{cmd: exec.Command(args[0], args[1:]...), log: &bytes.Buffer{}, ended: make(chan struct{})}
 	d.cmd.Stdout, d.cmd.Stderr, d.cmd.Env, d.cmd.Dir = d.log, d.log, environ(w.disk.path("home")), w.disk.dir
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
@@ -73,19 +84,17 @@ func (w *world) startDaemon(network, address string, args ...string) (*daemon, e
 	}()
 	ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
 	defer cancel()
-	for {
-		if c, err := net.Dial(network, address); err == nil {
-			return d, c.Close()
-		}
+	for !ready() {
 		select {
 		case <-d.ended:
 			return nil, fmt.Errorf("%s ended: %w\n%s", args[0], d.err, tail(d.log.String(), 2000))
 		case <-ctx.Done():
 			d.stop()
-			return nil, fmt.Errorf("%s does not listen on %s\n%s", args[0], address, tail(d.log.String(), 2000))
+			return nil, fmt.Errorf("%s does not begin to serve\n%s", args[0], tail(d.log.String(), 2000))
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+	return d, nil
 }
 
 // stop ends the server, with force if it does not go.

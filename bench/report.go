@@ -39,6 +39,7 @@ func (r *report) note(x workload, b builder, round int, m *measuring) {
 	if !slices.ContainsFunc(r.done, func(y workload) bool { return x.id == y.id }) {
 		r.done = append(r.done, x)
 	}
+	var said error
 	for _, row := range x.rows {
 		f := figure{x.id, row.name, b.name()}
 		if d, ok := m.times[row.name]; ok {
@@ -47,6 +48,10 @@ func (r *report) note(x workload, b builder, round int, m *measuring) {
 		}
 		if err := m.errs[row.name]; err != nil {
 			r.failed[f] = err
+			if err == said { // one failure can leave several rows empty
+				continue
+			}
+			said = err
 			fmt.Fprintf(os.Stderr, "%-4s %-26s %-9s round %d failed: %v\n", x.id, row.name, b.name(), round+1, err)
 		}
 	}
@@ -134,7 +139,7 @@ func (r *report) write(file string, rounds int, scale float64) error {
 	}
 	machine(&b)
 	versions(&b, r.builders)
-	fmt.Fprintf(&b, "\n`strata` is `strata build -t`, a process without a daemon; `buildctl` is BuildKit's client with buildkitd as it is started by default (OCI worker, overlayfs, runc), without an export unless the row says so; "+
+	fmt.Fprintf(&b, "\n`strata` is `strata build -t`, with `strata daemon serve`; `buildctl` is BuildKit's client with buildkitd as it is started by default (OCI worker, overlayfs, runc), without an export unless the row says so; "+
 		"`docker` is dockerd with the builder of `DOCKER_BUILDKIT=0`; `buildah` is `buildah build --layers`. All steps run in the host's network, all state is on one journaled ext4 file system in a loop device, "+
 		"the registry is on the same machine. Each workload starts from empty state; except in W9 the base image has been pulled before. File systems are synced before each measurement.\n")
 	for _, x := range r.done {
