@@ -7,6 +7,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 
+	"github.com/strata-build/strata/archive"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
@@ -34,7 +35,7 @@ type Images struct {
 	env  Env
 	mu   sync.Mutex
 	seen map[question]*answer
-	open map[string]*archive // by path; closed with the build
+	open map[string]*archive.Archive // by path; closed with the build
 }
 
 type question struct {
@@ -50,7 +51,7 @@ type answer struct {
 
 // Images starts a build's view. The caller closes it.
 func (p *Puller) Images(env Env) *Images {
-	return &Images{Puller: p, env: env, seen: map[question]*answer{}, open: map[string]*archive{}}
+	return &Images{Puller: p, env: env, seen: map[question]*answer{}, open: map[string]*archive.Archive{}}
 }
 
 // Image is an image of which manifest and configuration are known. It is immutable.

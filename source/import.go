@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/strata-build/strata/archive"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
@@ -32,22 +33,18 @@ type ImportOptions struct {
 // Import reads images of any format from a directory, a file or, if location is "", from r, and names them in the store.
 // Whatever the archive says, the layers have the digests and diff_ids that they are recorded under.
 func (im *Images) Import(ctx context.Context, location string, r io.Reader, opt ImportOptions) ([]store.Image, error) {
-	if location != "" {
-		r = nil
-	}
-	f, err := openFiles(ctx, im.store, location, r)
+	a, err := archive.Open(ctx, location, r, im.store.TempDir)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	a := &archive{files: f, format: opt.Format}
-	if a.format == FormatAuto {
-		a.format = detect(f)
+	defer a.Close()
+	if opt.Format != FormatAuto {
+		a.Format = opt.Format
 	}
-	if a.format == FormatRootFS {
+	if a.Format == FormatRootFS {
 		return im.importRootFS(ctx, a, opt)
 	}
-	all, err := a.entries()
+	all, err := a.Entries()
 	if err != nil {
 		return nil, err
 	}
@@ -95,12 +92,12 @@ func (im *Images) name(ctx context.Context, rec store.Image, names []string) ([]
 }
 
 // importNames returns the full references of an entry.
-func importNames(e entry, name string, several bool) ([]string, error) {
-	raw := e.names
+func importNames(e archive.Entry, name string, several bool) ([]string, error) {
+	raw := e.Names
 	if name != "" {
 		raw = []string{name}
-		if r, err := registry.ParseRef(name); err == nil && e.tag != "" && e.docker == nil && (several || r.Tag == "latest") && ocispecTag(e.tag) {
-			raw = []string{r.Name() + ":" + e.tag}
+		if r, err := registry.ParseRef(name); err == nil && e.Tag != "" && e.Docker == nil && (several || r.Tag == "latest") && ocispecTag(e.Tag) {
+			raw = []string{r.Name() + ":" + e.Tag}
 		} else if several {
 			return nil, diag.Errorf(diag.Invalid, "the archive has several images, so one name does not fit").WithHint("leave the name out, or choose one image")
 		}
@@ -124,7 +121,7 @@ func ocispecTag(s string) bool {
 }
 
 // importEntry brings all platforms of an image into the store.
-func (im *Images) importEntry(ctx context.Context, a *archive, e entry, unpack graph.Platform) (store.Image, error) {
+func (im *Images) importEntry(ctx context.Context, a *archive.Archive, e archive.Entry, unpack graph.Platform) (store.Image, error) {
 	var rec store.Image
 	images, err := im.allPlatforms(ctx, a, e, &rec)
 	if err != nil {
@@ -168,16 +165,16 @@ func (im *Images) importEntry(ctx context.Context, a *archive, e entry, unpack g
 }
 
 // allPlatforms describes every image of an entry of which the archive has the documents, and notes the index.
-func (im *Images) allPlatforms(ctx context.Context, a *archive, e entry, rec *store.Image) ([]*Image, error) {
-	if e.desc == nil {
+func (im *Images) allPlatforms(ctx context.Context, a *archive.Archive, e archive.Entry, rec *store.Image) ([]*Image, error) {
+	if e.Desc == nil {
 		img, err := im.archived(ctx, a, e, graph.Platform{})
 		return []*Image{img}, err
 	}
-	raw, err := blobs{a}.document(*e.desc)
+	raw, err := a.Document(*e.Desc)
 	if err != nil {
 		return nil, err
 	}
-	doc, err := registry.Decode(raw, e.desc.MediaType)
+	doc, err := registry.Decode(raw, e.Desc.MediaType)
 	if err != nil {
 		return nil, err
 	}
@@ -185,10 +182,10 @@ func (im *Images) allPlatforms(ctx context.Context, a *archive, e entry, rec *st
 		img, err := im.archived(ctx, a, e, graph.Platform{})
 		return []*Image{img}, err
 	}
-	if err := im.keep(ctx, e.desc.Digest, raw); err != nil {
+	if err := im.keep(ctx, e.Desc.Digest, raw); err != nil {
 		return nil, err
 	}
-	rec.Index = &image.Descriptor{MediaType: doc.MediaType, Digest: e.desc.Digest, Size: int64(len(raw))}
+	rec.Index = &image.Descriptor{MediaType: doc.MediaType, Digest: e.Desc.Digest, Size: int64(len(raw))}
 	var out []*Image
 	var last error
 	for _, d := range doc.Index.Manifests {
@@ -196,9 +193,9 @@ func (im *Images) allPlatforms(ctx context.Context, a *archive, e entry, rec *st
 			continue // attestations
 		}
 		if registry.IsIndex(d.MediaType) {
-			return nil, diag.Errorf(diag.Unsupported, "%s is an index of indexes", e.desc.Digest).WithHint("import one of the inner ones by its digest")
+			return nil, diag.Errorf(diag.Unsupported, "%s is an index of indexes", e.Desc.Digest).WithHint("import one of the inner ones by its digest")
 		}
-		img, err := im.archived(ctx, a, entry{names: e.names, tag: e.tag, desc: &d}, graph.Platform{})
+		img, err := im.archived(ctx, a, archive.Entry{Names: e.Names, Tag: e.Tag, Desc: &d}, graph.Platform{})
 		if diag.KindOf(err) == diag.NotFound && err != nil {
 			last = err
 			continue
@@ -206,7 +203,7 @@ func (im *Images) allPlatforms(ctx context.Context, a *archive, e entry, rec *st
 		if err != nil {
 			return nil, err
 		}
-		img.Digest, img.Index = e.desc.Digest, rec.Index
+		img.Digest, img.Index = e.Desc.Digest, rec.Index
 		out = append(out, img)
 	}
 	if len(out) == 0 && last != nil {
@@ -251,16 +248,13 @@ func (im *Images) copyBlob(ctx context.Context, from provider, d image.Descripto
 }
 
 // importRootFS makes an image of one layer of a tar of files.
-func (im *Images) importRootFS(ctx context.Context, a *archive, opt ImportOptions) ([]store.Image, error) {
-	t, ok := a.files.(*tarFiles)
-	if !ok {
-		return nil, diag.Errorf(diag.Invalid, "the directory holds no image").WithHint("a root file system is imported from a tar archive")
-	}
-	if len(t.list) == 0 {
-		return nil, diag.Errorf(diag.Invalid, "the archive is empty")
+func (im *Images) importRootFS(ctx context.Context, a *archive.Archive, opt ImportOptions) ([]store.Image, error) {
+	t, err := a.Tar()
+	if err != nil {
+		return nil, err
 	}
 	h := digest.SHA256.Digester()
-	size, err := io.Copy(h.Hash(), &cancelable{ctx, io.NewSectionReader(t.at, 0, t.size)})
+	size, err := io.Copy(h.Hash(), &cancelable{ctx, io.NewSectionReader(t, 0, t.Size())})
 	if err != nil {
 		return nil, err
 	}
@@ -282,7 +276,7 @@ func (im *Images) importRootFS(ctx context.Context, a *archive, opt ImportOption
 	if err := im.keep(ctx, img.ConfigDigest, raw); err != nil {
 		return nil, err
 	}
-	names, err := importNames(entry{}, opt.Name, false)
+	names, err := importNames(archive.Entry{}, opt.Name, false)
 	if err != nil {
 		return nil, err
 	}
@@ -295,8 +289,8 @@ func (im *Images) importRootFS(ctx context.Context, a *archive, opt ImportOption
 }
 
 // whole provides the tar itself as the only blob.
-type whole struct{ t *tarFiles }
+type whole struct{ t *io.SectionReader }
 
 func (w whole) open(ctx context.Context, _ image.Descriptor, offset int64) (io.ReadCloser, error) {
-	return io.NopCloser(&cancelable{ctx, io.NewSectionReader(w.t.at, offset, w.t.size-offset)}), nil
+	return io.NopCloser(&cancelable{ctx, io.NewSectionReader(w.t, offset, w.t.Size()-offset)}), nil
 }

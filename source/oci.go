@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/strata-build/strata/archive"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/store"
@@ -39,11 +40,11 @@ func (im *Images) ResolvePath(ctx context.Context, location, ref string, p graph
 		if err != nil {
 			return nil, err
 		}
-		all, err := a.entries()
+		all, err := a.Entries()
 		if err != nil {
 			return nil, diag.Errorf(diag.KindOf(err), "%s: %w", location, err)
 		}
-		e, err := pick(all, ref)
+		e, err := archive.Pick(all, ref)
 		if err != nil {
 			return nil, diag.Errorf(diag.KindOf(err), "%s: %w", location, err)
 		}
@@ -70,7 +71,7 @@ func (im *Images) FetchLayout(ctx context.Context, op *graph.OCILayout, p graph.
 }
 
 // archive opens files once per build.
-func (im *Images) archive(ctx context.Context, location string) (*archive, error) {
+func (im *Images) archive(ctx context.Context, location string) (*archive.Archive, error) {
 	release, err := im.locks.take(ctx, "archive "+location)
 	if err != nil {
 		return nil, err
@@ -82,11 +83,9 @@ func (im *Images) archive(ctx context.Context, location string) (*archive, error
 	if a != nil {
 		return a, nil
 	}
-	f, err := openFiles(ctx, im.store, location, nil)
-	if err != nil {
+	if a, err = archive.Open(ctx, location, nil, im.store.TempDir); err != nil {
 		return nil, err
 	}
-	a = &archive{files: f, format: detect(f)}
 	im.mu.Lock()
 	im.open[location] = a
 	im.mu.Unlock()

@@ -25,7 +25,8 @@ var rooms = [][]string{
 	{"graph"},
 	{"image", "event"},
 	{"layer", "store", "registry", "session", "sandbox", "tree", "solve", "dockerfile/lint", "dockerfile"},
-	{"op", "source", "export"},
+	{"archive", "relayer"},
+	{"op", "source", "export", "pack"},
 	{"engine"},
 	{"cmd/strata/progress", "cmd/strata", "bench"},
 }

@@ -1,4 +1,4 @@
-package source
+package archive
 
 import (
 	"bytes"
@@ -20,8 +20,8 @@ import (
 	"github.com/strata-build/strata/registry"
 )
 
-// dockerImage is one image of docker save. Sources: moby image/tarexport and docker-image-spec v1.0 to v1.2.
-type dockerImage struct {
+// DockerImage is one image of docker save. Sources: moby image/tarexport and docker-image-spec v1.0 to v1.2.
+type DockerImage struct {
 	Config   string // name of the configuration's file; "" for the format without manifest.json
 	RepoTags []string
 	Layers   []string // names of files, bottom first
@@ -29,20 +29,20 @@ type dockerImage struct {
 }
 
 // dockerEntries reads manifest.json, or else what older versions wrote.
-func (a *archive) dockerEntries() ([]entry, error) {
+func (a *Archive) dockerEntries() ([]Entry, error) {
 	if !has(a, "manifest.json") {
 		return a.legacyEntries()
 	}
-	var all []*dockerImage
+	var all []*DockerImage
 	if err := decodeJSON(a, "manifest.json", &all); err != nil {
 		return nil, err
 	}
-	var out []entry
+	var out []Entry
 	for _, d := range all {
 		if d == nil || d.Config == "" {
 			return nil, diag.Errorf(diag.Invalid, "manifest.json: an image without a configuration")
 		}
-		out = append(out, entry{names: d.RepoTags, docker: d})
+		out = append(out, Entry{Names: d.RepoTags, Docker: d})
 	}
 	return out, nil
 }
@@ -63,7 +63,7 @@ type v1 struct {
 }
 
 // legacyEntries finds the top layers: those that repositories names, or else those that are no parent.
-func (a *archive) legacyEntries() ([]entry, error) {
+func (a *Archive) legacyEntries() ([]Entry, error) {
 	var repos map[string]map[string]string
 	if has(a, "repositories") {
 		if err := decodeJSON(a, "repositories", &repos); err != nil {
@@ -78,7 +78,7 @@ func (a *archive) legacyEntries() ([]entry, error) {
 	}
 	parents := map[string]bool{}
 	if len(names) == 0 {
-		for _, n := range a.names() {
+		for _, n := range a.Names() {
 			id, ok := strings.CutSuffix(n, "/json")
 			if !ok || strings.Contains(id, "/") {
 				continue
@@ -91,15 +91,15 @@ func (a *archive) legacyEntries() ([]entry, error) {
 			parents[l.Parent] = true
 		}
 	}
-	var out []entry
+	var out []Entry
 	for id, refs := range names {
 		if parents[id] {
 			continue
 		}
 		slices.Sort(refs)
-		out = append(out, entry{names: refs, tag: id, docker: &dockerImage{RepoTags: refs, top: id}})
+		out = append(out, Entry{Names: refs, Tag: id, Docker: &DockerImage{RepoTags: refs, top: id}})
 	}
-	slices.SortFunc(out, func(x, y entry) int { return cmp.Compare(x.tag, y.tag) })
+	slices.SortFunc(out, func(x, y Entry) int { return cmp.Compare(x.Tag, y.Tag) })
 	if len(out) == 0 {
 		return nil, diag.Errorf(diag.Invalid, "the archive holds no image: there is neither manifest.json nor repositories")
 	}
@@ -107,7 +107,7 @@ func (a *archive) legacyEntries() ([]entry, error) {
 }
 
 // legacyConfig follows the parents of an old image and makes the configuration that a newer Docker would have written.
-func (a *archive) legacyConfig(ctx context.Context, d *dockerImage) ([]byte, error) {
+func (a *Archive) legacyConfig(ctx context.Context, d *DockerImage) ([]byte, error) {
 	var chain []v1
 	seen := map[string]bool{}
 	d.Layers = nil
@@ -117,11 +117,11 @@ func (a *archive) legacyConfig(ctx context.Context, d *dockerImage) ([]byte, err
 		}
 		seen[id] = true
 		var l v1
-		if err := decodeJSON(a, cleanName(id)+"/json", &l); err != nil {
+		if err := decodeJSON(a, CleanName(id)+"/json", &l); err != nil {
 			return nil, err
 		}
 		chain = append(chain, l)
-		d.Layers = append(d.Layers, cleanName(id)+"/layer.tar")
+		d.Layers = append(d.Layers, CleanName(id)+"/layer.tar")
 		id = l.Parent
 	}
 	slices.Reverse(chain)
@@ -146,8 +146,8 @@ func (a *archive) legacyConfig(ctx context.Context, d *dockerImage) ([]byte, err
 }
 
 // diffID hashes a layer's plain tar.
-func (a *archive) diffID(ctx context.Context, name string) (graph.Digest, error) {
-	r, size, err := a.open(name)
+func (a *Archive) diffID(ctx context.Context, name string) (graph.Digest, error) {
+	r, size, err := a.Open(name)
 	if err != nil {
 		return "", err
 	}
@@ -164,15 +164,16 @@ func (a *archive) diffID(ctx context.Context, name string) (graph.Digest, error)
 	return h.Digest(), nil
 }
 
-// dockerImage reads an image of docker save. Its platform is the configuration's.
-func (im *Images) dockerImage(ctx context.Context, a *archive, e entry) (*Image, error) {
-	d := *e.docker
+// ReadDocker reads an image of docker save: the bytes of its configuration, the layers as blobs, bottom first, and what
+// opens them. The layers are in the order of the configuration, whatever the archive says.
+func (a *Archive) ReadDocker(ctx context.Context, e Entry) (*DockerContent, error) {
+	d := *e.Docker
 	var raw []byte
 	var err error
 	if d.top != "" {
 		raw, err = a.legacyConfig(ctx, &d)
 	} else {
-		raw, err = readFile(a, cleanName(d.Config), registry.MaxConfig)
+		raw, err = ReadFile(a, CleanName(d.Config), registry.MaxConfig)
 	}
 	if err != nil {
 		return nil, err
@@ -181,31 +182,44 @@ func (im *Images) dockerImage(ctx context.Context, a *archive, e entry) (*Image,
 	if err != nil {
 		return nil, err
 	}
-	name := e.tag
-	if len(e.names) > 0 {
-		name = e.names[0]
+	out := &DockerContent{Name: cmp.Or(e.Tag, digest.FromBytes(raw).String()), Config: cfg, Raw: raw, a: a, names: slices.Clone(d.Layers)}
+	if len(e.Names) > 0 {
+		out.Name = e.Names[0]
 	}
-	img := &Image{Name: cmp.Or(name, digest.FromBytes(raw).String()), Config: cfg, ConfigDigest: digest.FromBytes(raw), Platform: cfg.Platform()}
 	if len(d.Layers) != len(cfg.RootFS.DiffIDs) {
-		return nil, diag.Errorf(diag.Invalid, "%s: the archive lists %d layers, the configuration %d", img.Name, len(d.Layers), len(cfg.RootFS.DiffIDs))
+		return nil, diag.Errorf(diag.Invalid, "%s: the archive lists %d layers, the configuration %d", out.Name, len(d.Layers), len(cfg.RootFS.DiffIDs))
 	}
-	if err := im.keep(ctx, img.ConfigDigest, raw); err != nil {
-		return nil, err
+	out.Blobs, err = a.dockerLayers(ctx, out.names, cfg.RootFS.DiffIDs)
+	return out, err
+}
+
+// DockerContent is an image of docker save with its layers found.
+type DockerContent struct {
+	Name   string
+	Config *image.Config
+	Raw    []byte             // the configuration's bytes
+	Blobs  []image.Descriptor // bottom first
+	a      *Archive
+	names  []string // files of Blobs
+}
+
+// Blob opens a layer, from offset.
+func (c *DockerContent) Blob(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error) {
+	for i, b := range c.Blobs {
+		if b.Digest == d.Digest {
+			return openAt(ctx, c.a, c.names[i], d, offset)
+		}
 	}
-	if img.Blobs, err = a.dockerLayers(ctx, d.Layers, cfg.RootFS.DiffIDs); err != nil {
-		return nil, err
-	}
-	img.from = named{a, d.Layers, img.Blobs}
-	return img, nil
+	return nil, diag.Errorf(diag.NotFound, "the archive has no blob %s", d.Digest)
 }
 
 // dockerLayers describes the layers as blobs and checks that they stand in the order of the configuration. Names are
 // changed to that order if not.
-func (a *archive) dockerLayers(ctx context.Context, names []string, diffs []graph.Digest) ([]image.Descriptor, error) {
+func (a *Archive) dockerLayers(ctx context.Context, names []string, diffs []graph.Digest) ([]image.Descriptor, error) {
 	at := map[graph.Digest]string{}
 	found := map[string]graph.Digest{}
 	for i, n := range names {
-		n = cleanName(n)
+		n = CleanName(n)
 		names[i] = n
 		diff, ok := found[n]
 		if !ok {
@@ -234,8 +248,8 @@ func (a *archive) dockerLayers(ctx context.Context, names []string, diffs []grap
 }
 
 // describeFile returns the descriptor of a layer's file. That of an uncompressed one is its diff_id.
-func (a *archive) describeFile(ctx context.Context, name string, diff graph.Digest) (image.Descriptor, error) {
-	r, size, err := a.open(name)
+func (a *Archive) describeFile(ctx context.Context, name string, diff graph.Digest) (image.Descriptor, error) {
+	r, size, err := a.Open(name)
 	if err != nil {
 		return image.Descriptor{}, err
 	}
@@ -258,20 +272,4 @@ func (a *archive) describeFile(ctx context.Context, name string, diff graph.Dige
 		return image.Descriptor{}, err
 	}
 	return image.Descriptor{MediaType: mediaType, Digest: h.Digest(), Size: size}, nil
-}
-
-// named provides blobs from files of other names.
-type named struct {
-	a     *archive
-	names []string
-	blobs []image.Descriptor
-}
-
-func (n named) open(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error) {
-	for i, b := range n.blobs {
-		if b.Digest == d.Digest {
-			return openAt(ctx, n.a, n.names[i], d, offset)
-		}
-	}
-	return nil, diag.Errorf(diag.NotFound, "the archive has no blob %s", d.Digest)
 }

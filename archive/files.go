@@ -1,4 +1,4 @@
-package source
+package archive
 
 import (
 	"archive/tar"
@@ -17,17 +17,17 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/layer"
-	"github.com/strata-build/strata/store"
 )
 
-// files is a read-only set of named files: a directory, or a tar that was indexed. Names are clean and relative.
-type files interface {
-	open(name string) (fileReader, int64, error) // regular files, through links; NotFound else
-	names() []string                             // sorted
+// Files is a read-only set of named files: a directory, or a tar that was indexed. Names are clean and relative.
+type Files interface {
+	Open(name string) (File, int64, error) // regular files, through links; NotFound else
+	Names() []string                       // sorted
 	Close() error
 }
 
-type fileReader interface {
+// File is an opened file.
+type File interface {
 	io.Reader
 	io.ReaderAt
 	io.Closer
@@ -39,9 +39,12 @@ const (
 	maxHops  = 40
 )
 
+// TempDir makes a directory for files of the time being; cleanup removes it.
+type TempDir func(prefix string) (dir string, cleanup func(), err error)
+
 // openFiles opens a directory or an archive. A compressed archive, or a stream, is first written to a temporary file:
 // the documents that say what is in it may come last.
-func openFiles(ctx context.Context, s *store.Store, location string, r io.Reader) (files, error) {
+func openFiles(ctx context.Context, location string, r io.Reader, temp TempDir) (Files, error) {
 	if r == nil {
 		info, err := os.Stat(location)
 		if err != nil {
@@ -61,7 +64,7 @@ func openFiles(ctx context.Context, s *store.Store, location string, r io.Reader
 		defer f.Close()
 		r = f
 	}
-	dir, cleanup, err := s.TempDir("import")
+	dir, cleanup, err := temp("import")
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +121,7 @@ type dirFiles struct {
 	list []string
 }
 
-func openDir(dir string) (files, error) {
+func openDir(dir string) (Files, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, diag.Errorf(diag.NotFound, "cannot read the image: %w", err)
@@ -144,13 +147,13 @@ func openDir(dir string) (files, error) {
 	return d, nil
 }
 
-func (d *dirFiles) names() []string { return d.list }
+func (d *dirFiles) Names() []string { return d.list }
 func (d *dirFiles) Close() error    { return d.root.Close() }
 
 // hexName matches what is named by its digest.
 var hexName = regexp.MustCompile(`(^|/)[0-9a-f]{64}$`)
 
-func (d *dirFiles) open(name string) (fileReader, int64, error) {
+func (d *dirFiles) Open(name string) (File, int64, error) {
 	f, err := d.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil && hexName.MatchString(name) && !errors.Is(err, fs.ErrNotExist) {
 		// A blob may be a link to elsewhere: who reads it knows its digest and so its content. Documents may not.
@@ -177,7 +180,7 @@ type tarFiles struct {
 	links map[string]string   // name -> clean target
 }
 
-func indexTar(at io.ReaderAt, size int64, closeIt func()) (files, error) {
+func indexTar(at io.ReaderAt, size int64, closeIt func()) (Files, error) {
 	t := &tarFiles{at: at, size: size, close: closeIt, data: map[string][2]int64{}, links: map[string]string{}}
 	if err := t.index(io.NewSectionReader(at, 0, size)); err != nil {
 		closeIt()
@@ -199,7 +202,7 @@ func (t *tarFiles) index(in *io.SectionReader) error {
 		if n > maxFiles {
 			return diag.Errorf(diag.Exhausted, "the archive has more than %d entries", maxFiles)
 		}
-		name := cleanName(h.Name)
+		name := CleanName(h.Name)
 		delete(t.data, name) // the last entry of a name counts
 		delete(t.links, name)
 		switch h.Typeflag {
@@ -211,13 +214,13 @@ func (t *tarFiles) index(in *io.SectionReader) error {
 			}
 			t.data[name] = [2]int64{off, h.Size}
 		case tar.TypeLink:
-			t.links[name] = cleanName(h.Linkname)
+			t.links[name] = CleanName(h.Linkname)
 		case tar.TypeSymlink:
 			target := h.Linkname
 			if !path.IsAbs(target) {
 				target = path.Join(path.Dir("/"+name), target)
 			}
-			t.links[name] = cleanName(target)
+			t.links[name] = CleanName(target)
 		default:
 			continue
 		}
@@ -228,19 +231,19 @@ func (t *tarFiles) index(in *io.SectionReader) error {
 	return nil
 }
 
-// cleanName makes "./a", "/a" and "a/" one name; nothing leads above the top.
-func cleanName(s string) string {
+// CleanName makes "./a", "/a" and "a/" one name; nothing leads above the top.
+func CleanName(s string) string {
 	return strings.TrimPrefix(path.Clean("/"+s), "/")
 }
 
-func (t *tarFiles) names() []string { return t.list }
+func (t *tarFiles) Names() []string { return t.list }
 
 func (t *tarFiles) Close() error {
 	t.close()
 	return nil
 }
 
-func (t *tarFiles) open(name string) (fileReader, int64, error) {
+func (t *tarFiles) Open(name string) (File, int64, error) {
 	at := t.follow(name)
 	d, ok := t.data[at]
 	if !ok {
@@ -257,7 +260,7 @@ func (t *tarFiles) follow(name string) string {
 			for dir := path.Dir(name); dir != "." && !ok; dir = path.Dir(dir) {
 				var target string
 				if target, ok = t.links[dir]; ok {
-					next = cleanName(target + strings.TrimPrefix(name, dir))
+					next = CleanName(target + strings.TrimPrefix(name, dir))
 				}
 			}
 		}
@@ -273,9 +276,9 @@ type section struct{ *io.SectionReader }
 
 func (section) Close() error { return nil }
 
-// readFile returns a small file.
-func readFile(f files, name string, limit int64) ([]byte, error) {
-	r, size, err := f.open(name)
+// ReadFile returns a small file.
+func ReadFile(f Files, name string, limit int64) ([]byte, error) {
+	r, size, err := f.Open(name)
 	if err != nil {
 		return nil, err
 	}
@@ -290,11 +293,23 @@ func readFile(f files, name string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-func has(f files, name string) bool {
-	r, _, err := f.open(name)
+func has(f Files, name string) bool {
+	r, _, err := f.Open(name)
 	if err != nil {
 		return false
 	}
 	_ = r.Close()
 	return true
+}
+
+// Tar returns the archive's own bytes, uncompressed, if it is a tar with anything in it.
+func (a *Archive) Tar() (*io.SectionReader, error) {
+	t, ok := a.Files.(*tarFiles)
+	if !ok {
+		return nil, diag.Errorf(diag.Invalid, "the directory holds no image").WithHint("a root file system is imported from a tar archive")
+	}
+	if len(t.list) == 0 {
+		return nil, diag.Errorf(diag.Invalid, "the archive is empty")
+	}
+	return io.NewSectionReader(t.at, 0, t.size), nil
 }
