@@ -188,7 +188,8 @@ func (p *Packer) reuse(l Layer, req Request) (image.Descriptor, bool) {
 		switch {
 		case ours && as == compressionName(req.Compression), !ours && typeOf(v.MediaType) == req.Compression.Type:
 			return public(v), true
-		case !ours && !req.Force && !found:
+		case !ours && !req.Force && !found && typeOf(v.MediaType) != layer.Uncompressed:
+			// As it was pulled. One that came uncompressed, as from an archive, is compressed for its first transfer.
 			best, found = public(v), true
 		}
 	}
