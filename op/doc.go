@@ -1,5 +1,5 @@
 // Package op does the work of the graph's vertices that make new trees of others: commands ([ExecRunner]), file actions
-// ([FileRunner]) and stacking ([Merge]). It knows nothing of keys, caching or order: a runner gets the trees that a
+// ([FileRunner]), stacking ([Merge]) and comparing ([Diff]). It knows nothing of keys, caching or order: a runner gets the trees that a
 // vertex takes and returns those that it makes.
 //
 // A tree is a stack of layers in the store (package tree). What a runner writes goes into a draft, a new layer on top

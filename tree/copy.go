@@ -20,6 +20,7 @@ type CopyOptions struct {
 	Time    *time.Time                                                   // mtime of all that is written; nil = the source's
 	Replace bool                                                         // replace what is there, even of another type
 	Earlier *Lineage                                                     // where unchanged files are taken from; may be nil
+	Sockets bool                                                         // sockets stay sockets; otherwise they become empty files
 }
 
 // Copy copies a picked file or directory to dest, a path of the merged tree without symlinks, whose parent exists. A

@@ -94,15 +94,15 @@ func (w *writer) file(k *Pick) error {
 	return nil
 }
 
-// special makes symlinks, devices and pipes. A socket becomes an empty file: nobody listens to a copy.
+// special makes symlinks, devices and pipes. Unless asked otherwise, a socket becomes an empty file: nobody listens to a copy.
 func (w *writer) special(k *Pick, name string) error {
 	c := w.j.c
 	mode, uid, gid := c.opt.Own(k.Mode, k.UID, k.GID)
 	var err error
-	switch typ := k.Mode & unix.S_IFMT; typ {
-	case unix.S_IFLNK:
+	switch typ := k.Mode & unix.S_IFMT; {
+	case typ == unix.S_IFLNK:
 		err = unix.Symlinkat(k.Link, w.dst, name)
-	case unix.S_IFSOCK:
+	case typ == unix.S_IFSOCK && !c.opt.Sockets:
 		err = unix.Mknodat(w.dst, name, unix.S_IFREG|0o600, 0)
 	default:
 		if isWhiteout(k.Mode, k.Rdev) {
