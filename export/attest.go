@@ -67,7 +67,7 @@ func (e *Env) attest(out *packedImage, im *Image, o *packing) error {
 		m.ArtifactType = proofArtifact
 		m.Subject = &image.Descriptor{MediaType: target.MediaType, Digest: target.Digest, Size: target.Size}
 	} else {
-		raw, err := encodeConfig(&c)
+		raw, err := c.Encode()
 		if err != nil {
 			return err
 		}

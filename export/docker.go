@@ -2,11 +2,8 @@ package export
 
 import (
 	"context"
-	"encoding/json"
-	"runtime"
 
-	"github.com/distribution/reference"
-
+	"github.com/strata-build/strata/archive"
 	"github.com/strata-build/strata/layer"
 )
 
@@ -47,7 +44,7 @@ func (x *Docker) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error)
 	if err != nil {
 		return nil, err
 	}
-	files, err := x2.files([]named{{p, x2.Names}})
+	files, err := x2.files([]archive.Set{e.set(p, x2.Names)})
 	if err != nil {
 		return nil, err
 	}
@@ -61,58 +58,9 @@ func (x *Docker) packing() packing {
 	return packing{imageOptions: x.imageOptions, oci: x.OCI == nil || *x.OCI}
 }
 
-// named is a packed set and the names that an archive gives it.
-type named struct {
-	*packed
-	names []string
-}
-
-// archived is an entry of manifest.json.
-type archived struct {
-	Config   string
-	RepoTags []string
-	Layers   []string
-}
-
-func (x *Docker) files(sets []named) ([]file, error) {
+func (x *Docker) files(sets []archive.Set) ([]archive.Output, error) {
 	if x.legacy {
-		return legacyFiles(sets)
+		return archive.LegacyFiles(sets)
 	}
-	var entries []archived
-	for _, s := range sets {
-		im := s.local()
-		a := archived{Config: blobPath(im.config), RepoTags: familiar(s.names), Layers: []string{}}
-		for _, l := range im.layers {
-			a.Layers = append(a.Layers, blobPath(l))
-		}
-		entries = append(entries, a)
-	}
-	files, err := ociFiles(sets)
-	if err != nil {
-		return nil, err
-	}
-	raw, err := json.Marshal(entries)
-	return append(files, textFile("manifest.json", raw)), err
-}
-
-// local picks the image that manifest.json, which knows no platforms, names: this machine's, or the first.
-func (p *packed) local() *packedImage {
-	for i := range p.images {
-		if pl := p.images[i].platform; pl.OS == "linux" && pl.Architecture == runtime.GOARCH {
-			return &p.images[i]
-		}
-	}
-	return &p.images[0]
-}
-
-// familiar shortens names as Docker does: app:1 for docker.io/library/app:1.
-func familiar(names []string) []string {
-	out := []string{}
-	for _, n := range names {
-		if r, err := reference.ParseNormalizedNamed(n); err == nil {
-			n = reference.FamiliarString(r)
-		}
-		out = append(out, n)
-	}
-	return out
+	return archive.DockerFiles(sets)
 }

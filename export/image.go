@@ -8,6 +8,7 @@ import (
 
 	"github.com/distribution/reference"
 
+	"github.com/strata-build/strata/archive"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
@@ -164,7 +165,12 @@ func (p *packed) id() graph.Digest {
 	if p.index != nil {
 		return p.index.Digest
 	}
-	return p.local().config.Digest
+	for _, im := range p.images {
+		if archive.IsLocal(im.platform) {
+			return im.config.Digest
+		}
+	}
+	return p.images[0].config.Digest
 }
 
 // hosts returns the registries of some names.

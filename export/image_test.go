@@ -178,7 +178,7 @@ func TestHistoryMatchesLayers(t *testing.T) {
 		{"a b", 0, 0, "#a #b"},     // no layer at all
 		{"#a #b", 1, 0, "#a #b +"}, // metadata, then a layer
 	} {
-		if got := show(matchHistory(rows(c.rows), c.layers, c.base)); got != c.want {
+		if got := show(image.MatchHistory(rows(c.rows), c.layers, c.base)); got != c.want {
 			t.Errorf("%q with %d layers: %q, want %q", c.rows, c.layers, got, c.want)
 		}
 	}

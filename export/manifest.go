@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -99,7 +98,7 @@ func (e *Env) packImage(ctx context.Context, im *Image, o *packing) (packedImage
 	if conf == nil || !sameLayers(conf, out.diffIDs) {
 		c := finish(o.config(im), layers, im.BaseLayers, epoch)
 		out.created = c.Created
-		if conf, err = encodeConfig(c); err != nil {
+		if conf, err = c.Encode(); err != nil {
 			return none, diag.Errorf(diag.Invalid, "the image's configuration: %w", err)
 		}
 	}
@@ -318,10 +317,6 @@ func (e *Env) write(ctx context.Context, w io.Writer, p piece) error {
 		return err
 	}
 	return e.Packer.write(ctx, w, *p.layer, p.Descriptor)
-}
-
-func bytesPiece(mediaType string, b []byte) piece {
-	return piece{Descriptor: image.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}, data: b}
 }
 
 // encode writes a manifest or an index, whose field order is that of the specification.

@@ -5,16 +5,10 @@ import (
 	"io"
 	"os"
 
-	"github.com/distribution/reference"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
+	"github.com/strata-build/strata/archive"
 	"github.com/strata-build/strata/diag"
-	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/session"
 )
-
-// containerdName is the annotation that containerd, docker and ctr read an image's full name from.
-const containerdName = "io.containerd.image.name"
 
 // OCI writes an OCI image layout: a tar for the client's stream, or a directory.
 // Source: image-spec v1.1 image-layout.md.
@@ -44,7 +38,7 @@ func (x *OCI) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) {
 	if err != nil {
 		return nil, err
 	}
-	files, err := ociFiles([]named{{p, x2.Names}})
+	files, err := archive.OCIFiles([]archive.Set{e.set(p, x2.Names)})
 	if err != nil {
 		return nil, err
 	}
@@ -52,17 +46,6 @@ func (x *OCI) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) {
 		return nil, err
 	}
 	return receipt(x2.Names, p)
-}
-
-// ociFiles lists a layout that holds some sets.
-func ociFiles(sets []named) ([]file, error) {
-	var packs []*packed
-	var refs []image.Descriptor
-	for _, s := range sets {
-		packs = append(packs, s.packed)
-		refs = append(refs, references(s.packed, s.names)...)
-	}
-	return layoutFiles(packs, refs)
 }
 
 // nameFrom replaces name=* by the name that the build has.
@@ -73,32 +56,8 @@ func (o *imageOptions) nameFrom(set *Set) (err error) {
 	return err
 }
 
-// references returns the entries of index.json for a set: one per name, with the full name for containerd and docker and
-// the tag for everybody else, or one without a name.
-func references(p *packed, names []string) []image.Descriptor {
-	if len(names) == 0 {
-		return []image.Descriptor{p.top}
-	}
-	var out []image.Descriptor
-	for _, n := range names {
-		d := p.top
-		d.Annotations = merge(d.Annotations, map[string]string{containerdName: n, ocispec.AnnotationRefName: tagOf(n)})
-		out = append(out, d)
-	}
-	return out
-}
-
-func tagOf(name string) string {
-	if r, err := reference.ParseNormalizedNamed(name); err == nil {
-		if t, ok := r.(reference.Tagged); ok {
-			return t.Tag()
-		}
-	}
-	return name
-}
-
 // deliver writes files to the client, as one tar or as a directory.
-func (e *Env) deliver(ctx context.Context, dest string, asTar bool, files []file) error {
+func (e *Env) deliver(ctx context.Context, dest string, asTar bool, files []archive.Output) error {
 	out, err := e.output(ctx, dest)
 	if err != nil {
 		return err
@@ -109,9 +68,9 @@ func (e *Env) deliver(ctx context.Context, dest string, asTar bool, files []file
 			return diag.Errorf(diag.Invalid, "a directory is needed to write to, not a file").WithHint("use dest=DIRECTORY, or tar=true")
 		}
 		defer e.step("copying files")()
-		return e.writeDir(ctx, out.Dir, files)
+		return archive.WriteDir(ctx, out.Dir, files)
 	}
-	return e.stream(out, func(w io.Writer) error { return e.writeTar(ctx, w, files) })
+	return e.stream(out, func(w io.Writer) error { return archive.WriteTar(ctx, w, files) })
 }
 
 func (e *Env) output(ctx context.Context, dest string) (session.Output, error) {

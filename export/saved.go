@@ -10,6 +10,7 @@ import (
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/strata-build/strata/archive"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
@@ -189,7 +190,7 @@ func Save(ctx context.Context, e *Env, names []string, format string, w io.Write
 	env := *e
 	env.hold = e.Store.Hold()
 	defer env.hold.Release()
-	var sets []named
+	var sets []archive.Set
 	for _, n := range names {
 		set, err := FromStore(ctx, e.Store, n)
 		if err != nil {
@@ -205,19 +206,19 @@ func Save(ctx context.Context, e *Env, names []string, format string, w io.Write
 		if err != nil {
 			return diag.Errorf(diag.KindOf(err), "%s: %w", n, err)
 		}
-		sets = append(sets, named{p, savedNames(set.Name)})
+		sets = append(sets, env.set(p, savedNames(set.Name)))
 	}
-	var list []file
+	var list []archive.Output
 	var err error
 	if format == OCIArchive {
-		list, err = ociFiles(sets)
+		list, err = archive.OCIFiles(sets)
 	} else {
 		list, err = x.files(sets)
 	}
 	if err != nil {
 		return err
 	}
-	return env.writeTar(ctx, w, list)
+	return archive.WriteTar(ctx, w, list)
 }
 
 // savedNames returns the name that an archive gives an image: none if it was asked for by its id.

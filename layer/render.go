@@ -143,7 +143,7 @@ func header(e *Entry, opt TarOptions) (*tar.Header, error) {
 		return nil, diag.Errorf(diag.Internal, "%q has the unknown type %q", e.Path, byte(e.Type))
 	}
 	for k, v := range e.Xattrs {
-		if k != "security.capability" && !(opt.UserXattrs && strings.HasPrefix(k, "user.")) {
+		if k != "security.capability" && !opt.AllXattrs && !(opt.UserXattrs && strings.HasPrefix(k, "user.")) {
 			continue
 		}
 		if h.PAXRecords == nil {

@@ -19,6 +19,8 @@ type TarOptions struct {
 	Epoch *time.Time // SOURCE_DATE_EPOCH: later times become this one
 	// UserXattrs keeps user.* attributes. security.capability is always kept, all others never.
 	UserXattrs bool
+	// AllXattrs keeps what entries have: for entries of Index, which has left out those that no layer should have.
+	AllXattrs bool
 }
 
 // Stats counts what a tar holds.

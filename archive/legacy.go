@@ -1,4 +1,4 @@
-package export
+package archive
 
 import (
 	"bytes"
@@ -24,15 +24,15 @@ type v1Image struct {
 	OS           string           `json:"os,omitempty"`
 }
 
-// legacyFiles lists an archive of both old forms: a linked list of <id>/{VERSION,json,layer.tar} with repositories, for
+// LegacyFiles lists an archive of both old forms: a linked list of <id>/{VERSION,json,layer.tar} with repositories, for
 // Docker up to 1.9, and manifest.json with the configurations, for all others. A repeated layer is a symlink.
-func legacyFiles(sets []named) ([]file, error) {
+func LegacyFiles(sets []Set) ([]Output, error) {
 	l := &legacy{seen: map[string]bool{}, tars: map[graph.Digest]string{}, repos: map[string]map[string]string{}}
 	for _, s := range sets {
-		if len(s.images) > 1 {
+		if len(s.Images) > 1 {
 			return nil, diag.Errorf(diag.Unsupported, "a legacy docker archive holds one platform only").WithHint("drop legacy=1, or use type=oci")
 		}
-		if err := l.image(&s.images[0], s.names); err != nil {
+		if err := l.image(&s.Images[0], s.Names); err != nil {
 			return nil, err
 		}
 	}
@@ -47,30 +47,30 @@ func legacyFiles(sets []named) ([]file, error) {
 }
 
 type legacy struct {
-	files   []file
+	files   []Output
 	seen    map[string]bool
 	tars    map[graph.Digest]string // the path of each tar
 	entries []archived
 	repos   map[string]map[string]string
 }
 
-func (l *legacy) add(f file) {
-	if !l.seen[f.name] {
-		l.seen[f.name] = true
+func (l *legacy) add(f Output) {
+	if !l.seen[f.Name] {
+		l.seen[f.Name] = true
 		l.files = append(l.files, f)
 	}
 }
 
-func (l *legacy) image(im *packedImage, names []string) error {
-	conf := im.config.Digest.Encoded() + ".json"
-	l.add(file{name: conf, piece: im.config})
+func (l *legacy) image(im *Image, names []string) error {
+	conf := im.Config.Digest.Encoded() + ".json"
+	l.add(Output{Name: conf, Blob: im.Config})
 	entry := archived{Config: conf, RepoTags: familiar(names), Layers: []string{}}
-	layers := im.layers
+	layers := im.Layers
 	if len(layers) == 0 { // the old form has no image without a layer
-		layers = []piece{bytesPiece(image.DockerLayer, bytes.Repeat([]byte{0}, 1024))}
+		layers = []Blob{Bytes(image.DockerLayer, bytes.Repeat([]byte{0}, 1024))}
 	}
 	var c image.Config
-	if err := json.Unmarshal(im.config.data, &c); err != nil {
+	if err := json.Unmarshal(im.Config.Data, &c); err != nil {
 		return err
 	}
 	top := ""
@@ -82,14 +82,14 @@ func (l *legacy) image(im *packedImage, names []string) error {
 			if c.Created != nil {
 				v.Created = *c.Created
 			}
-			seed += "\n" + im.config.Digest.String()
+			seed += "\n" + im.Config.Digest.String()
 		}
 		v.ID = digest.FromString(seed).Encoded()
 		top = v.ID
 		if err := l.layer(v, x); err != nil {
 			return err
 		}
-		if len(im.layers) > 0 {
+		if len(im.Layers) > 0 {
 			entry.Layers = append(entry.Layers, path.Join(v.ID, "layer.tar"))
 		}
 	}
@@ -107,18 +107,18 @@ func (l *legacy) image(im *packedImage, names []string) error {
 	return nil
 }
 
-func (l *legacy) layer(v v1Image, x piece) error {
+func (l *legacy) layer(v v1Image, x Blob) error {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
 	l.add(textFile(path.Join(v.ID, "VERSION"), []byte("1.0")))
 	l.add(textFile(path.Join(v.ID, "json"), raw))
-	f := file{name: path.Join(v.ID, "layer.tar"), piece: x}
+	f := Output{Name: path.Join(v.ID, "layer.tar"), Blob: x}
 	if first := l.tars[x.Digest]; first == "" {
-		l.tars[x.Digest] = f.name
-	} else if first != f.name {
-		f.link = path.Join("..", first)
+		l.tars[x.Digest] = f.Name
+	} else if first != f.Name {
+		f.Link = path.Join("..", first)
 	}
 	l.add(f)
 	return nil
