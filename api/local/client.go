@@ -4,10 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
+	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
@@ -17,27 +23,65 @@ import (
 )
 
 // Client is the engine of a root as another process sees it. Its methods are those of engine.Engine.
-type Client struct{ path, exe string }
+type Client struct {
+	root, path string
+	exe        string       // which program this is; "" = any serves
+	args       []string     // of this program, to start an engine; nil = never
+	say        func(string) // told what a call waits for; may be nil
+}
 
 // Close ends the use of the client; the engine goes on.
 func (c *Client) Close() error { return nil }
 
-// invoke makes a call. A cancelled one ends when the server has cleaned up.
+// tries is how often a call looks for an engine. Each that is found to be ending is replaced.
+const tries = 5
+
+// invoke makes a call, with an engine that is started if there is none. A cancelled call ends when the server has cleaned
+// up.
 func (c *Client) invoke(ctx context.Context, in invocation) error {
-	u, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: c.path, Net: "unix"})
-	if err != nil {
-		return diag.Errorf(diag.Unavailable, "the engine cannot be reached: %w", err)
+	for try := 1; ; try++ {
+		begun, err := c.call(ctx, in)
+		if begun || err == nil || !errors.Is(err, errNone) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if c.args == nil || try == tries {
+			return err
+		}
+		if err := c.start(ctx); err != nil {
+			return err
+		}
 	}
-	k := newConn(u)
+}
+
+// errNone is the cause of errors of calls that no engine took.
+var errNone = errors.New("no engine took the call")
+
+// call makes a call. Begun says that a server has taken it.
+func (c *Client) call(ctx context.Context, in invocation) (begun bool, err error) {
+	k, err := c.dial()
+	if err != nil {
+		return false, err
+	}
 	defer k.close()
+	logged := c.logSize()
 	arg, err := json.Marshal(in.arg)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := k.write(frameRequest, request{Method: in.method, Exe: c.exe, Arg: arg, Client: in.sess != nil}, in.files...); err != nil {
-		return lost(err)
+		return false, c.none(err)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = k.write(frameCancel, nil) })
+	var took atomic.Bool
+	stop := context.AfterFunc(ctx, func() {
+		if took.Load() {
+			_ = k.write(frameCancel, nil)
+			return
+		}
+		_ = k.u.CloseRead() // not taken yet: there is nothing to clean up
+	})
 	defer stop()
 	ended := make(chan struct{})
 	defer close(ended)
@@ -45,33 +89,89 @@ func (c *Client) invoke(ctx context.Context, in invocation) error {
 	a := &answer{s: in.sess, copies: map[string]chan error{}}
 	for {
 		f, err := k.read()
-		if err != nil {
-			return lost(err)
+		switch {
+		case err != nil && took.Load():
+			return true, c.lost(err, logged)
+		case err != nil:
+			return false, c.none(err)
+		case f.kind == frameBegin:
+			took.Store(true)
+			if ctx.Err() != nil { // the cancellation may have come before
+				_ = k.write(frameCancel, nil)
+			}
+			continue
 		}
-		switch f.kind {
-		case frameEvent:
-			var e event.Event
-			if err := json.Unmarshal(f.body, &e); err != nil {
-				return lost(err)
-			}
-			in.sink.Emit(e)
-		case frameAsk:
-			var q ask
-			if err := json.Unmarshal(f.body, &q); err != nil {
-				return lost(err)
-			}
-			a.serve(ctx, k, q)
-		case frameDone:
-			var o outcome
-			if err := json.Unmarshal(f.body, &o); err != nil {
-				return lost(err)
-			}
-			if o.Error != nil && ctx.Err() != nil && o.Error.Kind == diag.Canceled {
-				return context.Cause(ctx)
-			}
-			return o.into(in.out)
+		done, err := c.take(ctx, k, f, &in, a)
+		if done || err != nil {
+			return took.Load() || !errors.Is(err, errNone), err
 		}
 	}
+}
+
+// take deals with one frame of the server.
+func (c *Client) take(ctx context.Context, k *conn, f frame, in *invocation, a *answer) (done bool, err error) {
+	switch f.kind {
+	case frameEvent:
+		var e event.Event
+		if err := json.Unmarshal(f.body, &e); err != nil {
+			return true, unclear(err)
+		}
+		if in.sink == nil && e.Kind == event.Message && c.say != nil {
+			c.say(e.Text)
+		}
+		in.sink.Emit(e)
+	case frameAsk:
+		var q ask
+		if err := json.Unmarshal(f.body, &q); err != nil {
+			return true, unclear(err)
+		}
+		a.serve(ctx, k, q)
+	case frameDone:
+		var o outcome
+		if err := json.Unmarshal(f.body, &o); err != nil {
+			return true, unclear(err)
+		}
+		if o.Error != nil && ctx.Err() != nil && o.Error.Kind == diag.Canceled {
+			return true, context.Cause(ctx)
+		}
+		return true, o.into(in.out)
+	}
+	return false, nil
+}
+
+// dial connects to a server that this user may trust.
+func (c *Client) dial() (*conn, error) {
+	u, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: c.path, Net: "unix"})
+	if err != nil {
+		return nil, c.none(err)
+	}
+	if _, err := peer(u); err != nil {
+		return nil, errors.Join(err, u.Close())
+	}
+	return newConn(u), nil
+}
+
+// none says why no engine took a call.
+func (c *Client) none(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return diag.Errorf(diag.Denied, "the engine cannot be reached: %w", err)
+	}
+	return &diag.Error{Kind: diag.NotFound, Msg: fmt.Sprintf("no engine serves %s: %s", c.root, err), Err: errNone}
+}
+
+// lost says how a call ended whose engine has gone. Logged is where the engine's log ended before.
+func (c *Client) lost(err error, logged int64) error {
+	d := unclear(err)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) {
+		d = diag.Errorf(diag.Unavailable, "the engine ended in the middle of the call").
+			WithHint("run the command again: steps that were finished are kept")
+	}
+	d.Log = c.logTail(logged)
+	return d
+}
+
+func unclear(err error) *diag.Error {
+	return diag.Errorf(diag.Unavailable, "the connection to the engine failed: %w", err)
 }
 
 // resizes sends the sizes of the caller's terminal until the call has ended.
@@ -115,21 +215,40 @@ type invocation struct {
 	resize <-chan engine.WinSize
 }
 
-func lost(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return diag.Errorf(diag.Unavailable, "the engine ended in the middle of the call").
-			WithHint("run the command again: steps that were finished are kept")
-	}
-	return diag.Errorf(diag.Unavailable, "the connection to the engine failed: %w", err)
-}
-
 // Ping returns the process id of the engine.
 func (c *Client) Ping(ctx context.Context) (pid int, err error) {
 	return pid, c.invoke(ctx, invocation{method: "ping", out: &pid})
 }
 
-// Stop ends an engine that is not in use.
-func (c *Client) Stop(ctx context.Context) error { return c.invoke(ctx, invocation{method: "stop"}) }
+// Stop ends an engine that is not in use, and returns when its process has ended. It does nothing if there is none.
+func (c *Client) Stop(ctx context.Context) error {
+	k, err := c.dial()
+	if err != nil {
+		if errors.Is(err, errNone) {
+			return nil
+		}
+		return err
+	}
+	defer k.close()
+	cred, err := peer(k.u)
+	if err != nil {
+		return err
+	}
+	proc, perr := unix.PidfdOpen(int(cred.Pid), 0)
+	if perr == nil {
+		defer unix.Close(proc)
+	}
+	if _, err := c.call(ctx, invocation{method: "stop"}); err != nil && !errors.Is(err, errNone) {
+		return err
+	}
+	for perr == nil && ctx.Err() == nil {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(proc), Events: unix.POLLIN}}, 100)
+		if n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+			return nil
+		}
+	}
+	return context.Cause(ctx)
+}
 
 // Build is engine.Engine.Build.
 func (c *Client) Build(ctx context.Context, r engine.Request, s session.Session, sink event.Sink) (*engine.Response, error) {
@@ -137,14 +256,15 @@ func (c *Client) Build(ctx context.Context, r engine.Request, s session.Session,
 	return &out, c.invoke(ctx, invocation{method: "build", arg: r, out: &out, sess: s, sink: sink})
 }
 
-// Run is engine.Engine.Run. Streams that are files are passed on as they are, others through pipes.
+// Run is engine.Engine.Run. Output streams that are files are passed on as they are, others and the input through pipes.
 func (c *Client) Run(ctx context.Context, r engine.RunRequest, s session.Session, sink event.Sink) (code int, err error) {
 	a := runArg{RunRequest: r}
 	var p pipes
 	defer func() { err = errors.Join(err, p.finish()) }()
 	if r.Stdin != nil {
 		a.Has[0] = true
-		if err := p.reader(r.Stdin); err != nil {
+		// Never the file itself: a read of the user's terminal that the engine has begun would take what is typed after the run.
+		if err := p.reader(struct{ io.Reader }{r.Stdin}); err != nil {
 			return 0, err
 		}
 	}
@@ -238,7 +358,7 @@ func (c *Client) Check(ctx context.Context, full, repair bool) (out []engine.Pro
 	return out, c.invoke(ctx, invocation{method: "check", arg: checkArg{full, repair}, out: &out})
 }
 
-// pipes passes streams of this process on. What is a file already is passed itself.
+// pipes passes streams of this process on. Files, and whatever is only written to, are passed themselves.
 type pipes struct {
 	pass []*os.File // for the call
 	mine []*os.File // of pass: those to close when the call has ended
@@ -247,8 +367,12 @@ type pipes struct {
 
 func (p *pipes) reader(r io.Reader) error {
 	if f, ok := r.(*os.File); ok {
-		p.pass = append(p.pass, f)
-		return nil
+		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
+			p.pass = append(p.pass, f)
+			return nil
+		}
+		// A terminal or a pipe is read here: the engine could not take back a read that waits, and would go on to take input
+		// that is meant for others after the call.
 	}
 	theirs, w, err := os.Pipe()
 	if err != nil {

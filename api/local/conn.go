@@ -21,6 +21,7 @@ const (
 	frameCancel  byte = 'x' // client: stop, then say how it ended
 	frameReply   byte = 'r' // client: outcome of a callback
 	frameResize  byte = 'w' // client: rows and columns of its terminal
+	frameBegin   byte = 'b' // server: the call is taken; before it, the end of the connection means that it is not
 	frameEvent   byte = 'e' // server
 	frameAsk     byte = 'c' // server: a callback
 	frameDone    byte = 'd' // server: ends the call
@@ -96,7 +97,9 @@ func (c *conn) write(kind byte, v any, files ...*os.File) error {
 	}
 	fds := make([]int, len(files))
 	for i, f := range files {
-		fds[i] = int(f.Fd())
+		if fds[i], err = fdOf(f); err != nil {
+			return err
+		}
 	}
 	// The descriptors travel with the head, which is too short to be split.
 	if _, _, err := c.u.WriteMsgUnix(head, syscall.UnixRights(fds...), nil); err != nil {
@@ -104,6 +107,16 @@ func (c *conn) write(kind byte, v any, files ...*os.File) error {
 	}
 	_, err = c.u.Write(body)
 	return err
+}
+
+// fdOf returns a file's descriptor. Unlike File.Fd it leaves the file's mode alone: a pipe that does not block stays so,
+// and a read of it ends when it is closed.
+func fdOf(f *os.File) (fd int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	return fd, raw.Control(func(n uintptr) { fd = int(n) })
 }
 
 func (c *conn) read() (frame, error) {

@@ -8,7 +8,10 @@
 // Frames are a type (1 byte), the number of descriptors that come with it (1 byte), the length of the body (4 bytes, big
 // endian) and the body, in JSON.
 //
+// A server that takes a call says so first. If the connection ends without that, the call was not begun, and the client
+// may start another engine for it: so a command never fails because an engine was just about to end.
+//
 //	go local.Serve(ctx, listener, engine, local.ServeOptions{})
-//	c, err := local.Dial(ctx, root)
+//	c, err := local.Connect(root, []string{"daemon", "serve", "--ready"}, nil)
 //	resp, err := c.Build(ctx, req, sess, sink)
 package local

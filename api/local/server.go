@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -30,41 +31,71 @@ type server struct {
 	e   *engine.Engine
 	opt ServeOptions
 
-	mu    sync.Mutex
-	calls int
-	idle  *time.Timer
-	end   context.CancelFunc
-	wg    sync.WaitGroup
+	mu     sync.Mutex
+	calls  int
+	drain  bool // another program's client waits: end when the calls under way have ended
+	ending bool // no call is taken any more
+	idle   *time.Timer
+	ended  context.Context // when ending began
+	end    context.CancelFunc
+	wg     sync.WaitGroup
 }
 
 // Serve answers calls on a listener until ctx ends, Idle has passed without a call, or a client asks it to end. It returns
-// when all calls have ended. The caller closes the engine.
+// when all calls have ended; those that ctx ends fail. The caller closes the engine.
+//
+// A call that comes too late is not taken, and its client starts another engine, which waits for this one's end: the
+// engine has said that it leaves before anybody can find out that the socket is no longer served.
 func Serve(ctx context.Context, l *net.UnixListener, e *engine.Engine, opt ServeOptions) error {
-	ctx, end := context.WithCancel(ctx)
-	defer end()
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &server{e: e, opt: opt, end: end}
+	s := &server{e: e, opt: opt}
+	s.ended, s.end = context.WithCancel(context.Background())
+	defer s.end()
 	if opt.Idle > 0 {
 		s.idle = time.AfterFunc(opt.Idle, func() { s.retire() })
 		defer s.idle.Stop()
 	}
-	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
-	defer stop()
+	calls, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	defer context.AfterFunc(ctx, func() {
+		cancel(errStopped)
+		s.leave()
+	})()
+	defer context.AfterFunc(s.ended, func() { _ = l.Close() })()
 	var err error
 	for {
 		var u *net.UnixConn
 		if u, err = l.AcceptUnix(); err != nil {
 			break
 		}
-		s.wg.Go(func() { s.serve(ctx, u) })
+		s.wg.Go(func() { s.serve(calls, u) })
 	}
+	s.leave()
 	s.wg.Wait()
-	if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+	if errors.Is(err, net.ErrClosed) {
 		return nil
 	}
 	return err
+}
+
+// errStopped ends the calls of an engine that is told to stop by a signal.
+var errStopped = diag.Errorf(diag.Unavailable, "the engine was stopped").WithHint("run the command again: steps that were finished are kept")
+
+// leave ends the taking of calls.
+func (s *server) leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leaveLocked()
+}
+
+func (s *server) leaveLocked() {
+	if !s.ending {
+		s.ending = true
+		s.e.Leave()
+		s.end()
+	}
 }
 
 // retire ends the server if nobody uses it.
@@ -74,20 +105,46 @@ func (s *server) retire() bool {
 	if s.calls > 0 {
 		return false
 	}
-	s.end()
+	s.leaveLocked()
 	return true
 }
 
-func (s *server) count(n int) {
+// begin takes a call, or reports false if the server is ending. A client of another program ends it, as soon as the calls
+// under way have ended, and so do the clients that come after it: it returns when nothing is left to wait for. busy is
+// called if that will take time.
+func (s *server) begin(other bool, busy func()) bool {
+	s.mu.Lock()
+	s.drain = s.drain || other
+	switch {
+	case s.drain && s.calls == 0:
+		s.leaveLocked()
+	case s.drain && !s.ending:
+		s.mu.Unlock()
+		busy()
+		<-s.ended.Done()
+		return false
+	}
+	defer s.mu.Unlock()
+	if s.ending {
+		return false
+	}
+	s.calls++
+	if s.idle != nil {
+		s.idle.Stop()
+	}
+	return true
+}
+
+// finish ends a call that begin took.
+func (s *server) finish() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.calls += n
-	if s.idle == nil {
-		return
-	}
-	if s.calls > 0 {
-		s.idle.Stop()
-	} else {
+	s.calls--
+	switch {
+	case s.calls > 0:
+	case s.drain:
+		s.leaveLocked()
+	case s.idle != nil:
 		s.idle.Reset(s.opt.Idle)
 	}
 }
@@ -96,7 +153,7 @@ func (s *server) count(n int) {
 func (s *server) serve(ctx context.Context, u *net.UnixConn) {
 	c := newConn(u)
 	defer c.close()
-	if err := samePerson(u); err != nil {
+	if _, err := peer(u); err != nil {
 		_ = c.write(frameDone, outcomeOf(0, nil, err))
 		return
 	}
@@ -105,50 +162,53 @@ func (s *server) serve(ctx context.Context, u *net.UnixConn) {
 	if err != nil || f.kind != frameRequest || json.Unmarshal(f.body, &req) != nil {
 		return
 	}
-	if req.Method == "stop" || req.Exe != "" && req.Exe != s.opt.Exe {
-		stopped := s.retire()
-		err := error(errReplaced)
-		if !stopped {
+	call := &call{s: s, c: c, req: req, files: f.files, sizes: make(chan engine.WinSize, 1), waiting: map[int64]chan reply{}}
+	defer call.closeFiles()
+	if req.Method == "stop" {
+		var err error
+		if !s.retire() {
 			err = diag.Errorf(diag.Conflict, "the engine is in use").WithHint("wait until its builds have ended")
-		}
-		if stopped && req.Method == "stop" {
-			err = nil
 		}
 		_ = c.write(frameDone, outcomeOf(0, nil, err))
 		return
 	}
-	s.count(1)
-	defer s.count(-1)
+	begun := s.begin(req.Exe != "" && req.Exe != s.opt.Exe, func() {
+		text := fmt.Sprintf("waiting for another version's builds to end (process %d)", os.Getpid())
+		_ = c.write(frameEvent, event.Event{Kind: event.Message, Time: time.Now(), Text: text})
+	})
+	if !begun {
+		return
+	}
+	defer s.finish()
+	if c.write(frameBegin, nil) != nil {
+		return
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	call := &call{s: s, c: c, req: req, files: f.files, sizes: make(chan engine.WinSize, 1), waiting: map[int64]chan reply{}}
-	defer call.closeFiles()
 	go call.listen(cancel)
 	v, err := call.run(ctx)
+	if err != nil && context.Cause(ctx) == errStopped {
+		err = errStopped
+	}
 	_ = c.write(frameDone, outcomeOf(0, v, err)) // a client that is gone needs no answer
 }
 
-// errReplaced tells a client that the server it reached has ended in favour of the client's own program.
-var errReplaced = &diag.Error{Kind: diag.Conflict, Msg: "replaced"}
-
-// samePerson refuses callers of other users: the engine acts with its own user's rights.
-func samePerson(u *net.UnixConn) error {
+// peer returns who is at the other end. Users other than the engine's own and root are refused, by both sides: the engine
+// acts with its user's rights, and a client hands out secrets.
+func peer(u *net.UnixConn) (*unix.Ucred, error) {
 	raw, err := u.SyscallConn()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var cred *unix.Ucred
 	var cerr error
 	if err := raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
-		return err
+		return nil, err
 	}
-	if cerr != nil {
-		return cerr
+	if cerr == nil && cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
+		return nil, diag.Errorf(diag.Denied, "the engine belongs to another user")
 	}
-	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
-		return diag.Errorf(diag.Denied, "the engine belongs to another user")
-	}
-	return nil
+	return cred, cerr
 }
 
 // call is one request being answered.

@@ -2,8 +2,6 @@ package local
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,23 +13,13 @@ import (
 	"syscall"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/engine"
 )
 
 // SocketPath is where the engine of a root listens. Paths of roots may be too long for a socket's name.
 func SocketPath(root string) (string, error) {
-	abs, err := filepath.Abs(root)
-	if err != nil {
-		return "", err
-	}
-	if real, err := filepath.EvalSymlinks(abs); err == nil {
-		abs = real
-	}
-	dir := "/run/strata"
-	if os.Geteuid() != 0 {
-		dir = filepath.Join(os.TempDir(), fmt.Sprintf("strata-%d", os.Geteuid()))
-	}
-	sum := sha256.Sum256([]byte(abs))
-	return filepath.Join(dir, hex.EncodeToString(sum[:8])+".sock"), nil
+	id, err := engine.RootID(root)
+	return filepath.Join(engine.RunDir(), id+".sock"), err
 }
 
 // Listen makes the socket of a root whose owner this process is; a socket that a dead owner left is replaced.
@@ -66,44 +54,53 @@ func Executable() string {
 	return fmt.Sprintf("%s %d %d", path, st.Size(), st.ModTime().UnixNano())
 }
 
-// Dial returns the engine that owns a root, if there is one that listens.
-func Dial(ctx context.Context, root string) (*Client, error) {
+// Dial returns the engine that owns a root, whichever program serves it. Calls are diag.NotFound errors if there is none.
+func Dial(root string) (*Client, error) {
 	path, err := SocketPath(root)
-	if err != nil {
-		return nil, err
-	}
-	c := &Client{path: path, exe: Executable()}
-	if _, err := os.Stat(path); err != nil {
-		return nil, diag.Errorf(diag.NotFound, "no engine serves %s", root)
-	}
-	u, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		return nil, diag.Errorf(diag.NotFound, "no engine serves %s: %w", root, err)
-	}
-	return c, u.Close()
+	return &Client{root: root, path: path}, err
 }
 
-// Ready is what a started engine's process writes to the pipe that it was given: nothing but its end if all is well.
-type Ready struct{ Error *diag.Error }
+// Connect returns the engine that owns a root. A call for which there is none, or one that is about to end, starts one
+// with this program and args. Args are those of a process that calls Ready. Say is told what a call waits for.
+func Connect(root string, args []string, say func(string)) (*Client, error) {
+	c, err := Dial(root)
+	if err == nil {
+		c.exe, c.args, c.say = Executable(), args, say
+	}
+	return c, err
+}
 
-// Start starts an engine for a root in the background, with this program and args, and waits until it listens. The process
-// writes Ready to its descriptor 3.
-func Start(ctx context.Context, root string, args []string) (*Client, error) {
+// readiness is what a started engine's process says once: how it went.
+type readiness struct{ Error *diag.Error }
+
+// Ready tells the process that started this one, through descriptor 3, that the engine listens or why it does not.
+func Ready(pipe *os.File, err error) {
+	r := readiness{Error: diag.Flatten(err)}
+	if r.Error != nil {
+		r.Error.Err = nil
+	}
+	_ = json.NewEncoder(pipe).Encode(r) // nobody may be listening any more
+	_ = pipe.Close()
+}
+
+// start starts an engine in the background and waits until it is ready.
+func (c *Client) start(ctx context.Context) error {
 	exe, err := os.Executable()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return diag.Errorf(diag.Exhausted, "the engine's process cannot be started: %w", err)
 	}
 	defer r.Close()
-	log, err := logFile(root)
+	log, err := openLog(c.root)
 	if err != nil {
-		return nil, errors.Join(err, w.Close())
+		return errors.Join(err, w.Close())
 	}
 	defer log.Close()
-	cmd := exec.Command(exe, args...)
+	before := c.logSize()
+	cmd := exec.Command(exe, c.args...)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{w}
@@ -111,36 +108,26 @@ func Start(ctx context.Context, root string, args []string) (*Client, error) {
 	err = cmd.Start()
 	_ = w.Close()
 	if err != nil {
-		return nil, diag.Errorf(diag.Internal, "the engine's process cannot be started: %w", err)
+		return diag.Errorf(diag.Internal, "the engine's process cannot be started: %w", err)
 	}
 	go func() { _ = cmd.Wait() }()
 	stop := context.AfterFunc(ctx, func() { _ = r.Close() })
 	defer stop()
 	said, err := io.ReadAll(r)
 	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
+		return context.Cause(ctx)
 	}
-	var ready Ready
+	var ready readiness
 	if err == nil {
 		err = json.Unmarshal(said, &ready)
 	}
 	if err != nil {
-		return nil, diag.Errorf(diag.Internal, "the engine's process ended before it was ready")
+		d := diag.Errorf(diag.Internal, "the engine's process ended before it was ready")
+		d.Log = c.logTail(before)
+		return d
 	}
 	if ready.Error != nil {
-		return nil, ready.Error
+		return ready.Error
 	}
-	return Dial(ctx, root)
-}
-
-// logFile is where an engine's process in the background writes what goes wrong.
-func logFile(root string) (*os.File, error) {
-	if err := os.MkdirAll(root, 0o700); err != nil {
-		return nil, diag.Errorf(diag.Unavailable, "the state directory: %w", err)
-	}
-	f, err := os.OpenFile(filepath.Join(root, "daemon.log"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return nil, diag.Errorf(diag.Unavailable, "the engine's log: %w", err)
-	}
-	return f, nil
+	return nil
 }
