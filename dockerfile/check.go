@@ -22,7 +22,7 @@ func Check(ctx context.Context, req Request, r Resolver) (*Checked, error) {
 		return nil, err
 	}
 	p := sh.planner(req.firstPlatform(), lint.New(sh.check))
-	p.all = req.Target == ""
+	p.all, p.dry = req.Target == "", true
 	_, err = p.plan(ctx)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()

@@ -70,11 +70,19 @@ func (st *step) copyFiles(cp *copying) error {
 	if err != nil {
 		return err
 	}
-	base := st.root
+	root, isLayer := &st.root, true
+	if rel, ok := st.inOutput(dest); ok {
+		root, dest, isLayer = &st.out.tree, rel, false
+	}
+	base := *root
 	if cp.link {
 		base = graph.Edge{}
 	}
 	f := newFileOp(base)
+	if !isLayer {
+		users := f.input(st.root)
+		f.users = &users
+	}
 	if cp.link && byName(f.owner(cp.chown)) {
 		return invalidf("--chown=%s: user and group names can't be resolved when used with --link", cp.chown).
 			WithHint("use numeric uid[:gid] instead")
@@ -101,19 +109,19 @@ func (st *step) copyFiles(cp *copying) error {
 		opts = append(opts, graph.NoCache)
 	}
 	made := f.edge(opts...)
-	if cp.link && !st.root.IsScratch() {
-		made = st.stack(made, name)
+	if cp.link && !root.IsScratch() {
+		made = st.stack(*root, made, name)
 	}
-	st.root = made
-	st.commit(true, "%s # buildkit", cp.historyRow())
+	*root = made
+	st.commit(isLayer, "%s # buildkit", cp.historyRow())
 	return nil
 }
 
 // stack puts a linked copy on the stage. The two vertices are one step for people.
-func (st *step) stack(top graph.Edge, name string) graph.Edge {
+func (st *step) stack(root, top graph.Edge, name string) graph.Edge {
 	top.V.Group = top.V.Name
 	st.index--
-	v := graph.New(&graph.Merge{}, []graph.Edge{st.root, top}, graph.Named("%s", st.title("LINK "+name)), graph.From(st.at...))
+	v := graph.New(&graph.Merge{}, []graph.Edge{root, top}, graph.Named("%s", st.title("LINK "+name)), graph.From(st.at...))
 	v.Group = top.V.Name
 	return edge(v)
 }

@@ -72,10 +72,13 @@ func (f *file) add(n *parser.Node, l *lint.Linter) error {
 	return nil
 }
 
-// parseInstruction is where instructions that the grammar does not know are to be read first, from n.Original. Such an
+// parseInstruction reads an instruction: first those that the grammar does not know (see own.go), from n.Original. Such an
 // instruction is a type with the methods of instructions.Command; what it does is a case of step.dispatch, and the
 // stages that it reads are one of linkCommand.
 func parseInstruction(n *parser.Node) (any, error) {
+	if c, err := parseOwn(n); c != nil || err != nil {
+		return c, err
+	}
 	// The parser asks a linter, even one that is told nothing, for the comments of every instruction.
 	return instructions.ParseInstructionWithLinter(n, linter.New(&linter.Config{}))
 }

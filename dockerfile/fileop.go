@@ -12,7 +12,8 @@ import (
 type fileOp struct {
 	in      []graph.Edge
 	actions []graph.Action
-	cur     int // the tree that the next action changes
+	cur     int  // the tree that the next action changes
+	users   *int // the tree that has the passwd and group files; nil = cur
 }
 
 // Results of actions are numbered after the inputs, whose number is known only at the end: until then result i is firstResult-i.
@@ -60,6 +61,9 @@ func (f *fileOp) owner(s string) *graph.Owner {
 	}
 	user, group, _ := strings.Cut(s, ":")
 	o := &graph.Owner{UserIn: f.cur, GroupIn: f.cur}
+	if f.users != nil {
+		o.UserIn, o.GroupIn = *f.users, *f.users
+	}
 	if id, ok := parseID(user); ok {
 		o.UID, o.GID = id, id
 	} else {

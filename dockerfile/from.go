@@ -27,8 +27,11 @@ func (p *planner) makeStages() error {
 		}
 		p.addStage(s)
 		s.total = s.countSteps()
+		if err := p.nameSquashes(s); err != nil {
+			return err
+		}
 	}
-	return nil
+	return p.addOutputs()
 }
 
 func (p *planner) makeStage(i int, inst *instructions.Stage) (*stage, error) {
@@ -100,7 +103,7 @@ func (s *stage) countSteps() int {
 	}
 	for _, c := range s.inst.Commands {
 		switch c.(type) {
-		case *instructions.AddCommand, *instructions.CopyCommand, *instructions.RunCommand, *instructions.WorkdirCommand:
+		case *instructions.AddCommand, *instructions.CopyCommand, *instructions.RunCommand, *instructions.WorkdirCommand, *squashCommand, *outputCommand:
 			n++
 		}
 	}
@@ -215,10 +218,11 @@ func (s *stage) take(f found, pf graph.Platform) {
 	s.root, s.from, s.platform = f.edge, f.base, &pf
 	if f.cfg == nil {
 		s.cfg = empty(pf)
-		return
+	} else {
+		s.cfg = f.cfg.Clone()
+		s.cfg.Created = nil
 	}
-	s.cfg = f.cfg.Clone()
-	s.cfg.Created = nil
+	s.began = mark{s.root, len(s.cfg.History)}
 }
 
 // pull makes an image of a registry or of the store the stage's base.

@@ -18,6 +18,10 @@ func flagsOf(instruction string) []string {
 		return []string{"from", "chown", "chmod", "link", "parents", "exclude"}
 	case "ADD":
 		return []string{"chown", "chmod", "link", "checksum", "keep-git-dir", "unpack", "exclude"}
+	case "SQUASH":
+		return []string{"all", "since"}
+	case "OUTPUT":
+		return []string{"mode", "previous", "generator", "max-layers"}
 	case "HEALTHCHECK":
 		return []string{"interval", "timeout", "start-period", "start-interval", "retries"}
 	}
@@ -25,7 +29,7 @@ func flagsOf(instruction string) []string {
 }
 
 var (
-	instructionNames = strings.Fields("ADD ARG CMD COPY ENTRYPOINT ENV EXPOSE FROM HEALTHCHECK LABEL MAINTAINER ONBUILD RUN SHELL STOPSIGNAL USER VOLUME WORKDIR")
+	instructionNames = strings.Fields("ADD ARG CMD COPY ENTRYPOINT ENV EXPOSE FROM HEALTHCHECK LABEL MAINTAINER ONBUILD OUTPUT RUN SHELL SQUASH STOPSIGNAL USER VOLUME WORKDIR")
 	mountTypes       = []string{"bind", "cache", "tmpfs", "secret", "ssh"}
 	mountKeys        = strings.Fields("type from source target id sharing readonly readwrite required size mode uid gid env")
 	sharingModes     = []string{"shared", "private", "locked"}

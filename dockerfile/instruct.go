@@ -53,10 +53,14 @@ func (st *step) dispatch() error {
 		return st.maintainer(c)
 	case *instructions.OnbuildCommand:
 		return st.onbuild(c)
+	case *outputCommand:
+		return st.output(c)
 	case *instructions.RunCommand:
 		return st.exec(c)
 	case *instructions.ShellCommand:
 		return st.shell(c)
+	case *squashCommand:
+		return st.squash(c)
 	case *instructions.StopSignalCommand:
 		return st.stopSignal(c)
 	case *instructions.UserCommand:

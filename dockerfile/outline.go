@@ -75,6 +75,7 @@ func NewOutline(ctx context.Context, req Request, r Resolver) (*Outline, error) 
 		return nil, err
 	}
 	p := sh.planner(req.firstPlatform(), nil)
+	p.dry = true
 	target, err := p.plan(ctx)
 	if err != nil {
 		return nil, err

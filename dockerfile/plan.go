@@ -156,6 +156,7 @@ type planner struct {
 	target   graph.Platform
 	implicit bool // the platform was not asked for: a base image may change it
 	all      bool // plan all stages, for lint
+	dry      bool // nothing is built: what only a result says is not known
 	lint     *lint.Linter
 
 	file    *file
@@ -202,11 +203,14 @@ func (p *planner) plan(ctx context.Context) (*stage, error) {
 			}
 		}
 	}
-	return target, nil
+	return target, target.complete(ctx)
 }
 
 // finish makes the target of a stage's result.
 func (p *planner) finish(s *stage) image.Target {
+	if p.req.Squash {
+		s.squashTarget()
+	}
 	cfg := s.cfg.Clone()
 	cfg.Created = nil
 	for k, v := range p.req.Labels {
@@ -234,5 +238,7 @@ func (p *planner) finish(s *stage) image.Target {
 	if p.implicit {
 		pf = n
 	}
-	return image.Target{ID: FormatPlatform(pf), Root: s.root, Platform: pf, Config: cfg, Base: s.from}
+	t := image.Target{ID: FormatPlatform(pf), Root: s.root, Platform: pf, Config: cfg, Base: s.from}
+	t.Seal(s.sealed)
+	return t
 }

@@ -23,6 +23,9 @@ type Request struct {
 	BuildPlatform graph.Platform   // of this machine; zero = that of this program
 	Runnable      []graph.Platform // what this machine can run besides BuildPlatform
 	MultiPlatform bool             // make an index even of one platform
+	Squash        bool             // merge all layers above the base image into one
+	OutputLayers  []string         // "STAGE:/dir[,mode=…]": an OUTPUT at the beginning of a stage
+	Rerun         bool             // run the steps that make layers again, with an empty input
 
 	NoCache       bool     // run everything
 	NoCacheFilter []string // run these stages

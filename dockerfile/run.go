@@ -35,14 +35,21 @@ func (st *step) exec(c *instructions.RunCommand) error {
 	if err := st.confine(c, x.op); err != nil {
 		return err
 	}
+	if st.out != nil {
+		st.out.mount(x)
+	}
 	if err := st.mounts(c, x); err != nil {
 		return err
 	}
 	opts := []graph.Option{graph.On(*st.platform), graph.From(st.at...), graph.Named("%s", st.title(st.describeRun(c, summary)))}
-	if st.noCache {
+	if st.noCache || st.out != nil && st.p.req.Rerun {
 		opts = append(opts, graph.NoCache)
 	}
-	st.root = edge(graph.New(x.op, x.in, opts...))
+	v := graph.New(x.op, x.in, opts...)
+	st.root = edge(v)
+	if st.out != nil {
+		st.out.tree = graph.Edge{V: v, Out: 1}
+	}
 	st.commit(true, "RUN %s # buildkit", strings.Join(append(st.argPrefix(), args...), " "))
 	return nil
 }

@@ -36,11 +36,15 @@ type stage struct {
 
 	total, index int // steps, for their names
 
-	root graph.Edge
-	env  *env // what a RUN sees: ENV and ARG, and those of the base
-	cfg  *image.Config
-	from *image.Base
-	args []instructions.KeyValuePairOptional // ARGs in scope, for the history
+	root   graph.Edge
+	began  mark          // what the stage began with
+	start  *image.Config // the configuration that it began with
+	out    *output       // where the stage makes its own layers; nil = it does not
+	sealed *image.Sealed // what it has made of them, or its base
+	env    *env          // what a RUN sees: ENV and ARG, and those of the base
+	cfg    *image.Config
+	from   *image.Base
+	args   []instructions.KeyValuePairOptional // ARGs in scope, for the history
 
 	historySize int // bytes of the rows that the stage and its bases added
 
@@ -78,6 +82,11 @@ func (p *planner) names() []string {
 	for _, s := range p.stages {
 		if s.inst.Name != "" {
 			out = append(out, s.inst.Name)
+		}
+		for _, c := range s.inst.Commands {
+			if sq, ok := c.(*squashCommand); ok && sq.As != "" {
+				out = append(out, sq.As)
+			}
 		}
 	}
 	return out
@@ -130,6 +139,9 @@ func (p *planner) link() error {
 			c, err := p.linkCommand(ic, vars)
 			if err != nil {
 				return located(p.req.Source, err, ic.Location())
+			}
+			if sq, ok := ic.(*squashCommand); ok && sq.As != "" {
+				p.byName[sq.As].commands = slices.Clone(s.commands)
 			}
 			s.commands = append(s.commands, c)
 		}
@@ -258,7 +270,13 @@ func (p *planner) reachable(target *stage) map[*stage]bool {
 
 // run executes a stage's instructions.
 func (s *stage) run(ctx context.Context) error {
+	if s.base != nil {
+		if err := s.base.complete(ctx); err != nil {
+			return err
+		}
+	}
 	s.inherit()
+	s.began, s.start = mark{s.root, len(s.cfg.History)}, s.cfg.Clone()
 	if s.platform == nil {
 		s.platform = &s.p.target
 	}
@@ -286,6 +304,9 @@ func (s *stage) run(ctx context.Context) error {
 			return located(s.p.req.Source, err, c.Location())
 		}
 	}
+	if s.out != nil {
+		s.seal()
+	}
 	s.done = true
 	return nil
 }
@@ -300,6 +321,7 @@ func (s *stage) inherit() {
 		s.workdirSet = b.workdirSet
 		s.args = slices.Clone(b.args)
 		s.historySize = b.historySize
+		s.sealed = b.sealed
 		return
 	}
 	s.env = newEnv()

@@ -49,43 +49,15 @@ func (w *early) follow(e graph.Edge) {
 		return
 	}
 	w.wants[e.V.ID] = e
-	for _, in := range below(e) {
+	for _, in := range graph.Below(e) {
 		w.follow(in)
 	}
-}
-
-// below returns the trees that an output is stacked on.
-func below(e graph.Edge) []graph.Edge {
-	switch o := e.V.Op.(type) {
-	case *graph.Exec:
-		for _, m := range o.Mounts {
-			if m.Output == e.Out && m.Input >= 0 && m.Input < len(e.V.In) {
-				return []graph.Edge{e.V.In[m.Input]}
-			}
-		}
-	case *graph.File:
-		for i := len(o.Actions) - 1; i >= 0; i-- {
-			if o.Actions[i].Out != e.Out {
-				continue
-			}
-			in := o.Actions[i].In
-			for in >= len(e.V.In) {
-				in = o.Actions[in-len(e.V.In)].In
-			}
-			if in >= 0 {
-				return []graph.Edge{e.V.In[in]}
-			}
-		}
-	case *graph.Merge:
-		return e.V.In
-	}
-	return nil
 }
 
 // rootSource returns the source at the bottom of a tree, nil for scratch.
 func rootSource(e graph.Edge) *graph.Vertex {
 	for e.V != nil {
-		next := below(e)
+		next := graph.Below(e)
 		if len(next) == 0 {
 			return e.V
 		}

@@ -30,6 +30,7 @@ const (
 	MountTmpfs  MountType = "tmpfs"
 	MountSecret MountType = "secret"
 	MountSSH    MountType = "ssh"
+	MountInput  MountType = "input" // of a directory for layers: input/ and history.json below the target
 )
 
 // Sharing says what happens when two steps want one cache mount at the same time.
@@ -54,6 +55,10 @@ type Mount struct {
 	ReadOnly bool      `json:"readOnly,omitempty"`
 	ByDef    bool      `json:"byDef,omitempty"` // key the input by how it was made, not by its content
 
+	// ByContent keys the input by its content even where that costs much: at the root, or if it is written to. Not for a part of
+	// a tree that is written to and kept: the rest of it would be in the result, but not in the key.
+	ByContent bool `json:"byContent,omitempty"`
+
 	CacheID string  `json:"cacheID,omitempty"`
 	Sharing Sharing `json:"sharing,omitempty"`
 
@@ -64,6 +69,8 @@ type Mount struct {
 	UID      int    `json:"uid,omitempty"` // of the secret, socket or new cache directory
 	GID      int    `json:"gid,omitempty"`
 	Mode     uint32 `json:"mode,omitempty"` // 0 = 0400 for a secret, 0600 for a socket, 0755 for a cache
+
+	Previous *Previous `json:"-"` // of an input mount; nil = an empty one
 }
 
 // SecretEnv gives a secret to the command as a variable.
@@ -139,14 +146,14 @@ func (e *Exec) Outputs() int {
 	return n
 }
 
-// Uses selects the mounted path of an input that is only mounted read-only.
+// Uses selects the mounted path of an input that is only mounted read-only, or that asks for it.
 func (e *Exec) Uses(i int) *Selector {
 	s := &Selector{}
 	for _, m := range e.Mounts {
 		if m.Input != i {
 			continue
 		}
-		if !m.ReadOnly || m.Output != None || m.Target == "/" || m.ByDef || m.Type == MountCache {
+		if m.ByDef || m.Type == MountCache || !m.ByContent && (!m.ReadOnly || m.Output != None || m.Target == "/") {
 			return nil
 		}
 		p := m.Source

@@ -2,7 +2,8 @@ package graph
 
 // Selector says which files of a tree matter to the one who reads it. The zero Selector selects nothing.
 type Selector struct {
-	Paths []Select `json:"paths,omitempty"`
+	Paths  []Select `json:"paths,omitempty"`
+	Layers bool     `json:"layers,omitempty"` // not files: the diff_ids of the tree's layers, bottom first
 }
 
 // Select names one path of a tree and what is wanted below it. Paths are absolute within the tree.

@@ -223,3 +223,23 @@ func NewHistory(h *History, text string, created *time.Time) History {
 	out.EmptyLayer = false
 	return out
 }
+
+// Seal gives a target what a build that made its own layers says of the image; s may be nil.
+func (t *Target) Seal(s *Sealed) {
+	if s == nil {
+		return
+	}
+	t.Annotations = mergeMap(t.Annotations, s.Annotations)
+	if names := s.Names(); len(names) > 0 {
+		t.Annotations = mergeMap(t.Annotations, map[string]string{LayersAnnotation: string(graph.Canonical(names))})
+	}
+	for _, l := range s.Layers {
+		if len(l.Annotations) == 0 {
+			continue
+		}
+		if t.LayerAnnotations == nil {
+			t.LayerAnnotations = map[graph.Digest]map[string]string{}
+		}
+		t.LayerAnnotations[l.DiffID] = l.Annotations
+	}
+}

@@ -116,6 +116,9 @@ type Target struct {
 	Config   *Config // RootFS is filled in when the layers are known
 	Base     *Base
 	Metadata map[string]string // for exporters and clients, such as the base image's name
+
+	Annotations      map[string]string                   // of the manifest
+	LayerAnnotations map[digest.Digest]map[string]string // of the descriptors of layers, by diff_id
 }
 
 // Base names the image that a target is built on, for provenance and annotations.

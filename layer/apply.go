@@ -32,8 +32,11 @@ type ApplyOptions struct {
 	// Unprivileged is for users without root's capabilities: owners are not set, device nodes and attributes that need
 	// privileges are skipped, directories keep u+rwx. Whiteouts work since Linux 5.8.
 	Unprivileged bool
-	MaxEntries   int64 // entries and implied directories; 0 = 1,000,000, negative = no limit
-	MaxBytes     int64 // bytes of the tar, and of the files in it, holes of sparse files included; 0 = 64 GiB, negative = no limit
+	// Strict refuses what only broken or hostile tools write: a path that comes twice, "..", a hard link to anything but an
+	// earlier file of the layer, an entry below a symlink of the layer. Applied then lists the markers.
+	Strict     bool
+	MaxEntries int64 // entries and implied directories; 0 = 1,000,000, negative = no limit
+	MaxBytes   int64 // bytes of the tar, and of the files in it, holes of sparse files included; 0 = 64 GiB, negative = no limit
 }
 
 // Owner is a numeric user and group.
@@ -48,6 +51,8 @@ type Applied struct {
 	ImpliedDirs []string // sorted; directories without an entry: they look like the layers' below. "." is the root
 	LowerLinks  []Link   // sorted; hard links to files of the layers below: an empty file holds their place
 	OpaqueRoot  bool     // everything below is hidden
+	Whiteouts   []string // with ApplyOptions.Strict: the paths that are hidden, in the order of the tar
+	Opaque      []string // with ApplyOptions.Strict: the directories that hide what is below
 }
 
 // Link is a hard link.
@@ -95,6 +100,7 @@ type applier struct {
 	pending map[string]string // hard link -> file below
 	kept    int               // bytes of names in these maps
 	aufs    bool              // there is an AUFS link directory to remove
+	strict  *strict           // nil = lenient
 }
 
 const (
@@ -129,6 +135,9 @@ func newApplier(ctx context.Context, r io.Reader, dir string, opt ApplyOptions) 
 	t.made = a.imply
 	if opt.Form == Overlay {
 		a.implied["."] = struct{}{}
+	}
+	if opt.Strict {
+		a.strict = &strict{seen: map[string]pathKind{}, out: a.out}
 	}
 	return a, nil
 }
@@ -242,6 +251,11 @@ func (a *applier) entry(h *tar.Header) error {
 	p, err := cleanName(h.Name)
 	if err != nil {
 		return err
+	}
+	if a.strict != nil {
+		if err := a.strict.check(p, h); err != nil {
+			return err
+		}
 	}
 	if a.opt.Form != Literal {
 		m, hidden, err := parseMarker(p)

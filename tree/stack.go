@@ -107,6 +107,9 @@ func (t *Stack) Files() (*Files, error) {
 
 // Content is documented at Tree.
 func (t *Stack) Content(ctx context.Context, sel graph.Selector) (graph.Digest, error) {
+	if sel.Layers {
+		return t.layersDigest(ctx)
+	}
 	f, err := t.Files()
 	if err != nil {
 		return "", err
@@ -115,7 +118,7 @@ func (t *Stack) Content(ctx context.Context, sel graph.Selector) (graph.Digest, 
 }
 
 func (t *Stack) overlay() overlay {
-	return overlay{lower: t.dirs(), temp: func() (string, func(), error) { return t.s.TempDir("mount-") }}
+	return overlay{lower: supported(t.dirs()), temp: func() (string, func(), error) { return t.s.TempDir("mount-") }}
 }
 
 // Mount mounts the tree at target, an existing directory: read-only, or with what is written going into draft. The
