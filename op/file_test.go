@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -603,6 +604,23 @@ func TestUnpack(t *testing.T) {
 	b.ok(os.WriteFile(b.dir+"/evil.tgz", tarOf(t, "../../../../evil=x"), 0o644))
 	if _, err := b.copied(base, graph.Copy{Src: "/evil.tgz", Dest: "/", Unpack: true}); err == nil {
 		t.Error("an archive that leads out is accepted")
+	}
+}
+
+// The reader that told whether a file is an archive may still be reading when the one that unpacks it begins.
+func TestUnpackReadsFromTheStart(t *testing.T) {
+	b := newFileBed(t)
+	z, err := gzip.NewReader(bytes.NewReader(tarOf(t, "big="+strings.Repeat("x", 4<<20), "end=e")))
+	b.ok(err)
+	plain, err := io.ReadAll(z)
+	b.ok(err)
+	b.ok(os.WriteFile(b.dir+"/a.tar", plain, 0o644))
+	for range 30 {
+		st, err := b.copied(nil, graph.Copy{Src: "/a.tar", Dest: "/", Unpack: true, CreateDest: true})
+		b.ok(err)
+		if s := b.stat(st, "/end"); s.Size != 1 {
+			t.Fatalf("the last file has %d bytes", s.Size)
+		}
 	}
 }
 

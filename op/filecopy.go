@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"context"
 	"io"
-	"os"
 	"path"
 	"strings"
 
@@ -172,13 +171,11 @@ func (c *fileCopy) unpack(ctx context.Context, m *tree.Match) (bool, error) {
 		return false, err
 	}
 	defer f.Close()
-	if !isArchive(f) {
+	// A decompressor reads ahead, for a moment even after it was closed: each has a file offset of its own.
+	if !isArchive(io.NewSectionReader(f, 0, m.Size)) {
 		return false, nil
 	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return false, err
-	}
-	plain, _, err := layer.Decompress(f)
+	plain, _, err := layer.Decompress(io.NewSectionReader(f, 0, m.Size))
 	if err != nil {
 		return false, err
 	}
@@ -210,8 +207,8 @@ func (c *fileCopy) unpack(ctx context.Context, m *tree.Match) (bool, error) {
 }
 
 // isArchive reports whether a file is a tar, perhaps compressed.
-func isArchive(f *os.File) bool {
-	plain, _, err := layer.Decompress(f)
+func isArchive(r io.Reader) bool {
+	plain, _, err := layer.Decompress(r)
 	if err != nil {
 		return false
 	}
