@@ -6,8 +6,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-
-	"github.com/strata-build/strata/api/local"
 )
 
 // builder is a program under test.
@@ -70,11 +68,12 @@ func (b *strataBuilder) start() error {
 	if err := b.stop(); err != nil {
 		return err
 	}
-	socket, err := local.SocketPath(b.root)
-	if err != nil {
-		return err
+	ready := func() bool {
+		out, err := exec.Command(b.bin, "--root", b.root, "daemon", "status").Output()
+		return err == nil && !strings.HasPrefix(string(out), "no engine")
 	}
-	b.d, err = b.w.startDaemon(listening("unix", socket), b.bin, "--root", b.root, "daemon", "serve")
+	var err error
+	b.d, err = b.w.startDaemon(ready, b.bin, "--root", b.root, "daemon", "serve")
 	return err
 }
 

@@ -22,7 +22,7 @@ type options struct {
 	dir    string
 	size   int64
 	scale  float64
-	keep   bool
+	show   bool
 }
 
 func main() {
@@ -32,13 +32,16 @@ func main() {
 	flag.StringVar(&only, "only", "", "workloads to run, such as W1,W3; all if empty")
 	flag.StringVar(&peers, "peers", "buildctl,docker,buildah", "other builders to run; those that are not installed are left out")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often every builder runs every workload")
-	flag.StringVar(&o.table, "table", "", "file for the table in Markdown; standard output if empty")
+	flag.StringVar(&o.table, "table", "", "file for the table in Markdown, - for standard output (default docs/benchmarks.md for a whole run, - otherwise)")
 	flag.StringVar(&o.dir, "dir", "/var/tmp/strata-bench", "directory for the loop device's file and for what is kept between runs")
 	flag.Int64Var(&o.size, "size", 48, "size of the file system in GiB (sparse)")
 	flag.Float64Var(&o.scale, "scale", 1, "multiply the sizes of the workloads: 0.01 tries everything out quickly, and its figures mean nothing")
-	flag.BoolVar(&o.keep, "v", false, "show what the builders print")
+	flag.BoolVar(&o.show, "v", false, "show what the builders print")
 	flag.Parse()
 	o.only, o.peers = split(only), split(peers)
+	if o.table == "" && len(o.only) == 0 && o.scale == 1 {
+		o.table = "docs/benchmarks.md"
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, o); err != nil {
@@ -71,7 +74,7 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	defer d.close()
-	w := &world{ctx: ctx, disk: d, scale: o.scale, verbose: o.keep}
+	w := &world{ctx: ctx, disk: d, scale: o.scale, verbose: o.show}
 	if err := w.serve(); err != nil {
 		return err
 	}

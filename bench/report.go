@@ -146,7 +146,7 @@ func (r *report) write(file string, rounds int, scale float64) error {
 		fmt.Fprintf(&b, "\n## %s: %s\n\n| %s |\n|%s\n", x.id, x.title, strings.Join(r.head(), " | "), strings.Repeat("---|", len(r.head())))
 		r.rows(x, func(cells []string) { fmt.Fprintf(&b, "| %s |\n", strings.Join(cells, " | ")) })
 	}
-	if file == "" {
+	if file == "" || file == "-" {
 		_, err := os.Stdout.Write(b.Bytes())
 		return err
 	}

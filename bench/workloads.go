@@ -138,16 +138,24 @@ func workloads() []workload {
 		{id: "W4", title: "COPY of 2 files of 1 GB", rows: []row{{name: "cold", goal: 1. / 5}, {name: "with an OCI archive", goal: 1. / 4}, {name: "with an OCI archive, zstd", goal: 1. / 4}}, run: bigFiles},
 		{id: "W5", title: "8 independent stages of 1 s sleep and some work", rows: []row{{name: "cold", goal: 0.7}}, run: stages},
 		{id: "W8", title: "30 COPY steps, 600 MB", rows: []row{
-			{name: "cold", goal: 1. / 3}, {name: "push, compressing", goal: 1. / 3}, {name: "push again", goal: 1. / 3},
-			{name: "docker archive", goal: 1. / 3}, {name: "docker archive again", goal: 1. / 3},
+			{name: "cold", goal: 1. / 3},
+			{name: "push, compressing", goal: 1. / 3},
+			{name: "push again", goal: 1. / 3},
+			{name: "docker archive", goal: 1. / 3},
+			{name: "docker archive again", goal: 1. / 3},
 		}, run: copies},
 		{id: "W9", title: "pull and unpack Debian, one RUN", debian: true, rows: []row{{name: "cold", goal: 1. / 3}}, run: pull},
 		{id: "W11", title: "how it grows: RUN steps and files", rows: []row{
-			{name: "10 steps, cold", goal: 1. / 6}, {name: "10 steps, no-op", goal: 1. / 4},
-			{name: "100 steps, cold", goal: 1. / 6}, {name: "100 steps, no-op", goal: 1. / 4},
-			{name: "400 steps, cold", goal: 1. / 6}, {name: "400 steps, no-op", goal: 1. / 4},
-			{name: "1k files, unchanged", goal: 1. / 6}, {name: "10k files, unchanged", goal: 1. / 6},
-			{name: "50k files, unchanged", goal: 1. / 6}, {name: "100k files, unchanged", goal: 1. / 6},
+			{name: "10 steps, cold", goal: 1. / 6},
+			{name: "10 steps, no-op", goal: 1. / 4},
+			{name: "100 steps, cold", goal: 1. / 6},
+			{name: "100 steps, no-op", goal: 1. / 4},
+			{name: "400 steps, cold", goal: 1. / 6},
+			{name: "400 steps, no-op", goal: 1. / 4},
+			{name: "1k files, unchanged", goal: 1. / 6},
+			{name: "10k files, unchanged", goal: 1. / 6},
+			{name: "50k files, unchanged", goal: 1. / 6},
+			{name: "100k files, unchanged", goal: 1. / 6},
 		}, run: growth},
 	}
 }
@@ -304,7 +312,11 @@ func copies(m *measuring) error {
 			return err
 		}
 		image, file := m.image(), m.disk.path("out.tar")
-		if err := m.take("cold", m.build(dir, image)); err != nil {
+		if _, known := m.times["cold"]; known {
+			if err := m.call(m.build(dir, image)...); err != nil {
+				return err
+			}
+		} else if err := m.take("cold", m.build(dir, image)); err != nil {
 			return err
 		}
 		for _, r := range []string{x.first, x.again} {

@@ -106,8 +106,8 @@ func (x *ImageStore) names(p *packed) []string {
 	return names
 }
 
-// record writes the documents of a set as blobs and names it, all names or none. Without a name the image is findable by
-// its id, the digest of its configuration, until the store collects it.
+// record writes the documents of a set as blobs and names it, all names or none. An image without a name is stored under
+// its id, the digest of its configuration, and stays until somebody removes it, like an untagged image of Docker.
 func (e *Env) record(ctx context.Context, set *Set, p *packed, names []string) error {
 	im := store.Image{Updated: time.Now()}
 	for i, x := range p.images {

@@ -5,12 +5,17 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
+	"log/slog"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	gcr "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
@@ -669,4 +674,36 @@ func TestSaveAndPushFromStore(t *testing.T) {
 	if err := Save(t.Context(), env, []string{"nosuch"}, DockerArchive, io.Discard); diag.KindOf(err) != diag.NotFound {
 		t.Errorf("%v", err)
 	}
+}
+
+// A repository that has the manifest is asked for nothing else.
+func TestPushAgain(t *testing.T) {
+	s := openStore(t)
+	set := twoLayers(t, s)
+	inner := gcr.New(gcr.Logger(slog.NewLogLogger(slog.DiscardHandler, 0)))
+	var mu sync.Mutex
+	var calls []string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		calls = append(calls, r.Method+" "+r.URL.Path)
+		mu.Unlock()
+		inner.ServeHTTP(w, r)
+	}))
+	defer srv.Close()
+	host := strings.TrimPrefix(srv.URL, "http://")
+	env := testEnv(s, nil)
+	first := export(t, env, set, output("registry", "name="+host+"/app:1"))
+	calls = nil
+	again := export(t, env, set, output("registry", "name="+host+"/app:1,"+host+"/app:2"))
+	if first.Metadata["containerimage.digest"] != again.Metadata["containerimage.digest"] {
+		t.Errorf("%v, then %v", first.Metadata, again.Metadata)
+	}
+	d := first.Metadata["containerimage.digest"]
+	if want := []string{"HEAD /v2/app/manifests/" + d, "PUT /v2/app/manifests/1", "PUT /v2/app/manifests/2"}; !slices.Equal(calls, want) {
+		t.Errorf("%q", calls)
+	}
+	// Another repository needs the blobs.
+	export(t, env, set, output("registry", "name="+host+"/other:1"))
+	pull(t, host+"/other:1")
+	pull(t, host+"/app:2")
 }

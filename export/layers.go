@@ -109,6 +109,16 @@ func (p *Packer) Blob(ctx context.Context, req Request) (Layer, image.Descriptor
 	return m.layer, public(m.blob), err
 }
 
+// packed reports whether Blob would find the layer's blob without reading the layer.
+func (p *Packer) packed(req Request) bool {
+	l, err := p.known(req)
+	if err != nil || l.DiffID == "" {
+		return false
+	}
+	_, ok := p.reuse(l, req)
+	return ok || req.Compression.Type == layer.Uncompressed
+}
+
 // key names the work of reading a layer, with or without compressing it.
 func (r *Request) key(compress bool) string {
 	k := fmt.Sprint(r.ID)

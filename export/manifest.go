@@ -82,10 +82,7 @@ func (e *Env) packImage(ctx context.Context, im *Image, o *packing) (packedImage
 			return out, err
 		}
 	}
-	epoch := im.Epoch
-	if o.Epoch != nil {
-		epoch = o.Epoch
-	}
+	epoch := o.epoch(im)
 	layers, pieces, err := e.packLayers(ctx, im, o, epoch)
 	if err != nil {
 		return none, err
@@ -124,6 +121,14 @@ func (e *Env) packImage(ctx context.Context, im *Image, o *packing) (packedImage
 	out.manifest.Annotations = annotations(o.Annotations, onManifestDescriptor, im.Platform)
 	out.manifest.Platform = ociPlatform(im.Platform)
 	return out, e.attest(&out, im, o)
+}
+
+// epoch returns SOURCE_DATE_EPOCH for an image: the output's, or the build's.
+func (o *packing) epoch(im *Image) *time.Time {
+	if o.Epoch != nil {
+		return o.Epoch
+	}
+	return im.Epoch
 }
 
 // config returns the configuration to start from: the output's, the build's, or an empty one.

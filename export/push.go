@@ -102,27 +102,41 @@ func (t *target) blob(ctx context.Context, x piece, base *image.Base) error {
 	return nil
 }
 
-// finish sends what is left of the set once its layers are there: configurations, manifests, and the index under each tag.
-func (t *target) finish(ctx context.Context, p *packed, byDigest bool) error {
-	g, gctx := errgroup.WithContext(ctx)
-	for _, im := range p.images {
-		for _, x := range append([]piece{im.config}, im.proofs...) {
-			g.Go(func() error { return t.blob(gctx, x, nil) })
+// layers sends the layers of a packed set.
+func (t *target) layers(ctx context.Context, set *Set, p *packed) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for i, im := range p.images {
+		for _, x := range im.layers {
+			g.Go(func() error { return t.blob(ctx, x, set.Images[i].Base) })
 		}
 	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
+	return g.Wait()
+}
+
+// manifests sends what names the layers, once they are there: configurations, manifests, and the index under each tag.
+// With known, the repository has all but the tags.
+func (t *target) manifests(ctx context.Context, p *packed, known, byDigest bool) error {
 	defer t.env.step("pushing manifest for " + t.repo.Name())()
-	for _, m := range p.manifests() {
-		if m.Digest == p.top.Digest {
-			continue
+	top := p.root()
+	if !known {
+		g, gctx := errgroup.WithContext(ctx)
+		for _, im := range p.images {
+			for _, x := range append([]piece{im.config}, im.proofs...) {
+				g.Go(func() error { return t.blob(gctx, x, nil) })
+			}
 		}
-		if _, err := t.env.Registry.PushManifest(ctx, t.repo.WithDigest(m.Digest), m.data, m.MediaType); err != nil {
+		if err := g.Wait(); err != nil {
 			return err
 		}
+		for _, m := range p.manifests() {
+			if m.Digest == top.Digest {
+				continue
+			}
+			if _, err := t.env.Registry.PushManifest(ctx, t.repo.WithDigest(m.Digest), m.data, m.MediaType); err != nil {
+				return err
+			}
+		}
 	}
-	top := p.root()
 	refs := t.tags
 	if byDigest {
 		refs = []registry.Ref{t.repo.WithDigest(top.Digest)}
@@ -143,26 +157,62 @@ func (p *packed) root() piece {
 	return p.images[0].manifest
 }
 
-// push packs a set and sends it to every name: each layer as soon as it is ready, while others are being compressed.
+// push packs a set and sends it to every name. A layer that has to be compressed is sent as soon as that is done, while
+// others are still at it. If nothing has to be compressed, the manifest is known at once, and a repository that has it
+// has all that it names.
 func (e *Env) push(ctx context.Context, set *Set, o packing, byDigest bool) (*packed, error) {
 	targets, err := e.targets(o.Names)
 	if err != nil {
 		return nil, err
 	}
-	o.ready = func(ctx context.Context, im *Image, x piece) error {
+	each := func(ctx context.Context, f func(context.Context, *target) error) error {
 		g, ctx := errgroup.WithContext(ctx)
 		for _, t := range targets {
-			g.Go(func() error { return t.blob(ctx, x, im.Base) })
+			g.Go(func() error { return f(ctx, t) })
 		}
 		return g.Wait()
+	}
+	known := e.packedBefore(set, &o)
+	if !known {
+		o.ready = func(ctx context.Context, im *Image, x piece) error {
+			return each(ctx, func(ctx context.Context, t *target) error { return t.blob(ctx, x, im.Base) })
+		}
 	}
 	p, err := e.pack(ctx, set, o)
 	if err != nil {
 		return nil, err
 	}
-	g, gctx := errgroup.WithContext(ctx)
-	for _, t := range targets {
-		g.Go(func() error { return t.finish(gctx, p, byDigest) })
+	return p, each(ctx, func(ctx context.Context, t *target) error {
+		if !known {
+			return t.manifests(ctx, p, false, byDigest)
+		}
+		there, err := e.Registry.Exists(ctx, t.repo, p.root().Descriptor)
+		if err == nil && !there {
+			err = t.layers(ctx, set, p)
+		}
+		if err != nil {
+			return err
+		}
+		return t.manifests(ctx, p, there, byDigest)
+	})
+}
+
+// packedBefore reports whether the blobs of all layers are known.
+func (e *Env) packedBefore(set *Set, o *packing) bool {
+	for i := range set.Images {
+		im := &set.Images[i]
+		if im.Manifest != nil && o.keeps(im) {
+			continue
+		}
+		reqs, err := e.requests(im, o, o.epoch(im))
+		if err != nil {
+			return false // pack will say why
+		}
+		for _, r := range reqs {
+			if !e.Packer.packed(r) {
+				return false
+			}
+		}
 	}
-	return p, g.Wait()
+	return true
 }
