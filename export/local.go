@@ -49,7 +49,17 @@ func (x *Local) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) 
 			return nil, err
 		}
 	}
-	return &Receipt{Metadata: map[string]string{}}, dst.clean()
+	if err := dst.clean(); err != nil {
+		return nil, err
+	}
+	if out.Send != nil {
+		done := e.step("copying files")
+		if err := out.Send(ctx); err != nil {
+			return nil, err
+		}
+		done()
+	}
+	return &Receipt{Metadata: map[string]string{}}, nil
 }
 
 func (x *Local) image(ctx context.Context, e *Env, dst *dest, set *Set, im *Image) error {

@@ -7,6 +7,8 @@ package session
 import (
 	"context"
 	"io"
+
+	"github.com/strata-build/strata/graph"
 )
 
 // Session is the client's side of one build. Every method may be called at any time until the build ends, from many
@@ -24,6 +26,20 @@ type Session interface {
 	Output(ctx context.Context, id string) (Output, error)
 }
 
+// Syncer is a session whose directories are on another machine: Sync brings what op selects of one to this machine. The
+// directory holds that and nothing else, and does not change until the session ends. progress is told the bytes so far.
+type Syncer interface {
+	Sync(ctx context.Context, op *graph.Local, progress func(int64)) (Dir, error)
+}
+
+// Uploader is a session that can send a stream which a URL of the host [UploadHost] names.
+type Uploader interface {
+	Upload(ctx context.Context, path string) (io.ReadCloser, error)
+}
+
+// UploadHost is the host of URLs that name streams of the client, as BuildKit's clients write them.
+const UploadHost = "buildkit-session"
+
 // Dir is a directory of the client that can be read on this machine. Key is the same for versions of one directory, so
 // that what is known of its files is found again; "" means Path.
 type Dir struct {
@@ -37,8 +53,10 @@ type Credential struct {
 	IdentityToken, AccessToken string
 }
 
-// Output is a destination of the client: a directory to write into, or a stream.
+// Output is a destination of the client: a directory to write into, or a stream. Send, if it is set, brings the complete
+// directory to the client.
 type Output struct {
 	Dir  string
 	File io.WriteCloser
+	Send func(context.Context) error
 }

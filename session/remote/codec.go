@@ -1,0 +1,93 @@
+package remote
+
+import (
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/strata-build/strata/diag"
+)
+
+// codec encodes the messages of the session protocols: those that know how, and *message.
+type codec struct{}
+
+var _ interface {
+	Marshal(any) ([]byte, error)
+	Unmarshal([]byte, any) error
+	Name() string
+} = codec{}
+
+func (codec) Name() string { return "proto" }
+
+func (codec) Marshal(v any) ([]byte, error) {
+	switch m := v.(type) {
+	case *message:
+		return m.raw, nil
+	case interface{ MarshalVT() ([]byte, error) }:
+		return m.MarshalVT()
+	case proto.Message:
+		return proto.Marshal(m)
+	}
+	return nil, diag.Errorf(diag.Internal, "%T is no message", v)
+}
+
+func (codec) Unmarshal(b []byte, v any) error {
+	switch m := v.(type) {
+	case *message:
+		m.raw = append(m.raw[:0], b...)
+		return nil
+	case interface{ UnmarshalVT([]byte) error }:
+		return m.UnmarshalVT(b)
+	case proto.Message:
+		return proto.Unmarshal(b, m)
+	}
+	return diag.Errorf(diag.Internal, "%T is no message", v)
+}
+
+func useCodec() grpc.CallOption { return grpc.ForceCodec(codec{}) }
+
+// message is a protobuf message of string and bytes fields in its encoded form.
+type message struct{ raw []byte }
+
+// text makes a message whose fields, numbered from 1, are strings; empty ones are left out.
+func text(fields ...string) *message {
+	m := &message{}
+	for i, f := range fields {
+		if f != "" {
+			m.raw = protowire.AppendString(protowire.AppendTag(m.raw, protowire.Number(i+1), protowire.BytesType), f)
+		}
+	}
+	return m
+}
+
+// blob makes a message whose field 1 is bytes.
+func blob(b []byte) *message {
+	return &message{raw: protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), b)}
+}
+
+// field returns the last value of a bytes or string field; nil if it is absent.
+func (m *message) field(n protowire.Number) ([]byte, error) {
+	var out []byte
+	for b := m.raw; len(b) > 0; {
+		num, typ, k := protowire.ConsumeTag(b)
+		if k < 0 {
+			return nil, errMessage
+		}
+		b = b[k:]
+		if num == n && typ == protowire.BytesType {
+			v, k := protowire.ConsumeBytes(b)
+			if k < 0 {
+				return nil, errMessage
+			}
+			out, b = v, b[k:]
+			continue
+		}
+		if k = protowire.ConsumeFieldValue(num, typ, b); k < 0 {
+			return nil, errMessage
+		}
+		b = b[k:]
+	}
+	return out, nil
+}
+
+var errMessage = diag.Errorf(diag.Invalid, "the client sent a message that cannot be read")
