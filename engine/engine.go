@@ -5,9 +5,13 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"runtime"
+	"time"
 
 	"github.com/strata-build/strata/export"
 	"github.com/strata-build/strata/op"
@@ -28,6 +32,7 @@ type Options struct {
 	GCBytes        int64        // cap of the state; 0 = the store's own
 	RegistryConfig string       // TOML file, see registry.LoadHosts; "" = none
 	Runtime        string       // path or name of the OCI runtime; "" = runc
+	Serves         bool         // other processes can call this engine: who finds the root in use is told so
 }
 
 // Engine builds images. It owns its state root until it is closed. Its methods may be called at the same time.
@@ -47,7 +52,8 @@ type Engine struct {
 	now     listeners // the builds under way
 }
 
-// Open takes the state root over. A root that another process owns is a diag.Conflict error.
+// Open takes the state root over. A root that another process owns is a diag.Conflict error; one whose owner is about to end
+// is waited for.
 func Open(ctx context.Context, opt Options) (*Engine, error) {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -55,31 +61,70 @@ func Open(ctx context.Context, opt Options) (*Engine, error) {
 	if opt.MaxParallel <= 0 {
 		opt.MaxParallel = max(4, runtime.NumCPU())
 	}
-	st, err := store.Open(opt.Root, store.Options{Log: opt.Log, MaxBytes: opt.GCBytes})
-	if err != nil {
+	e := &Engine{opt: opt, log: opt.Log}
+	if err := e.openBox(); err != nil {
 		return nil, err
 	}
-	e := &Engine{opt: opt, log: opt.Log, store: st}
-	if err := e.plug(ctx); err != nil {
+	if err := e.openStore(ctx); err != nil {
+		return nil, err
+	}
+	if err := e.plug(); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
 	return e, nil
 }
 
+// patience is how long an owner may take to end.
+const patience = time.Minute
+
+// openStore takes the root. What the steps of a dead owner left is removed before its layers are looked at.
+func (e *Engine) openStore(ctx context.Context) error {
+	opt := store.Options{Log: e.log, MaxBytes: e.opt.GCBytes, Serves: e.opt.Serves, Orphaned: func() { e.steps.sweep(ctx) }}
+	for until := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		st, err := store.Open(e.opt.Root, opt)
+		if err == nil {
+			e.store = st
+			return nil
+		}
+		if held, ok := errors.AsType[*store.LockedError](err); !ok || !held.Leaving || time.Now().After(until) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Leave says that this engine takes no more work and is about to be closed: who wants the root next waits for it.
+func (e *Engine) Leave() { e.store.Leave() }
+
 // Close ends the ownership of the root. No method may be running.
 func (e *Engine) Close() error {
-	var err error
-	if e.box != nil {
-		err = e.box.Close()
-	}
+	e.Leave()
+	err := e.box.Close()
 	if e.web != nil {
 		e.web.Close()
 	}
 	return errors.Join(err, e.store.Close())
 }
 
-// id tells this engine's run-time state from that of engines of other roots.
-func (e *Engine) id() string {
-	sum := sha256.Sum256([]byte(e.store.Root()))
-	return hex.EncodeToString(sum[:8])
+// RootID tells the run-time state of a root, whatever it is called, from that of others.
+func RootID(root string) (string, error) {
+	abs, err := filepath.Abs(root)
+	if err != nil {
+		return "", err
+	}
+	if real, err := filepath.EvalSymlinks(abs); err == nil {
+		abs = real
+	}
+	sum := sha256.Sum256([]byte(abs))
+	return hex.EncodeToString(sum[:8]), nil
+}
+
+// RunDir is where run-time state goes: in memory, if the machine is set up as usual.
+func RunDir() string {
+	if os.Geteuid() == 0 {
+		return "/run/strata"
+	}
+	return filepath.Join(os.TempDir(), fmt.Sprintf("strata-%d", os.Geteuid()))
 }

@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 
@@ -21,8 +20,19 @@ import (
 	"github.com/strata-build/strata/tree"
 )
 
+// openBox makes the sandbox. Nothing of it is used yet.
+func (e *Engine) openBox() error {
+	id, err := RootID(e.opt.Root)
+	if err != nil {
+		return err
+	}
+	e.box, err = sandbox.New(sandbox.Options{Root: filepath.Join(RunDir(), id), Binary: e.opt.Runtime, Log: e.log, Warn: e.tellAll})
+	e.steps = &swept{box: e.box, log: e.log}
+	return err
+}
+
 // plug makes what the engine is made of.
-func (e *Engine) plug(ctx context.Context) (err error) {
+func (e *Engine) plug() error {
 	hosts, err := e.hosts()
 	if err != nil {
 		return err
@@ -31,15 +41,6 @@ func (e *Engine) plug(ctx context.Context) (err error) {
 	e.indexes = tree.NewIndexes(e.store.Root())
 	e.puller = source.NewPuller(e.store)
 	e.packer = export.NewPacker(e.store)
-	boxRoot := filepath.Join(runDir(), e.id())
-	e.box, err = sandbox.New(sandbox.Options{Root: boxRoot, Binary: e.opt.Runtime, Log: e.log, Warn: e.tellAll})
-	if err != nil {
-		return err
-	}
-	e.steps = &swept{box: e.box, log: e.log}
-	if left, err := os.ReadDir(filepath.Join(boxRoot, "run")); err == nil && len(left) > 0 {
-		e.steps.sweep(ctx) // an owner died while steps ran: they must not go on
-	}
 	e.files = &op.FileRunner{Store: e.store}
 	e.execs = &op.ExecRunner{Store: e.store, Sandbox: e.steps}
 	e.solver = solve.New[tree.Tree, *build](runner{e}, cache{e.store}, solve.Options{Parallel: e.opt.MaxParallel, Tenant: e.opt.Tenant})
@@ -47,7 +48,7 @@ func (e *Engine) plug(ctx context.Context) (err error) {
 }
 
 // swept is the sandbox, from which what a dead owner of the root left is removed before the first step. That runs programs,
-// so commands that run no step are spared it.
+// so commands that run no step are spared it, unless an owner is known to have died.
 type swept struct {
 	box  *sandbox.Sandbox
 	log  *slog.Logger
@@ -75,14 +76,6 @@ func (e *Engine) hosts() (map[string]registry.HostConfig, error) {
 	return registry.LoadHosts(e.opt.RegistryConfig)
 }
 
-// runDir is where run-time state goes: in memory, if the machine is set up as usual.
-func runDir() string {
-	if st, err := os.Stat("/run"); err == nil && st.IsDir() && os.Geteuid() == 0 {
-		return "/run/strata"
-	}
-	return filepath.Join(os.TempDir(), "strata-run")
-}
-
 // runner plugs the kinds of vertices into the solver: the one list of them.
 type runner struct{ e *Engine }
 
@@ -106,7 +99,7 @@ func (r runner) Pin(ctx context.Context, v *graph.Vertex, b *build) (solve.Pin, 
 	case *graph.HTTP:
 		p, err := b.http.Pin(ctx, o, v.ID)
 		return solve.Pin{Value: string(p), Light: true}, err
-	case *graph.Exec, *graph.File, *graph.Merge:
+	case *graph.Exec, *graph.File, *graph.Merge, *graph.Diff, *graph.Squash, *graph.Layers:
 		return solve.Pin{}, nil
 	}
 	return solve.Pin{}, diag.Errorf(diag.Unsupported, "this engine cannot run %s", v.Op.Kind())
@@ -141,6 +134,10 @@ func (r runner) Run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 		return r.e.files.Run(ctx, o, s.In, s.V.Platform)
 	case *graph.Merge:
 		return op.Merge(ctx, r.e.store, s.In)
+	case *graph.Squash:
+		return op.Squash(ctx, r.e.store, s.In)
+	case *graph.Diff:
+		return op.Diff(ctx, r.e.store, s.In)
 	}
 	return nil, diag.Errorf(diag.Unsupported, "this engine cannot run %s", s.V.Op.Kind())
 }

@@ -85,9 +85,13 @@ func ownerOf(root string) string {
 	return hex.EncodeToString(sum[:4])
 }
 
-// Close ends the networks and removes the control group of the steps' own. No step may be running.
+// Close ends the networks and removes the control group of the steps' own, and directories that are empty. No step may be
+// running.
 func (s *Sandbox) Close() error {
 	s.net.close()
+	for _, dir := range []string{filepath.Join(s.root, "run"), s.runtimeDir(), s.root} {
+		_ = os.Remove(dir) // what is in them is for Sweep
+	}
 	if s.host == nil {
 		return nil
 	}

@@ -33,5 +33,5 @@
 //	mounts/HEX[-N]/                        cache mounts
 //	tmp/                                   temporary directories and what waits for deletion
 //	index/                                 caches of other packages; may be deleted at any time
-//	lock version                           the owner's process id; the format of this layout
+//	lock version                           the owner's process id and whether it serves or leaves; the format of this layout
 package store

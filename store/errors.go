@@ -14,6 +14,9 @@ import (
 type LockedError struct {
 	Root string
 	PID  int // 0 if the owner has not written it yet
+
+	Serves  bool // it said that it takes calls of other processes (Options.Serves)
+	Leaving bool // it is about to end: the root will be free soon
 }
 
 func (e *LockedError) Error() string {

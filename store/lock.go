@@ -1,7 +1,6 @@
 package store
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -36,37 +35,74 @@ func (s *Store) takeLock() (left string, err error) {
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return "", s.fail("cannot lock "+s.root, err)
 		}
-		held := &LockedError{Root: s.root, PID: ownerPID(f)}
-		return "", diag.Errorf(diag.Conflict, "%w", held).WithHint("connect to the builder that owns it, stop that builder, or choose another root")
+		held := s.owner(f)
+		return "", diag.Errorf(diag.Conflict, "%w", held).WithHint("wait until it has ended, or choose another root")
 	}
 	old := make([]byte, 64)
 	n, _ := f.ReadAt(old, 0)
 	s.lock = f
-	if err := s.writeLock(strconv.Itoa(os.Getpid()) + "\n"); err != nil {
+	word := ""
+	if s.opt.Serves {
+		word = serving
+	}
+	if err := s.sign(word); err != nil {
 		return "", s.fail("cannot write the lock", err)
 	}
 	return string(old[:n]), nil
 }
 
-// ownerPID reads the owner's number. A new owner writes it just after it got the lock, so an empty file is read again.
-func ownerPID(f *os.File) int {
+// Words that follow the owner's number in the lock.
+const (
+	serving = "serves"
+	leaving = "leaves"
+)
+
+// sign writes this process's number and a word into the lock.
+func (s *Store) sign(word string) error {
+	return s.writeLock(strings.TrimSpace(strconv.Itoa(os.Getpid())+" "+word) + "\n")
+}
+
+// owner reads who holds the lock. A new owner signs just after it got the lock, so an empty file is read again.
+func (s *Store) owner(f *os.File) *LockedError {
+	held := &LockedError{Root: s.root}
 	b := make([]byte, 64)
 	for range 5 {
 		n, _ := f.ReadAt(b, 0)
-		if pid, err := strconv.Atoi(string(bytes.TrimSpace(b[:n]))); err == nil {
-			return pid
+		line, _, _ := strings.Cut(string(b[:n]), "\n")
+		who, word, _ := strings.Cut(line, " ")
+		pid, err := strconv.Atoi(who)
+		if err != nil {
+			time.Sleep(time.Millisecond)
+			continue
 		}
-		time.Sleep(time.Millisecond)
+		held.PID, held.Serves = pid, word == serving
+		// Of a process that is gone, a child that was just being started may hold the lock a moment longer.
+		held.Leaving = word == leaving || errors.Is(unix.Kill(pid, 0), unix.ESRCH)
+		return held
 	}
-	return 0
+	held.Leaving = true // it comes or goes
+	return held
 }
 
+// Leave says in the lock that this owner takes no more work and is about to close the store, so that the next one waits
+// for it. Close says so itself.
+func (s *Store) Leave() {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return
+	}
+	if err := s.sign(leaving); err != nil {
+		s.log.Warn("cannot write the lock", "cause", err)
+	}
+}
+
+// writeLock replaces what the lock says. It writes first and cuts then, so that nobody finds it empty in between.
 func (s *Store) writeLock(text string) error {
-	if err := s.lock.Truncate(0); err != nil {
+	if _, err := s.lock.WriteAt([]byte(text), 0); err != nil {
 		return err
 	}
-	_, err := s.lock.WriteAt([]byte(text), 0)
-	return err
+	return s.lock.Truncate(int64(len(text)))
 }
 
 // layout makes what a root consists of, unless it is there. It reports whether the root is new.

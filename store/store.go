@@ -23,6 +23,10 @@ type Options struct {
 	// MaxBytes is the cap that the garbage collector holds, over layers, blobs and cache mounts. 0 = a tenth of the disk,
 	// at least 20 GiB, but never more than four fifths of what the store has and could still get. Negative = no cap.
 	MaxBytes int64
+	Serves   bool // the owner takes calls of other processes: who finds the root locked is told so
+	// Orphaned is called when the last owner did not end well, before what it left is cleared: its processes may still be
+	// writing there. nil = nothing can be.
+	Orphaned func()
 
 	flushDelay  time.Duration        // for tests; 0 = defaultFlushDelay
 	incarnation string               // for tests; "" = incarnation(root)
@@ -126,6 +130,9 @@ func (s *Store) open() error {
 	left, err := s.takeLock()
 	if err != nil {
 		return err
+	}
+	if left != "" && s.opt.Orphaned != nil {
+		s.opt.Orphaned()
 	}
 	fresh, err := s.layout()
 	if err != nil {
@@ -266,6 +273,7 @@ func (s *Store) path(elem ...string) string {
 
 // Close ends the ownership. Changes that are not yet durable are synced first; if there are none, nothing is.
 func (s *Store) Close() error {
+	s.Leave()
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()

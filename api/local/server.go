@@ -157,7 +157,9 @@ func (s *server) serve(ctx context.Context, u *net.UnixConn) {
 		_ = c.write(frameDone, outcomeOf(0, nil, err))
 		return
 	}
+	silent := context.AfterFunc(s.ended, func() { _ = u.CloseRead() }) // who says nothing does not hold the end up
 	f, err := c.read()
+	silent()
 	var req request
 	if err != nil || f.kind != frameRequest || json.Unmarshal(f.body, &req) != nil {
 		return

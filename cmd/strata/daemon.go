@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +21,7 @@ import (
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/session"
+	"github.com/strata-build/strata/store"
 )
 
 // builder is the engine: in this process, or in the one that owns the root.
@@ -69,19 +69,11 @@ func (c *cli) open(ctx context.Context) (builder, error) {
 	if c.noDaemon || os.Getenv("STRATA_DAEMON") == "off" || c.debug {
 		return c.openHere(ctx)
 	}
-	if b, err := local.Dial(ctx, c.root); err == nil {
-		if _, err := b.Ping(ctx); err == nil {
-			return b, nil
-		} else if diag.KindOf(err) == diag.Denied {
-			return nil, err
-		}
-		// It was made by another version and has ended, or is about to; one that is in use says so when the root is taken.
-	}
 	args, err := c.daemonArgs()
 	if err != nil {
 		return nil, err
 	}
-	return local.Start(ctx, c.root, args)
+	return local.Connect(c.root, args, func(text string) { fmt.Fprintln(c.err, text) })
 }
 
 // daemonArgs is the command line of an engine with this one's settings.
@@ -124,6 +116,7 @@ func newDaemonServe(c *cli) *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return c.serve(cmd.Context(), idle, ready) },
 	}
 	cmd.Flags().DurationVar(&idle, "idle", 0, "End after this time without a command; 0 is never")
+	bytesFlag(cmd.Flags(), "gc-bytes", "Keep the state below this size (default chosen by the disk; $STRATA_GC_BYTES)", &c.gcBytes)
 	cmd.Flags().BoolVar(&ready, "ready", false, "Tell on file descriptor 3 when it is ready")
 	_ = cmd.Flags().MarkHidden("ready") // fails for unknown flags only
 	return cmd
@@ -135,13 +128,10 @@ func (c *cli) serve(ctx context.Context, idle time.Duration, ready bool) (err er
 		signal.Ignore(syscall.SIGINT, syscall.SIGHUP) // Ctrl-C is for the command
 		pipe := os.NewFile(3, "ready")
 		unix.CloseOnExec(3)
-		say = func(err error) {
-			_ = json.NewEncoder(pipe).Encode(local.Ready{Error: wire(err)}) // nobody may be listening
-			_ = pipe.Close()
-		}
+		say = func(err error) { local.Ready(pipe, err) }
 	}
-	eng, err := c.openHere(ctx)
-	if err != nil {
+	eng, err := c.openServed(ctx, ready)
+	if err != nil || eng == nil {
 		say(err)
 		return err
 	}
@@ -154,13 +144,32 @@ func (c *cli) serve(ctx context.Context, idle time.Duration, ready bool) (err er
 	return local.Serve(ctx, l, eng, local.ServeOptions{Idle: idle, Exe: local.Executable(), Log: c.logger()})
 }
 
-// wire is an error as it can be sent.
-func wire(err error) *diag.Error {
-	d := diag.Flatten(err)
-	if d != nil {
-		d.Err = nil
+// openServed opens the engine to be served. A process that a command started is not needed if another one, which was
+// started at the same time, serves the root: then it returns nil when that one listens.
+func (c *cli) openServed(ctx context.Context, ready bool) (*engine.Engine, error) {
+	for {
+		opt, err := c.engineOptions()
+		if err != nil {
+			return nil, err
+		}
+		opt.Serves = true
+		eng, err := engine.Open(ctx, opt)
+		held, ok := errors.AsType[*store.LockedError](err)
+		if !ready || !ok || !held.Serves {
+			return eng, err
+		}
+		other, err := local.Dial(c.root)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := other.Ping(ctx); err == nil {
+			return nil, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		time.Sleep(5 * time.Millisecond) // until it listens, or is gone
 	}
-	return d
 }
 
 func newDaemonStop(c *cli) *cobra.Command {
@@ -169,9 +178,9 @@ func newDaemonStop(c *cli) *cobra.Command {
 		Short: "End the engine's process, if nobody uses it",
 		Args:  args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			b, err := local.Dial(cmd.Context(), c.root)
+			b, err := local.Dial(c.root)
 			if err != nil {
-				return nil // there is none
+				return err
 			}
 			return b.Stop(cmd.Context())
 		},
@@ -184,12 +193,15 @@ func newDaemonStatus(c *cli) *cobra.Command {
 		Short: "Say whether an engine serves the state root",
 		Args:  args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			b, err := local.Dial(cmd.Context(), c.root)
+			b, err := local.Dial(c.root)
 			if err != nil {
+				return err
+			}
+			pid, err := b.Ping(cmd.Context())
+			if diag.KindOf(err) == diag.NotFound {
 				fmt.Fprintf(c.out, "no engine serves %s\n", c.root)
 				return nil
 			}
-			pid, err := b.Ping(cmd.Context())
 			if err != nil {
 				return err
 			}

@@ -102,12 +102,29 @@ type cli struct {
 	out, err io.Writer
 
 	root, config, runtime string
+	gcBytes               int64
 	debug, noDaemon       bool
 }
 
 // openHere opens the engine of the state root in this process.
 func (c *cli) openHere(ctx context.Context) (*engine.Engine, error) {
-	return engine.Open(ctx, engine.Options{Root: c.root, RegistryConfig: c.config, Runtime: c.runtime, Log: c.logger()})
+	opt, err := c.engineOptions()
+	if err != nil {
+		return nil, err
+	}
+	return engine.Open(ctx, opt)
+}
+
+func (c *cli) engineOptions() (engine.Options, error) {
+	opt := engine.Options{Root: c.root, RegistryConfig: c.config, Runtime: c.runtime, GCBytes: c.gcBytes, Log: c.logger()}
+	if s := os.Getenv("STRATA_GC_BYTES"); s != "" && opt.GCBytes == 0 {
+		n, err := parseBytes(s)
+		if err != nil {
+			return opt, diag.Errorf(diag.Invalid, "STRATA_GC_BYTES is %q: %w", s, err)
+		}
+		opt.GCBytes = n
+	}
+	return opt, nil
 }
 
 // with opens the engine for one call.
