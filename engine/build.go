@@ -70,29 +70,24 @@ func (e *Engine) Build(ctx context.Context, req Request, s session.Session, sink
 	if err != nil {
 		return nil, err
 	}
-	b := e.newBuild(ctx, s, sink, req.Allow)
-	defer b.close()
-	dreq, err := dockerfile.ReadInputs(ctx, b.dockerfile(&req), b)
-	if err != nil {
-		return nil, err
-	}
+	j := e.NewJob(ctx, JobOptions{Session: s, Sink: sink, Allow: req.Allow})
+	defer j.Close()
+	dreq := j.b.dockerfile(&req)
 	if req.Check || req.Call != "" && req.Call != "build" {
-		return b.call(ctx, &req, dreq)
+		if dreq, err = dockerfile.ReadInputs(ctx, dreq, j.b); err != nil {
+			return nil, err
+		}
+		return j.b.call(ctx, &req, dreq)
 	}
-	plan, err := dockerfile.Plan(ctx, dreq, b)
+	plan, err := j.Plan(ctx, dreq, nil)
 	if err != nil {
 		return nil, err
 	}
-	for _, w := range plan.Warnings {
-		sink.Emit(event.Event{Kind: event.Warn, Warning: &w})
-	}
-	stop := b.packEarly(ctx, plan, outs, req.Epoch)
-	defer stop()
-	set, err := b.solve(ctx, plan)
+	meta, err := j.Export(ctx, plan, Outputs{outs}, ExportOptions{Epoch: req.Epoch})
 	if err != nil {
 		return nil, err
 	}
-	return b.export(ctx, set, outs)
+	return response(meta, len(plan.Targets)), nil
 }
 
 // dockerfile is the request as the frontend takes it.
@@ -200,22 +195,17 @@ func annotate(attrs map[string]string, a string) error {
 	return nil
 }
 
-func (b *build) export(ctx context.Context, set *export.Set, outs []export.Exporter) (*Response, error) {
-	env := &export.Env{Store: b.e.store, Packer: b.e.packer, Registry: b.web, Session: b.session, Events: b.sink}
-	receipts, err := export.Run(ctx, env, set, outs)
-	if err != nil {
-		return nil, err
-	}
+// response tells what was made of a number of targets.
+func response(meta map[string]string, targets int) *Response {
 	resp := &Response{Metadata: map[string]any{}}
-	meta := export.Metadata(receipts)
 	for k, v := range meta {
 		resp.Metadata[k] = readable(k, v)
 	}
 	resp.ID = meta["containerimage.config.digest"]
-	if len(set.Images) > 1 || resp.ID == "" {
+	if targets > 1 || resp.ID == "" {
 		resp.ID = meta["containerimage.digest"]
 	}
-	return resp, nil
+	return resp
 }
 
 // allowed refuses what a step asks for and the user has not allowed.

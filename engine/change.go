@@ -7,7 +7,6 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/dockerfile"
-	"github.com/strata-build/strata/export"
 	"github.com/strata-build/strata/graph"
 )
 
@@ -36,14 +35,10 @@ func (b *build) change(ctx context.Context, name string, p graph.Platform, opt I
 	if h := plan.Targets[0].Config.History; opt.Message != "" && len(h) > 0 {
 		h[0].Comment = opt.Message
 	}
-	set, err := b.solve(ctx, plan)
+	outs, err := NewOutputs([]Output{{Type: "image", Attrs: map[string]string{"name": name}}}, nil)
 	if err != nil {
 		return err
 	}
-	x, err := export.New(export.Output{Type: "image", Attrs: map[string]string{"name": name}})
-	if err != nil {
-		return err
-	}
-	_, err = b.export(ctx, set, []export.Exporter{x})
+	_, err = (&Job{b}).Export(ctx, plan, outs, ExportOptions{})
 	return err
 }

@@ -13,7 +13,6 @@ import (
 	"github.com/strata-build/strata/op"
 	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/sandbox"
-	"github.com/strata-build/strata/session"
 	"github.com/strata-build/strata/solve"
 	"github.com/strata-build/strata/source"
 	"github.com/strata-build/strata/store"
@@ -110,7 +109,9 @@ func (r runner) Run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 	b := s.Env
 	switch o := s.V.Op.(type) {
 	case *graph.Local:
-		return b.local(ctx, o)
+		return b.local(ctx, o, func(n int64) {
+			s.Emit(event.Event{Kind: event.Progress, Item: "transferring " + o.Name, Action: "transferring", Current: n})
+		})
 	case *graph.Image:
 		layers, _, err := b.images.Fetch(ctx, o, s.V.Platform, s.V.ID)
 		return r.stack(layers, err)
@@ -143,12 +144,11 @@ func (r runner) Run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 }
 
 // local opens a directory of the client: nothing is read yet.
-func (b *build) local(ctx context.Context, o *graph.Local) ([]tree.Tree, error) {
-	var s session.Session = b.session
-	if s == nil {
+func (b *build) local(ctx context.Context, o *graph.Local, progress func(int64)) ([]tree.Tree, error) {
+	if b.session == nil {
 		return nil, diag.Errorf(diag.NotFound, "the directory %q was asked for, but the build has no client", o.Name)
 	}
-	dir, err := s.Dir(ctx, o.Name)
+	dir, o, err := b.localDir(ctx, o, progress)
 	if err != nil {
 		return nil, err
 	}

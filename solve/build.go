@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -24,16 +25,20 @@ type Build[R Result, E any] struct {
 	id     int64
 	env    E
 	sink   event.Sink
-	ctx    context.Context
-	cancel context.CancelCauseFunc
+	parent context.Context
+	stop   context.CancelCauseFunc
 
-	mu    sync.Mutex
-	nodes map[graph.Digest]*node[R]
+	mu     sync.Mutex
+	ctx    context.Context // of nodes that are added now; a failure ends it, and the next solve has another
+	cancel context.CancelCauseFunc
+	nodes  map[graph.Digest]*node[R]
+	past   []*node[R] // of earlier contexts: they are no longer found, but may still run
 }
 
 // node is a vertex in a build. Equal vertices are one node.
 type node[R Result] struct {
-	v *graph.Vertex
+	v   *graph.Vertex
+	ctx context.Context
 
 	keyOnce sync.Once
 	pin     Pin
@@ -44,6 +49,7 @@ type node[R Result] struct {
 	runOnce sync.Once
 	res     *shared[R]
 	err     error
+	done    atomic.Bool // res is there
 
 	mu    sync.Mutex
 	ended bool // Done was sent
@@ -51,15 +57,17 @@ type node[R Result] struct {
 
 // Build starts a build. The results of Solve are good until Close.
 func (s *Solver[R, E]) Build(ctx context.Context, env E, sink event.Sink) *Build[R, E] {
-	ctx, cancel := context.WithCancelCause(ctx)
-	return &Build[R, E]{s: s, id: s.builds.Add(1), env: env, sink: sink, ctx: ctx, cancel: cancel, nodes: map[graph.Digest]*node[R]{}}
+	ctx, stop := context.WithCancelCause(ctx)
+	b := &Build[R, E]{s: s, id: s.builds.Add(1), env: env, sink: sink, parent: ctx, stop: stop, nodes: map[graph.Digest]*node[R]{}}
+	b.ctx, b.cancel = context.WithCancelCause(ctx)
+	return b
 }
 
 // Close ends the build and gives up its results.
 func (b *Build[R, E]) Close() {
-	b.cancel(context.Canceled)
+	b.stop(context.Canceled)
 	b.mu.Lock()
-	nodes := slices.Collect(maps.Values(b.nodes))
+	nodes := slices.AppendSeq(b.past, maps.Values(b.nodes))
 	b.mu.Unlock()
 	for _, n := range nodes {
 		// A node that never ran must not start after this; one that runs is waited for.
@@ -71,7 +79,8 @@ func (b *Build[R, E]) Close() {
 	}
 }
 
-// Solve returns the results of edges, solved in parallel; scratch gives the zero R. The first error stops the build.
+// Solve returns the results of edges, solved in parallel; scratch gives the zero R. The first error stops what the build
+// is doing, other solves of it included. A later Solve begins again with the vertices that have no result.
 func (b *Build[R, E]) Solve(edges ...graph.Edge) ([]R, error) {
 	b.plan(edges)
 	out, err := b.solveAll(edges)
@@ -106,7 +115,7 @@ func (b *Build[R, E]) solveAll(edges []graph.Edge) ([]R, error) {
 			outs, err := b.resultOf(b.node(e.V))
 			if err != nil {
 				// Stop the siblings now: their work would be thrown away by the client, though not by the cache.
-				b.cancel(err)
+				b.abandon(b.ctxOf(e.V), err)
 				return err
 			}
 			if e.Out < 0 || e.Out >= len(outs) {
@@ -119,6 +128,33 @@ func (b *Build[R, E]) solveAll(edges []graph.Edge) ([]R, error) {
 	return out, g.Wait()
 }
 
+// ctxOf returns the context of a vertex's node, nil if it is no longer found.
+func (b *Build[R, E]) ctxOf(v *graph.Vertex) context.Context {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n := b.nodes[v.ID]; n != nil {
+		return n.ctx
+	}
+	return nil
+}
+
+// abandon ends the work in a context, unless that has happened already. Vertices that have no result are forgotten.
+func (b *Build[R, E]) abandon(ctx context.Context, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if ctx != b.ctx {
+		return
+	}
+	b.cancel(err)
+	b.ctx, b.cancel = context.WithCancelCause(b.parent)
+	for id, n := range b.nodes {
+		if !n.done.Load() {
+			b.past = append(b.past, n)
+			delete(b.nodes, id)
+		}
+	}
+}
+
 // plan announces the vertices below the edges.
 func (b *Build[R, E]) plan(edges []graph.Edge) {
 	graph.Walk(edges, func(v *graph.Vertex) { b.node(v) })
@@ -129,7 +165,7 @@ func (b *Build[R, E]) node(v *graph.Vertex) *node[R] {
 	defer b.mu.Unlock()
 	n := b.nodes[v.ID]
 	if n == nil {
-		n = &node[R]{v: v}
+		n = &node[R]{v: v, ctx: b.ctx}
 		b.nodes[v.ID] = n
 		var in []graph.Digest
 		for _, e := range v.In {
@@ -172,7 +208,7 @@ func (b *Build[R, E]) keyOf(n *node[R]) error {
 
 func (b *Build[R, E]) computeKey(n *node[R]) error {
 	v := n.v
-	pin, err := b.s.runner.Pin(b.ctx, v, b.env)
+	pin, err := b.s.runner.Pin(n.ctx, v, b.env)
 	if err != nil {
 		return b.fail(n, err)
 	}
@@ -228,7 +264,7 @@ func (b *Build[R, E]) token(user, in *node[R], out int, sel *graph.Selector) (In
 			Out int
 			Sel *graph.Selector
 		}{in.key, out, sel}))
-		if d, err := b.s.cache.Memo(b.ctx, memo); err == nil && !in.v.NoCache {
+		if d, err := b.s.cache.Memo(user.ctx, memo); err == nil && !in.v.NoCache {
 			return Input{Content: d, Name: in.v.Name}, nil
 		}
 	}
@@ -239,12 +275,12 @@ func (b *Build[R, E]) token(user, in *node[R], out int, sel *graph.Selector) (In
 	if out < 0 || out >= len(outs) {
 		return Input{}, b.fail(user, diag.Errorf(diag.Invalid, "%s has no output %d", in.v.Name, out))
 	}
-	d, err := outs[out].Content(b.ctx, *sel)
+	d, err := outs[out].Content(user.ctx, *sel)
 	if err != nil {
 		return Input{}, b.fail(user, err)
 	}
 	if memo != "" {
-		if err := b.s.cache.SetMemo(b.ctx, memo, d); err != nil {
+		if err := b.s.cache.SetMemo(user.ctx, memo, d); err != nil {
 			return Input{}, err
 		}
 	}
@@ -253,7 +289,10 @@ func (b *Build[R, E]) token(user, in *node[R], out int, sel *graph.Selector) (In
 
 // resultOf returns a node's outputs: found, joined, or run.
 func (b *Build[R, E]) resultOf(n *node[R]) ([]R, error) {
-	n.runOnce.Do(func() { n.res, n.err = b.solve(n) })
+	n.runOnce.Do(func() {
+		n.res, n.err = b.solve(n)
+		n.done.Store(n.err == nil)
+	})
 	if n.err != nil {
 		return nil, n.err
 	}
@@ -261,6 +300,9 @@ func (b *Build[R, E]) resultOf(n *node[R]) ([]R, error) {
 }
 
 func (b *Build[R, E]) solve(n *node[R]) (*shared[R], error) {
+	if err := context.Cause(n.ctx); err != nil {
+		return nil, err
+	}
 	if err := b.keyOf(n); err != nil {
 		return nil, err
 	}
@@ -268,7 +310,7 @@ func (b *Build[R, E]) solve(n *node[R]) (*shared[R], error) {
 	if n.forced() {
 		// A forced run is not the run that another build began earlier.
 		fkey += "@" + strconv.FormatInt(b.id, 10)
-	} else if outs, err := b.s.cache.Lookup(b.ctx, n.key); err == nil {
+	} else if outs, err := b.s.cache.Lookup(n.ctx, n.key); err == nil {
 		b.end(n, true, nil)
 		return newShared(outs), nil
 	}
@@ -278,19 +320,19 @@ func (b *Build[R, E]) solve(n *node[R]) (*shared[R], error) {
 	}
 	defer in.release()
 	for {
-		if err := context.Cause(b.ctx); err != nil {
+		if err := context.Cause(n.ctx); err != nil {
 			return nil, err
 		}
 		in.retain() // for the flight, which may outlive this build
-		f, id := b.s.board(b.ctx, fkey, b.sink, func(ctx context.Context, f *flight[R]) {
+		f, id := b.s.board(n.ctx, fkey, b.sink, func(ctx context.Context, f *flight[R]) {
 			defer in.release()
 			b.run(ctx, n, in.outs, f)
 		})
 		if id != 1 {
 			in.release()
 		}
-		res, err := f.wait(b.ctx, id)
-		if err != nil && id != 1 && b.ctx.Err() == nil && f.orphaned() {
+		res, err := f.wait(n.ctx, id)
+		if err != nil && id != 1 && n.ctx.Err() == nil && f.orphaned() {
 			continue
 		}
 		if err != nil {

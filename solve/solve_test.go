@@ -404,6 +404,27 @@ func TestFailureNamesItsPlaceOnce(t *testing.T) {
 	want(t, "failure", f.took(), "fails")
 }
 
+func TestSolveGoesOnAfterAFailure(t *testing.T) {
+	s, f := newWorld()
+	b := s.Build(t.Context(), &world{}, nil)
+	base := exec("base", "b", graph.Edge{})
+	good, bad := exec("good", "g", base), exec("fails", "f", base)
+	forced := graph.Edge{V: graph.New(base.V.Op, nil, graph.Named("forced"), graph.NoCache)}
+	if _, err := b.Solve(forced); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := b.Solve(bad); err == nil || !strings.Contains(err.Error(), "it fails") {
+			t.Fatalf("error %v", err)
+		}
+	}
+	if _, err := b.Solve(good, forced); err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+	want(t, "after a failure", f.took(), "forced", "base", "fails", "fails", "good")
+}
+
 func TestMissingFileIsTheCopysFault(t *testing.T) {
 	s, _ := newWorld()
 	src := &diag.Source{Name: "Dockerfile", Data: []byte("FROM x\nCOPY nope /\n")}

@@ -1,0 +1,191 @@
+package engine
+
+import (
+	"context"
+	"time"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/dockerfile"
+	"github.com/strata-build/strata/event"
+	"github.com/strata-build/strata/export"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/session"
+	"github.com/strata-build/strata/tree"
+)
+
+// Job is a build under way, for frontends that are not known beforehand: graphs are solved in it, what they make is read, and
+// in the end exported. Everything that is solved in one job shares its directories of the client and runs once. Its methods
+// may be called at the same time; none after Close.
+//
+//	j := e.NewJob(ctx, engine.JobOptions{Session: s, Sink: sink})
+//	defer j.Close()
+//	plan, err := j.Plan(ctx, dockerfile.Request{}, nil)
+//	meta, err := j.Export(ctx, plan, outs, engine.ExportOptions{})
+type Job struct{ b *build }
+
+// JobOptions are what a build may use.
+type JobOptions struct {
+	Session session.Session // nil = no client
+	Sink    event.Sink
+	Allow   []string // network.host, security.insecure, device
+}
+
+// Input is a tree that a client passes to a Dockerfile under a name.
+type Input struct {
+	Edge   graph.Edge
+	Config *image.Config // if it is an image
+}
+
+// NewJob starts a build. It ends with ctx or with Close.
+func (e *Engine) NewJob(ctx context.Context, opt JobOptions) *Job {
+	return &Job{b: e.newBuild(ctx, opt.Session, opt.Sink, opt.Allow)}
+}
+
+// Close waits for what is still under way and gives up the results.
+func (j *Job) Close() { j.b.close() }
+
+// planner is a job as a Dockerfile sees it.
+type planner struct {
+	*build
+	inputs map[string]Input
+}
+
+// Input implements dockerfile.Resolver.
+func (p planner) Input(ctx context.Context, name string) (graph.Edge, *image.Config, error) {
+	if in, ok := p.inputs[name]; ok {
+		return in.Edge, in.Config, nil
+	}
+	return p.build.Input(ctx, name)
+}
+
+// Plan reads a Dockerfile, unless the request has it, and makes a graph of it. Warnings go to the job's sink too.
+func (j *Job) Plan(ctx context.Context, req dockerfile.Request, inputs map[string]Input) (*image.Plan, error) {
+	p := planner{j.b, inputs}
+	req, err := dockerfile.ReadInputs(ctx, req, p)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := dockerfile.Plan(ctx, req, p)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range plan.Warnings {
+		j.b.sink.Emit(event.Event{Kind: event.Warn, Warning: &w})
+	}
+	return plan, nil
+}
+
+// Outline, Targets and Check answer questions about a Dockerfile instead of building it.
+func (j *Job) Outline(ctx context.Context, req dockerfile.Request, inputs map[string]Input) (*dockerfile.Outline, error) {
+	p := planner{j.b, inputs}
+	req, err := dockerfile.ReadInputs(ctx, req, p)
+	if err != nil {
+		return nil, err
+	}
+	return dockerfile.NewOutline(ctx, req, p)
+}
+
+// Targets lists the stages. See Outline.
+func (j *Job) Targets(ctx context.Context, req dockerfile.Request, inputs map[string]Input) ([]dockerfile.TargetInfo, *diag.Source, error) {
+	req, err := dockerfile.ReadInputs(ctx, req, planner{j.b, inputs})
+	if err != nil {
+		return nil, nil, err
+	}
+	ts, err := dockerfile.Targets(req.Source)
+	return ts, req.Source, err
+}
+
+// Check returns the warnings, and the error if there is one. See Outline.
+func (j *Job) Check(ctx context.Context, req dockerfile.Request, inputs map[string]Input) (*dockerfile.Checked, error) {
+	p := planner{j.b, inputs}
+	req, err := dockerfile.ReadInputs(ctx, req, p)
+	if err != nil {
+		return nil, err
+	}
+	return dockerfile.Check(ctx, req, p)
+}
+
+// Solve makes trees and keeps them until the job is closed.
+func (j *Job) Solve(_ context.Context, edges ...graph.Edge) error {
+	_, err := j.b.work.Solve(edges...)
+	return err
+}
+
+// Files solves an edge and returns the picture of its files.
+func (j *Job) Files(_ context.Context, e graph.Edge) (*tree.Files, error) {
+	trees, err := j.b.work.Solve(e)
+	if err != nil {
+		return nil, err
+	}
+	t := trees[0]
+	if t == nil {
+		t = tree.NewStack(j.b.e.store, nil)
+	}
+	f, ok := t.(filer)
+	if !ok {
+		return nil, diag.Errorf(diag.Internal, "the files of %T cannot be read", t)
+	}
+	return f.Files()
+}
+
+// Image resolves an image's name for a platform.
+func (j *Job) Image(ctx context.Context, ref string, p graph.Platform, mode graph.ResolveMode) (dockerfile.Resolved, error) {
+	return j.b.Image(ctx, ref, p, mode)
+}
+
+// OCILayout resolves an image of an OCI layout for a platform.
+func (j *Job) OCILayout(ctx context.Context, ref string, p graph.Platform) (dockerfile.Resolved, error) {
+	return j.b.OCILayout(ctx, ref, p)
+}
+
+// Pin returns what a source stands for now: the commit of a git reference, the digest of a download.
+func (j *Job) Pin(ctx context.Context, v *graph.Vertex) (string, error) {
+	p, err := runner{j.b.e}.Pin(ctx, v, j.b)
+	return p.Value, err
+}
+
+// Outputs are exporters that are known to make sense.
+type Outputs struct{ x []export.Exporter }
+
+// NewOutputs checks what is to be exported before anything is built.
+func NewOutputs(outs []Output, epoch *time.Time) (Outputs, error) {
+	x, err := exporters(&Request{Outputs: outs, Epoch: epoch})
+	return Outputs{x}, err
+}
+
+// ExportOptions say how targets become one result.
+type ExportOptions struct {
+	Multi bool       // an index, or a directory per platform, is wanted even for one target
+	Name  string     // the frontend's name for the image, for name=*
+	Epoch *time.Time // SOURCE_DATE_EPOCH of exporters that name none
+}
+
+// Export solves the targets of a plan and exports them as one result. What exporters will need is made as early as possible.
+// It returns what they say, under BuildKit's keys.
+func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt ExportOptions) (map[string]string, error) {
+	stop := j.b.packEarly(ctx, plan, outs.x, opt.Epoch)
+	defer stop()
+	set, err := j.b.solve(ctx, plan)
+	if err != nil {
+		return nil, err
+	}
+	set.Multi, set.Name = set.Multi || opt.Multi, opt.Name
+	env := &export.Env{Store: j.b.e.store, Packer: j.b.e.packer, Registry: j.b.web, Session: j.b.session, Events: j.b.sink}
+	receipts, err := export.Run(ctx, env, set, outs.x)
+	if err != nil {
+		return nil, err
+	}
+	return export.Metadata(receipts), nil
+}
+
+// localDir brings a directory of the client here, and says what of it the tree is.
+func (b *build) localDir(ctx context.Context, o *graph.Local, progress func(int64)) (session.Dir, *graph.Local, error) {
+	s, ok := b.session.(session.Syncer)
+	if !ok {
+		dir, err := b.session.Dir(ctx, o.Name)
+		return dir, o, err
+	}
+	dir, err := s.Sync(ctx, o, progress)
+	return dir, &graph.Local{Name: o.Name}, err // it holds what was selected, and nothing else
+}
