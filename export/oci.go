@@ -98,7 +98,11 @@ func discard(w io.Closer) {
 	if w == nil {
 		return
 	}
-	_ = w.Close() // what failed before is what matters, here and below
+	if a, ok := w.(interface{ Abort() error }); ok {
+		_ = a.Abort() // what failed before is what matters, here and below
+		return
+	}
+	_ = w.Close()
 	if f, ok := w.(*os.File); ok {
 		if st, err := os.Lstat(f.Name()); err == nil && st.Mode().IsRegular() {
 			_ = os.Remove(f.Name())

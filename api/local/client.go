@@ -86,7 +86,7 @@ func (c *Client) call(ctx context.Context, in invocation) (begun bool, err error
 	ended := make(chan struct{})
 	defer close(ended)
 	go k.resizes(in.resize, ended)
-	a := &answer{s: in.sess, copies: map[string]chan error{}}
+	a := &answer{s: in.sess, copies: map[string]chan error{}, files: map[string]string{}}
 	for {
 		f, err := k.read()
 		switch {

@@ -66,7 +66,7 @@ func (r remote) Output(ctx context.Context, id string) (session.Output, error) {
 	return out, nil
 }
 
-// outputStream is the engine's end of a pipe to the client's file. Closing it waits until the client has all of it.
+// outputStream is the client's file, or the engine's end of a pipe to it. Closing it waits until the client has all of it.
 type outputStream struct {
 	*os.File
 	r  remote
@@ -81,10 +81,18 @@ func (s *outputStream) Close() error {
 	return err
 }
 
+// Abort ends a stream whose content is not complete: a file is removed again.
+func (s *outputStream) Abort() error {
+	err := s.File.Close()
+	_, aerr := s.r.k.ask(context.Background(), "aborted", s.id, nil)
+	return errors.Join(err, aerr)
+}
+
 // answer serves the callbacks of one call on the client's side.
 type answer struct {
 	s      session.Session
-	copies map[string]chan error
+	copies map[string]chan error // of each stream that is written here, how it ended
+	files  map[string]string     // the name of each file that was passed on
 }
 
 // do answers one callback: a value, and files to send along, which the caller closes.
@@ -110,7 +118,15 @@ func (a *answer) do(ctx context.Context, q ask) (any, []*os.File, error) {
 		return nil, f, err
 	case "output":
 		return a.output(ctx, q)
+	case "aborted":
+		if name := a.files[q.Arg]; name != "" {
+			return nil, nil, os.Remove(name)
+		}
+		return nil, nil, nil // what is in a pipe cannot be taken back
 	case "closed":
+		if a.files[q.Arg] != "" {
+			return nil, nil, nil
+		}
 		done := a.copies[q.Arg]
 		if done == nil {
 			return nil, nil, diag.Errorf(diag.Internal, "there is no stream %s", q.Arg)
@@ -146,7 +162,12 @@ func (a *answer) ssh(ctx context.Context, id string) ([]*os.File, error) {
 	return []*os.File{theirs}, nil
 }
 
-// output opens a destination. A stream is written here, by the user, from a pipe.
+func isRegular(f *os.File) bool {
+	st, err := f.Stat()
+	return err == nil && st.Mode().IsRegular()
+}
+
+// output opens a destination. A file that the user opened is passed on; another stream is written here, from a pipe.
 func (a *answer) output(ctx context.Context, q ask) (any, []*os.File, error) {
 	o, err := a.s.Output(ctx, q.Arg)
 	if err != nil {
@@ -156,12 +177,17 @@ func (a *answer) output(ctx context.Context, q ask) (any, []*os.File, error) {
 		dir, err := filepath.Abs(o.Dir)
 		return output{Dir: dir}, nil, err
 	}
+	id := strconv.FormatInt(q.ID, 10)
+	if f, ok := o.File.(*os.File); ok && isRegular(f) {
+		// The user opened it: writing to it directly saves carrying every byte through a pipe.
+		a.files[id] = f.Name()
+		return output{ID: id}, []*os.File{f}, nil
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, nil, errors.Join(err, o.File.Close())
 	}
 	_, _ = unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, 1<<20) // fewer switches; a smaller pipe works too
-	id := strconv.FormatInt(q.ID, 10)
 	done := make(chan error, 1)
 	a.copies[id] = done
 	go func() {
