@@ -25,7 +25,9 @@ import (
 type build struct {
 	e       *Engine
 	session session.Session // nil = no client
-	sink    event.Sink
+	sink    event.Sink      // of the build: the user's, and who watches
+	user    event.Sink
+	request Request // what was asked for, if it was a whole build
 	allow   []string
 	web     *registry.Client // with the session's credentials
 	hold    *store.Hold
@@ -38,7 +40,7 @@ type build struct {
 
 // newBuild starts a build. close ends it.
 func (e *Engine) newBuild(ctx context.Context, s session.Session, sink event.Sink, allow []string) *build {
-	b := &build{e: e, session: s, allow: allow, hold: e.store.Hold(), web: e.web}
+	b := &build{e: e, session: s, user: sink, allow: allow, hold: e.store.Hold(), web: e.web}
 	b.sink = func(ev event.Event) {
 		if w := b.made.Load(); w != nil {
 			w.done(ev)
@@ -71,7 +73,8 @@ func (e *Engine) Build(ctx context.Context, req Request, s session.Session, sink
 		return nil, err
 	}
 	j := e.NewJob(ctx, JobOptions{Session: s, Sink: sink, Allow: req.Allow})
-	defer j.Close()
+	defer func() { j.Close() }()
+	j.b.request = req
 	dreq := j.b.dockerfile(&req)
 	if req.Check || req.Call != "" && req.Call != "build" {
 		if dreq, err = dockerfile.ReadInputs(ctx, dreq, j.b); err != nil {
@@ -79,9 +82,14 @@ func (e *Engine) Build(ctx context.Context, req Request, s session.Session, sink
 		}
 		return j.b.call(ctx, &req, dreq)
 	}
-	plan, err := j.Plan(ctx, dreq, nil)
+	j, plan, err := e.planSealed(ctx, j, dreq)
 	if err != nil {
 		return nil, err
+	}
+	if req.VerifyOutput {
+		if err := e.verifyOutput(ctx, j.b, dreq, plan); err != nil {
+			return nil, err
+		}
 	}
 	meta, err := j.Export(ctx, plan, Outputs{outs}, ExportOptions{Epoch: req.Epoch})
 	if err != nil {
@@ -96,6 +104,7 @@ func (b *build) dockerfile(req *Request) dockerfile.Request {
 		Filename: req.Dockerfile, Target: req.Target, BuildArgs: req.BuildArgs, Labels: req.Labels, Platforms: req.Platforms,
 		NoCache: req.NoCache, NoCacheFilter: req.NoCacheFilter, ContextURL: req.Context, LocalDocker: req.LocalFile,
 		Contexts: req.BuildContexts, Network: req.Network, ExtraHosts: req.ExtraHosts, Limits: req.Limits, Epoch: req.Epoch,
+		Squash: req.Squash, OutputLayers: req.OutputLayers,
 	}
 	if req.Pull {
 		d.ResolveMode = graph.ResolvePull
@@ -120,7 +129,7 @@ func (b *build) solve(ctx context.Context, plan *image.Plan) (*export.Set, error
 			out = tree.NewStack(b.e.store, nil)
 		}
 		set.Images = append(set.Images, export.Image{
-			Platform: t.Platform, Config: t.Config, Tree: out, Base: t.Base, BaseLayers: b.baseLayers(ctx, t),
+			Platform: t.Platform, Config: t.Config, Tree: out, Base: t.Base, BaseLayers: b.baseLayers(ctx, t), Annotations: t.Annotations,
 		})
 	}
 	return set, nil

@@ -56,6 +56,11 @@ func (c cache) Store(ctx context.Context, e *solve.Entry[tree.Tree]) error {
 			stacks = append(stacks, t)
 			r.Outputs = append(r.Outputs, t.IDs())
 		}
+		if e.Preimage.Kind == (*graph.Layers)(nil).Kind() {
+			if r.Blobs, err = c.blobs(r.Outputs); err != nil {
+				return err
+			}
+		}
 		b.Result(e.Key, r)
 		b.Preimage(e.Key, preimage)
 		b.Memo(latest(e.Name, e.Preimage), e.Key)
@@ -68,6 +73,21 @@ func (c cache) Store(ctx context.Context, e *solve.Entry[tree.Tree]) error {
 		t.Committed()
 	}
 	return nil
+}
+
+// blobs are the blobs of layers that only they can give exactly as the build made them.
+func (c cache) blobs(outs [][]store.LayerID) ([]graph.Digest, error) {
+	var all []graph.Digest
+	for _, id := range outs[0] {
+		info, err := c.s.Layer(id)
+		if err != nil {
+			return nil, err
+		}
+		if _, ok := c.s.HasBlob(info.Blob); info.Blob != "" && ok {
+			all = append(all, info.Blob)
+		}
+	}
+	return all, nil
 }
 
 func (c cache) Memo(_ context.Context, of graph.Digest) (graph.Digest, error) { return c.s.Memo(of) }

@@ -48,6 +48,7 @@ type Engine struct {
 	packer  *export.Packer
 	files   *op.FileRunner
 	execs   *op.ExecRunner
+	seals   *op.LayersRunner
 	solver  *solve.Solver[tree.Tree, *build]
 	now     listeners // the builds under way
 }

@@ -29,6 +29,9 @@ type Request struct {
 	Tags          []string     // names for the outputs that name images
 	Outputs       []Output     // empty = the result stays in the cache
 	Epoch         *time.Time   // SOURCE_DATE_EPOCH
+	Squash        bool         // merge all layers above the base image into one
+	OutputLayers  []string     // STAGE:/dir: the stage makes its own layers there, as with OUTPUT
+	VerifyOutput  bool         // run the steps that make layers again, without input, and compare
 	Check         bool         // lint only
 	Call          string       // build, check, outline or targets; "" = build
 	Annotations   []string     // [TYPE:]NAME=VALUE

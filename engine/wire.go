@@ -42,6 +42,7 @@ func (e *Engine) plug() error {
 	e.packer = export.NewPacker(e.store)
 	e.files = &op.FileRunner{Store: e.store}
 	e.execs = &op.ExecRunner{Store: e.store, Sandbox: e.steps}
+	e.seals = &op.LayersRunner{Store: e.store}
 	e.solver = solve.New[tree.Tree, *build](runner{e}, cache{e.store}, solve.Options{Parallel: e.opt.MaxParallel, Tenant: e.opt.Tenant})
 	return nil
 }
@@ -127,6 +128,7 @@ func (r runner) Run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 	case *graph.Exec:
 		return r.e.execs.Run(ctx, o, s.In, op.ExecEnv{
 			Session: b.session, Platform: s.V.Platform, Tenant: r.e.opt.Tenant, Allowed: b.allowed,
+			Known: func(ctx context.Context, p *graph.Previous) ([]op.Known, error) { return b.known(ctx, p, s.V.Platform) },
 			Log: func(stream int, data []byte) {
 				s.Emit(event.Event{Kind: event.Log, Stream: stream, Data: data})
 			},
@@ -135,6 +137,8 @@ func (r runner) Run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 		return r.e.files.Run(ctx, o, s.In, s.V.Platform)
 	case *graph.Merge:
 		return op.Merge(ctx, r.e.store, s.In)
+	case *graph.Layers:
+		return b.seal(ctx, s, o)
 	case *graph.Squash:
 		return op.Squash(ctx, r.e.store, s.In)
 	case *graph.Diff:

@@ -110,8 +110,10 @@ func (e *Env) packImage(ctx context.Context, im *Image, o *packing) (packedImage
 		Layers:      make([]image.Descriptor, len(pieces)),
 		Annotations: merge(im.Annotations, annotations(o.Annotations, onManifest, im.Platform)),
 	}
+	given := image.ParseLayerNames(im.Annotations)
 	for i, l := range pieces {
 		m.Layers[i] = l.Descriptor
+		m.Layers[i].Annotations = merge(l.Annotations, given[out.diffIDs[i]].Annotations)
 	}
 	raw, err := encode(m)
 	if err != nil {

@@ -93,23 +93,24 @@ const (
 	MaxSealed  = 8 << 20
 )
 
-// LayersAnnotation is the annotation of a manifest that keeps the names and keys of its uppermost layers: JSON, a list of
-// LayerName, bottom first.
+// LayersAnnotation is the annotation of a manifest that keeps the names, keys and annotations that a build gave to layers:
+// JSON, a list of LayerName, bottom first.
 const LayersAnnotation = "dev.strata.layers"
 
-// LayerName is the name and key that a build gave to a layer.
+// LayerName is what a build calls a layer.
 type LayerName struct {
-	DiffID graph.Digest `json:"diff_id"`
-	Name   string       `json:"name,omitempty"`
-	Key    string       `json:"key,omitempty"`
+	DiffID      graph.Digest      `json:"diff_id"`
+	Name        string            `json:"name,omitempty"`
+	Key         string            `json:"key,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
-// Names are the names and keys of the layers that have any, as LayersAnnotation keeps them.
+// Names describes the layers that have a name, a key or annotations, as LayersAnnotation keeps them.
 func (s *Sealed) Names() []LayerName {
 	var out []LayerName
 	for _, l := range s.Layers {
-		if l.Name != "" || l.Key != "" {
-			out = append(out, LayerName{l.DiffID, l.Name, l.Key})
+		if l.Name != "" || l.Key != "" || len(l.Annotations) > 0 {
+			out = append(out, LayerName{l.DiffID, l.Name, l.Key, l.Annotations})
 		}
 	}
 	return out
@@ -232,14 +233,5 @@ func (t *Target) Seal(s *Sealed) {
 	t.Annotations = mergeMap(t.Annotations, s.Annotations)
 	if names := s.Names(); len(names) > 0 {
 		t.Annotations = mergeMap(t.Annotations, map[string]string{LayersAnnotation: string(graph.Canonical(names))})
-	}
-	for _, l := range s.Layers {
-		if len(l.Annotations) == 0 {
-			continue
-		}
-		if t.LayerAnnotations == nil {
-			t.LayerAnnotations = map[graph.Digest]map[string]string{}
-		}
-		t.LayerAnnotations[l.DiffID] = l.Annotations
 	}
 }

@@ -117,8 +117,7 @@ type Target struct {
 	Base     *Base
 	Metadata map[string]string // for exporters and clients, such as the base image's name
 
-	Annotations      map[string]string                   // of the manifest
-	LayerAnnotations map[digest.Digest]map[string]string // of the descriptors of layers, by diff_id
+	Annotations map[string]string // of the manifest; LayersAnnotation describes the layers
 }
 
 // Base names the image that a target is built on, for provenance and annotations.

@@ -29,9 +29,11 @@ type ExecEnv struct {
 	Log      func(stream int, data []byte) // takes output as it comes, stream 1 or 2, one call at a time; data is the callee's to keep. Nil drops it
 	Platform graph.Platform                // that the command is for; zero = this machine's
 	// Allowed says by an error whether the build may have a network and a confinement. Nil allows the defaults, and no network.
-	Allowed       func(graph.Network, graph.Security) error
-	Tenant        string // whose cache mounts are used
-	NoCacheMounts bool   // cache mounts begin as new ones, and what is written to them is dropped
+	Allowed func(graph.Network, graph.Security) error
+	Tenant  string // whose cache mounts are used
+	// Known finds layers that a step which makes layers need not make again. Nil finds none.
+	Known         func(context.Context, *graph.Previous) ([]Known, error)
+	NoCacheMounts bool // cache mounts begin as new ones, and what is written to them is dropped
 	DNS           sandbox.DNS
 }
 
@@ -166,6 +168,8 @@ func (s *execStep) mount(ctx context.Context, m graph.Mount, cache string) error
 	case graph.MountTmpfs:
 		add(sandbox.Mount{Type: sandbox.Tmpfs, Size: m.Size, Options: []string{"nosuid", "nodev"}})
 		return nil
+	case graph.MountInput:
+		return s.inputMount(ctx, m)
 	case graph.MountSecret:
 		data, ok, err := s.secret(ctx, m.ID, m.Optional)
 		if ok {

@@ -189,7 +189,15 @@ func encodeResult(x Result) []byte {
 	b = appendBytes(b, x.Label)
 	b = binary.AppendUvarint(b, uint64(max(0, x.Cost)))
 	b = appendTime(b, x.Created)
-	return appendBytes(b, []byte(x.Extra))
+	b = appendBytes(b, []byte(x.Extra))
+	if len(x.Blobs) == 0 {
+		return b
+	}
+	b = binary.AppendUvarint(b, uint64(len(x.Blobs)))
+	for _, d := range x.Blobs {
+		b = appendBytes(b, d)
+	}
+	return b
 }
 
 func decodeResult(b []byte) (Result, error) {
@@ -204,6 +212,11 @@ func decodeResult(b []byte) (Result, error) {
 	x.Created = r.time()
 	if e := r.bytes(); len(e) > 0 {
 		x.Extra = append([]byte(nil), e...)
+	}
+	if len(r.b) > 0 {
+		for range r.count() {
+			x.Blobs = append(x.Blobs, graph.Digest(r.bytes()))
+		}
 	}
 	return x, r.err()
 }

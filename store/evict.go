@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/strata-build/strata/graph"
 )
 
 // eviction carries a policy out on a plan.
@@ -20,10 +22,21 @@ type eviction struct {
 	freed  Freed
 	layers []LayerID // to be deleted
 	paths  []string  // to be deleted
+
+	unpinned map[graph.Digest]bool // blobs that no result needs any more
 }
 
 func (e *eviction) run() {
+	e.pass(func(*item) bool { return true })
+	// Blobs that results needed which are gone now.
+	e.pass(func(it *item) bool { return e.unpinned[graph.Digest(it.ID)] && it.Kind == UsageBlob })
+}
+
+func (e *eviction) pass(of func(*item) bool) {
 	for _, it := range e.items {
+		if !of(it) {
+			continue
+		}
 		why, ok := e.allows(it)
 		if !ok {
 			continue
@@ -38,7 +51,7 @@ func (e *eviction) run() {
 // allows says whether and why an item is to go now.
 func (e *eviction) allows(it *item) (why string, ok bool) {
 	switch {
-	case it.InUse:
+	case it.InUse, it.Kind == UsageBlob && e.pins[graph.Digest(it.ID)] > 0:
 		return "", false
 	case !e.policy.All && e.used <= e.limit && e.files <= 0:
 		return "", false
@@ -73,6 +86,14 @@ func (e *eviction) evict(it *item) {
 	if it.key != "" {
 		e.batch.drop(it.key)
 		e.batch.drop(useKey(it.key))
+	}
+	for _, d := range it.blobs {
+		if e.pins[d]--; e.pins[d] == 0 {
+			if e.unpinned == nil {
+				e.unpinned = map[graph.Digest]bool{}
+			}
+			e.unpinned[d] = true
+		}
 	}
 	switch it.Kind {
 	case UsageResult, UsageLayer:

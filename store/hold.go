@@ -127,6 +127,7 @@ func (h *Hold) Result(key graph.Digest) (Result, error) {
 		for _, stack := range r.Outputs {
 			h.Layers(stack...)
 		}
+		h.Blobs(r.Blobs...)
 	}
 	return r, err
 }

@@ -43,6 +43,7 @@ type item struct {
 	path   string // its file or directory, unless it is a result
 	layers []LayerID
 	tops   []LayerID
+	blobs  []graph.Digest // that a result needs
 }
 
 // layerNode is a layer as the collector sees it.
@@ -60,6 +61,7 @@ type plan struct {
 	s      *Store
 	layers map[LayerID]*layerNode
 	blobs  map[graph.Digest]string // why a blob has to stay
+	pins   map[graph.Digest]int    // results that need a blob
 	uses   map[string]use          // by useKey
 	items  []*item                 // least recently used first
 	bytes  int64
@@ -67,7 +69,7 @@ type plan struct {
 
 // plan looks at everything. The caller holds mu.
 func (s *Store) plan() (*plan, error) {
-	p := &plan{s: s, layers: map[LayerID]*layerNode{}, blobs: map[graph.Digest]string{}, uses: map[string]use{}}
+	p := &plan{s: s, layers: map[LayerID]*layerNode{}, blobs: map[graph.Digest]string{}, pins: map[graph.Digest]int{}, uses: map[string]use{}}
 	for _, step := range []func() error{p.readUses, p.readLayers, p.readRoots, p.readResults, p.readLoose, p.readBlobs, p.readMounts, p.readPartials} {
 		if err := step(); err != nil {
 			return nil, err
@@ -170,6 +172,10 @@ func (p *plan) readResults() error {
 		}
 		it.Label, it.Created = r.Label, r.Created
 		p.used(it, seq)
+		it.blobs = r.Blobs
+		for _, d := range r.Blobs {
+			p.pins[d]++
+		}
 		seen := map[LayerID]bool{}
 		for _, stack := range r.Outputs {
 			for _, id := range stack {

@@ -186,6 +186,11 @@ func (s *Store) result(key graph.Digest) (Result, error) {
 			return Result{}, miss("the result names layer %d, which is gone", id)
 		}
 	}
+	for _, d := range r.Blobs {
+		if _, ok := s.blobSize(d); !ok {
+			return Result{}, miss("the result needs blob %s, which is gone", d)
+		}
+	}
 	s.touch(k)
 	return r, nil
 }

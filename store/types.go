@@ -33,6 +33,7 @@ type Result struct {
 	Cost    time.Duration   // what it took to make, and so what a hit saves
 	Created time.Time       // with a resolution of 1 s
 	Extra   json.RawMessage // the op's own facts; the store does not look into it
+	Blobs   []graph.Digest  // that the result needs: kept as long as it is, and without one of them it is a miss
 }
 
 // Image is a named image: a root of garbage collection.
