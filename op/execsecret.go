@@ -29,6 +29,8 @@ func (s *execStep) secret(ctx context.Context, id string, optional bool) (data [
 		return nil, false, err
 	case optional:
 		return nil, false, nil
+	case diag.Flatten(err).Hint == "": // a client that only says no
+		err = diag.Errorf(diag.NotFound, "the step needs the secret %q: %w", id, err).WithHint("give it with --secret id=%s,src=FILE", id)
 	}
 	return nil, false, err
 }
