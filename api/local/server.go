@@ -181,8 +181,8 @@ func (s *server) serve(ctx context.Context, u *net.UnixConn) {
 	if !begun {
 		return
 	}
-	defer s.finish()
 	if c.write(frameBegin, nil) != nil {
+		s.finish()
 		return
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -192,6 +192,7 @@ func (s *server) serve(ctx context.Context, u *net.UnixConn) {
 	if err != nil && context.Cause(ctx) == errStopped {
 		err = errStopped
 	}
+	s.finish() // who has the answer may stop the engine
 	_ = c.write(frameDone, outcomeOf(0, v, err)) // a client that is gone needs no answer
 }
 
