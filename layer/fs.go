@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"bytes"
 	"io"
 	"iter"
 	"maps"
@@ -359,4 +360,36 @@ func (f *FS) named(n *node, p string, first map[*Entry]string) *Entry {
 	c := *e
 	c.Path, c.Xattrs = p, maps.Clone(e.Xattrs)
 	return &c
+}
+
+// SameContent compares what two files hold.
+func SameContent(a, b *Entry) (same bool, err error) {
+	if a.Size != b.Size || a.Size == 0 {
+		return a.Size == b.Size, nil
+	}
+	ra, err := a.Open()
+	if err != nil {
+		return false, err
+	}
+	defer ra.Close()
+	rb, err := b.Open()
+	if err != nil {
+		return false, err
+	}
+	defer rb.Close()
+	x, y := make([]byte, 64<<10), make([]byte, 64<<10)
+	for left := a.Size; left > 0; {
+		n := min(left, int64(len(x)))
+		if _, err := io.ReadFull(ra, x[:n]); err != nil {
+			return false, diag.Errorf(diag.KindOf(err), "read %q: %w", a.Path, err)
+		}
+		if _, err := io.ReadFull(rb, y[:n]); err != nil {
+			return false, diag.Errorf(diag.KindOf(err), "read %q: %w", b.Path, err)
+		}
+		if !bytes.Equal(x[:n], y[:n]) {
+			return false, nil
+		}
+		left -= n
+	}
+	return true, nil
 }

@@ -130,7 +130,7 @@ func (x *indexing) entry(h *tar.Header, head, data int64) error {
 			return diag.Errorf(diag.Exhausted, "%q: the files of the layer are larger than 64 GiB", h.Name)
 		}
 		at, size := x.at, e.Size
-		e.Open = func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(at, data, size)), nil }
+		e.Open = func() (io.ReadCloser, error) { return part{io.NewSectionReader(at, data, size)}, nil }
 		if sparse {
 			e.Open = func() (io.ReadCloser, error) { return openSparse(at, head) }
 		}
@@ -194,3 +194,8 @@ func indexed(h *tar.Header) (*Entry, error) {
 	}
 	return e, nil
 }
+
+// part is a file inside of a tar, which can be read at any place.
+type part struct{ *io.SectionReader }
+
+func (part) Close() error { return nil }

@@ -19,7 +19,7 @@ type Virtual struct {
 	Entries []*Entry // in the order of the tar
 	DiffID  graph.Digest
 	Stats   Stats
-	opt     TarOptions
+	Options TarOptions
 }
 
 // NewVirtual hashes the tar of the entries, with w as a second reader of it (nil: nobody). Contents must stay the same as
@@ -34,7 +34,7 @@ func NewVirtual(ctx context.Context, entries []*Entry, opt TarOptions, w io.Writ
 	if err != nil {
 		return nil, err
 	}
-	return &Virtual{Entries: entries, DiffID: digest.NewDigest(digest.SHA256, h), Stats: *stats, opt: opt}, nil
+	return &Virtual{Entries: entries, DiffID: digest.NewDigest(digest.SHA256, h), Stats: *stats, Options: opt}, nil
 }
 
 func all(entries []*Entry) func(func(*Entry, error) bool) {
@@ -53,7 +53,7 @@ func (v *Virtual) Size() int64 { return v.Stats.Size }
 // Write makes the tar. It fails with diag.Conflict if that has no longer the digest, for a file was changed meanwhile.
 func (v *Virtual) Write(ctx context.Context, w io.Writer) error {
 	h := sha256.New()
-	if _, err := WriteEntries(ctx, io.MultiWriter(w, h), all(v.Entries), v.opt); err != nil {
+	if _, err := WriteEntries(ctx, io.MultiWriter(w, h), all(v.Entries), v.Options); err != nil {
 		return err
 	}
 	if got := digest.NewDigest(digest.SHA256, h); got != v.DiffID {

@@ -1,0 +1,501 @@
+package pack
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/strata-build/strata/archive"
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/layer"
+)
+
+// Format is how an image is written.
+type Format string
+
+const (
+	OCI           Format = "oci"            // an OCI layout, as a directory
+	OCIArchive    Format = "oci-archive"    // an OCI layout, as a tar
+	DockerArchive Format = "docker-archive" // what docker load reads since 1.10
+	DockerLegacy  Format = "docker-legacy"  // what every docker load reads
+	Dir           Format = "dir"            // skopeo's dir:
+)
+
+// Formats are the formats of files.
+func Formats() []string {
+	return []string{string(OCIArchive), string(OCI), string(DockerArchive), string(DockerLegacy), string(Dir)}
+}
+
+// Target is where and how images are written.
+type Target struct {
+	Format Format
+	Path   string    // a file, or a directory for OCI and Dir
+	Out    io.Writer // instead of Path, for archives
+	Push   bool      // send it to the registries that Names name; Format and Path are not used
+	Names  []string  // full or short references. The tag "auto" stands for one made of the image's digest
+	// Compression of all layers. nil keeps what exists, and takes gzip for new ones; docker's archives are not compressed.
+	Compression *layer.Compression
+	// Reuse lists images whose blobs are taken for layers with the same diff_id, so that nothing is compressed twice.
+	Reuse []*Image
+	Index *archive.Blob // kept if it lists exactly what is written
+}
+
+// Receipt says what was written.
+type Receipt struct {
+	Digest graph.Digest // of the index or manifest
+	Config graph.Digest // of the configuration, which is the image's id; "" of several
+	Names  []string     // with the tag that "auto" became
+	Sent   int64        // bytes that went to a registry
+	Kept   int64        // bytes that it had already
+	Layers []Written    // of all images, bottom first
+}
+
+// Written is one layer of what was written.
+type Written struct {
+	Name   string
+	DiffID graph.Digest
+	Digest graph.Digest
+	Size   int64
+	Sent   bool // to a registry, which did not have it
+}
+
+// Write writes images of one name, one for each platform.
+//
+//	r, err := w.Write(ctx, []*pack.Image{im}, pack.Target{Format: pack.OCIArchive, Path: "app.tar", Names: []string{"app:1"}})
+func (w *Workspace) Write(ctx context.Context, images []*Image, t Target) (*Receipt, error) {
+	if len(images) == 0 {
+		return nil, diag.Errorf(diag.Invalid, "there is no image to write")
+	}
+	p := &packing{w: w, t: t, known: map[graph.Digest]*Layer{}}
+	if t.Format == OCI && !t.Push {
+		p.dir = filepath.Join(t.Path, "blobs", "sha256")
+		if err := os.MkdirAll(p.dir, 0o755); err != nil {
+			return nil, diag.Errorf(diag.Denied, "cannot write to %s: %w", t.Path, err)
+		}
+	}
+	for _, im := range t.Reuse {
+		for _, l := range im.Layers {
+			if l.diffID != "" && l.blob.Digest != "" {
+				p.known[l.diffID] = l
+			}
+		}
+	}
+	var set archive.Set
+	r := &Receipt{}
+	for _, im := range images {
+		x, err := p.image(ctx, im, r)
+		if err != nil {
+			return nil, err
+		}
+		set.Images = append(set.Images, x)
+	}
+	if err := p.index(&set); err != nil {
+		return nil, err
+	}
+	r.Digest = set.Top.Digest
+	if len(set.Images) == 1 {
+		r.Config = set.Images[0].Config.Digest
+	}
+	var err error
+	if r.Names, err = fullNames(t.Names, r.Digest); err != nil {
+		return nil, err
+	}
+	set.Names = r.Names
+	if t.Push {
+		return r, w.push(ctx, &set, images, r)
+	}
+	return r, p.files(ctx, &set)
+}
+
+// packing is one Write.
+type packing struct {
+	w     *Workspace
+	t     Target
+	dir   string // where blobs end up, if they can be made there
+	known map[graph.Digest]*Layer
+}
+
+func (p *packing) docker() bool {
+	return !p.t.Push && (p.t.Format == DockerArchive || p.t.Format == DockerLegacy)
+}
+
+// each runs f for every layer, as many at a time as there are processors. The first error ends it.
+func (w *Workspace) each(ctx context.Context, layers []*Layer, f func(*Layer, int) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(2, runtime.GOMAXPROCS(0)))
+	for i, l := range layers {
+		g.Go(func() error {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return f(l, i)
+		})
+	}
+	return g.Wait()
+}
+
+func (p *packing) image(ctx context.Context, im *Image, r *Receipt) (archive.Image, error) {
+	out := archive.Image{Platform: im.Platform, Layers: make([]archive.Blob, len(im.Layers))}
+	err := p.w.each(ctx, im.Layers, func(l *Layer, i int) (err error) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if out.Layers[i], err = p.layer(ctx, l); err != nil {
+			return diag.Errorf(diag.KindOf(err), "layer %d: %w", i+1, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return out, err
+	}
+	diffs := make([]graph.Digest, len(im.Layers))
+	for i, l := range im.Layers {
+		diffs[i] = l.diffID
+		b := out.Layers[i]
+		r.Layers = append(r.Layers, Written{Name: l.Name, DiffID: l.diffID, Digest: b.Digest, Size: b.Size})
+	}
+	conf := im.rawConfig
+	if conf == nil || !slices.Equal(diffs, im.Config.RootFS.DiffIDs) {
+		if conf, err = finished(im.Config, diffs).Encode(); err != nil {
+			return out, diag.Errorf(diag.Invalid, "the image's configuration: %w", err)
+		}
+	}
+	if im.manifest != nil && string(conf) == string(im.rawConfig) && im.unchanged(out.Layers) {
+		out.Config, out.Manifest = archive.Bytes(ocispec.MediaTypeImageConfig, conf), *im.manifest
+		out.Config.MediaType = configType(im.manifest.Data)
+	} else {
+		out.Config = archive.Bytes(ocispec.MediaTypeImageConfig, conf)
+		for i := range out.Layers {
+			t, _ := layer.TypeOf(out.Layers[i].MediaType)
+			if out.Layers[i].MediaType, err = layer.MediaType(t, false); err != nil {
+				return out, err
+			}
+		}
+		if out.Manifest, err = manifest(im, &out); err != nil {
+			return out, err
+		}
+	}
+	pl := im.Platform
+	out.Manifest.Platform = &ocispec.Platform{OS: pl.OS, Architecture: pl.Architecture, Variant: pl.Variant, OSVersion: pl.OSVersion, OSFeatures: pl.OSFeatures}
+	return out, nil
+}
+
+func finished(c *image.Config, diffs []graph.Digest) *image.Config {
+	extra := c.Extra
+	c = c.Clone()
+	c.Extra = extra
+	c.RootFS = image.RootFS{Type: "layers", DiffIDs: diffs}
+	c.History = image.MatchHistory(c.History, len(diffs), 0)
+	return c
+}
+
+// unchanged reports whether the image's own manifest names exactly these layers.
+func (im *Image) unchanged(layers []archive.Blob) bool {
+	var m ocispec.Manifest
+	return json.Unmarshal(im.manifest.Data, &m) == nil && maps.Equal(m.Annotations, im.Annotations) &&
+		slices.EqualFunc(m.Layers, layers, func(d image.Descriptor, b archive.Blob) bool {
+			return d.Digest == b.Digest && maps.Equal(d.Annotations, b.Annotations)
+		})
+}
+
+func configType(manifest []byte) string {
+	var m ocispec.Manifest
+	_ = json.Unmarshal(manifest, &m) // it was decoded before
+	return m.Config.MediaType
+}
+
+func manifest(im *Image, x *archive.Image) (archive.Blob, error) {
+	m := ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: x.Config.Descriptor,
+		Layers: []image.Descriptor{}, Annotations: im.Annotations,
+	}
+	for _, l := range x.Layers {
+		m.Layers = append(m.Layers, l.Descriptor)
+	}
+	raw, err := json.MarshalIndent(m, "", "  ")
+	return archive.Bytes(m.MediaType, raw), err
+}
+
+// index makes the index of several images, or of one that came out of one.
+func (p *packing) index(set *archive.Set) error {
+	set.Top = set.Images[0].Manifest.Descriptor
+	if len(set.Images) == 1 {
+		return nil
+	}
+	idx := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
+	for _, im := range set.Images {
+		idx.Manifests = append(idx.Manifests, im.Manifest.Descriptor)
+	}
+	if p.t.Index != nil {
+		var old ocispec.Index
+		if json.Unmarshal(p.t.Index.Data, &old) == nil && slices.EqualFunc(old.Manifests, idx.Manifests, func(a, b image.Descriptor) bool { return a.Digest == b.Digest }) {
+			set.Index, set.Top = p.t.Index, p.t.Index.Descriptor
+			return nil
+		}
+	}
+	raw, err := json.MarshalIndent(idx, "", "  ")
+	if err != nil {
+		return err
+	}
+	x := archive.Bytes(idx.MediaType, raw)
+	set.Index, set.Top = &x, x.Descriptor
+	return nil
+}
+
+// layer finds or makes the blob of a layer, whose lock is held.
+func (p *packing) layer(ctx context.Context, l *Layer) (archive.Blob, error) {
+	b, err := p.blob(ctx, l)
+	b.Annotations = nil
+	if len(l.Annotations) > 0 {
+		b.Annotations = maps.Clone(l.Annotations)
+	}
+	return b, err
+}
+
+func (p *packing) blob(ctx context.Context, l *Layer) (archive.Blob, error) {
+	want := layer.Compression{Type: layer.Gzip}
+	switch {
+	case p.docker() && p.t.Compression == nil, p.t.Format == DockerLegacy && p.docker():
+		want.Type = layer.Uncompressed
+	case p.t.Compression != nil:
+		want = *p.t.Compression
+	case l.blob.Digest != "":
+		return l.kept(l.blob.MediaType), nil
+	}
+	if t, ok := layer.TypeOf(l.blob.MediaType); ok && t == want.Type && want.Level == 0 {
+		return l.kept(l.blob.MediaType), nil
+	}
+	if want.Type == layer.Uncompressed {
+		return p.plain(ctx, l)
+	}
+	if b, ok := l.packed[want]; ok {
+		return b, nil
+	}
+	if len(p.known) > 0 {
+		if err := l.hash(ctx, nil); err != nil {
+			return archive.Blob{}, err
+		}
+		if k := p.known[l.diffID]; k != nil && k != l {
+			if t, _ := layer.TypeOf(k.blob.MediaType); t == want.Type {
+				return k.kept(k.blob.MediaType), nil
+			}
+		}
+	}
+	b, err := p.compress(ctx, l, want)
+	if err == nil {
+		if l.packed == nil {
+			l.packed = map[layer.Compression]archive.Blob{}
+		}
+		l.packed[want] = b
+	}
+	return b, err
+}
+
+// kept is the blob as it is, verified when it is copied.
+func (l *Layer) kept(mediaType string) archive.Blob {
+	d := image.Descriptor{MediaType: mediaType, Digest: l.blob.Digest, Size: l.blob.Size}
+	return archive.Blob{Descriptor: d, Copy: func(ctx context.Context, w io.Writer) error {
+		r, err := l.at.open(ctx, l.blob)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		return verified(w, r, d.Digest)
+	}}
+}
+
+func verified(w io.Writer, r io.Reader, want graph.Digest) error {
+	in := layer.NewDigestReader(r)
+	defer in.Close()
+	if _, err := io.Copy(w, in); err != nil {
+		return err
+	}
+	if got := in.Digest(); got != want {
+		return diag.Errorf(diag.Invalid, "the bytes of %s have the digest %s", want, got)
+	}
+	return nil
+}
+
+// plain is the uncompressed tar of a layer: made where it belongs if that is a directory, else when somebody reads it.
+func (p *packing) plain(ctx context.Context, l *Layer) (archive.Blob, error) {
+	b := archive.Blob{Descriptor: image.Descriptor{MediaType: ocispec.MediaTypeImageLayer}}
+	switch {
+	case !l.virtual:
+		if l.plain.at == nil {
+			if err := p.w.readBlob(ctx, l); err != nil {
+				return b, err
+			}
+		}
+		b.Copy = func(_ context.Context, w io.Writer) error {
+			return verified(w, io.NewSectionReader(l.plain.at, 0, l.plain.size), l.diffID)
+		}
+	case p.dir != "" && l.diffID == "":
+		if err := p.spool(ctx, l); err != nil {
+			return b, err
+		}
+		fallthrough
+	default:
+		if err := l.hash(ctx, nil); err != nil {
+			return b, err
+		}
+		v := layer.Virtual{Entries: l.entries, DiffID: l.diffID, Options: l.opt}
+		b.Copy = v.Write
+	}
+	b.Digest, b.Size = l.diffID, l.size
+	return b, nil
+}
+
+// spool makes the tar of a virtual layer in the layout it goes to, hashing it on the way: one pass over its content.
+func (p *packing) spool(ctx context.Context, l *Layer) error {
+	f, err := os.CreateTemp(p.dir, ".part-")
+	if err != nil {
+		return diag.Errorf(diag.Denied, "cannot write to %s: %w", p.dir, err)
+	}
+	err = l.hash(ctx, f)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Chmod(f.Name(), 0o644)
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), filepath.Join(p.dir, l.diffID.Encoded()))
+	}
+	if err != nil {
+		_ = os.Remove(f.Name()) // the first error matters
+	}
+	return err
+}
+
+// compress writes a layer's blob to a temporary file.
+func (p *packing) compress(ctx context.Context, l *Layer, c layer.Compression) (archive.Blob, error) {
+	var none archive.Blob
+	mediaType, err := layer.MediaType(c.Type, false)
+	if err != nil {
+		return none, err
+	}
+	f, err := p.w.file()
+	if err != nil {
+		return none, err
+	}
+	h := sha256.New()
+	out := bufio.NewWriterSize(f, 1<<20)
+	z, err := layer.NewCompressor(io.MultiWriter(out, h), c)
+	if err != nil {
+		return none, err
+	}
+	if l.virtual {
+		err = l.hash(ctx, z)
+	} else {
+		if l.plain.at == nil {
+			err = p.w.readBlob(ctx, l)
+		}
+		if err == nil {
+			_, err = io.Copy(z, io.NewSectionReader(l.plain.at, 0, l.plain.size))
+		}
+	}
+	if cerr := z.Close(); err == nil {
+		err = cerr
+	}
+	if ferr := out.Flush(); err == nil {
+		err = ferr
+	}
+	if err != nil {
+		return none, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return none, err
+	}
+	d := image.Descriptor{MediaType: mediaType, Digest: digest.NewDigest(digest.SHA256, h), Size: st.Size()}
+	return archive.Blob{Descriptor: d, Copy: func(_ context.Context, w io.Writer) error {
+		_, err := io.Copy(w, io.NewSectionReader(f, 0, d.Size))
+		return err
+	}}, nil
+}
+
+// files writes the set to files.
+func (p *packing) files(ctx context.Context, set *archive.Set) error {
+	var files []archive.Output
+	var err error
+	switch p.t.Format {
+	case OCI, OCIArchive:
+		files, err = archive.OCIFiles([]archive.Set{*set})
+	case DockerArchive:
+		files, err = archive.DockerFiles([]archive.Set{*set})
+	case DockerLegacy:
+		files, err = archive.LegacyFiles([]archive.Set{*set})
+	case Dir:
+		files, err = archive.DirFiles(set)
+	default:
+		err = diag.Errorf(diag.Invalid, "no such format: %q", p.t.Format).WithHint("it must be one of %s", strings.Join(Formats(), ", "))
+	}
+	if err != nil {
+		return err
+	}
+	if p.t.Format == OCI || p.t.Format == Dir {
+		return archive.WriteDir(ctx, p.t.Path, files)
+	}
+	if p.t.Out != nil {
+		return archive.WriteTar(ctx, p.t.Out, files)
+	}
+	return WriteFile(p.t.Path, func(out io.Writer) error { return archive.WriteTar(ctx, out, files) })
+}
+
+// WriteFile makes a file of what f writes. The file appears whole or not at all; a name that ends in .gz or .zst is
+// compressed.
+func WriteFile(path string, f func(io.Writer) error) error {
+	part, err := os.CreateTemp(filepath.Dir(path), ".strata-")
+	if err != nil {
+		return diag.Errorf(diag.Denied, "cannot write %s: %w", path, err)
+	}
+	err = compressed(part, path, f)
+	if cerr := part.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Chmod(part.Name(), 0o644)
+	}
+	if err == nil {
+		err = os.Rename(part.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(part.Name()) // the first error matters
+	}
+	return err
+}
+
+func compressed(out *os.File, path string, f func(io.Writer) error) error {
+	c := layer.Compression{}
+	switch filepath.Ext(path) {
+	case ".gz", ".tgz":
+		c.Type = layer.Gzip
+	case ".zst":
+		c.Type = layer.Zstd
+	default:
+		return f(out)
+	}
+	z, err := layer.NewCompressor(out, c)
+	if err != nil {
+		return err
+	}
+	err = f(z)
+	if cerr := z.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
