@@ -209,11 +209,12 @@ func (e *Engine) planSealed(ctx context.Context, j *Job, d dockerfile.Request) (
 
 // verifyOutput runs the steps that make layers again, with an empty input, and compares what they make.
 func (e *Engine) verifyOutput(ctx context.Context, b *build, d dockerfile.Request, plan *image.Plan) error {
-	again := e.newBuild(ctx, b.session, b.user, b.allow)
-	defer again.close()
-	again.request = b.request
+	b.user.Emit(event.Event{Kind: event.Message, Text: "verifying the output: the steps that make layers run again, without input"})
+	again := e.NewJob(ctx, JobOptions{Session: b.session, Sink: b.user, Allow: b.allow})
+	defer again.Close()
+	again.b.request = b.request
 	d.Rerun = true
-	second, err := dockerfile.Plan(ctx, d, again)
+	second, err := again.Plan(ctx, d, nil)
 	if err != nil {
 		return err
 	}
@@ -221,7 +222,7 @@ func (e *Engine) verifyOutput(ctx context.Context, b *build, d dockerfile.Reques
 	if err != nil {
 		return err
 	}
-	other, err := again.records(ctx, second)
+	other, err := again.b.records(ctx, second)
 	if err != nil {
 		return err
 	}
