@@ -131,6 +131,11 @@ func (a *Archive) ociEntries() ([]Entry, error) {
 
 // Blob opens a blob of an image that is no docker image, from offset.
 func (a *Archive) Blob(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error) {
+	return readFrom(ctx, a.BlobFile, d, offset)
+}
+
+// BlobFile is Blob for those who want to read at any place.
+func (a *Archive) BlobFile(d image.Descriptor) (File, error) {
 	if err := d.Digest.Validate(); err != nil {
 		return nil, diag.Errorf(diag.Invalid, "invalid digest %q: %w", d.Digest, err)
 	}
@@ -138,11 +143,11 @@ func (a *Archive) Blob(ctx context.Context, d image.Descriptor, offset int64) (i
 	if a.Format == FormatDir {
 		name = d.Digest.Encoded()
 	}
-	return openAt(ctx, a, name, d, offset)
+	return blobFile(a, name, d)
 }
 
-// openAt opens a file as the blob d, from offset.
-func openAt(ctx context.Context, f Files, name string, d image.Descriptor, offset int64) (io.ReadCloser, error) {
+// blobFile opens a file as the blob d.
+func blobFile(f Files, name string, d image.Descriptor) (File, error) {
 	r, size, err := f.Open(name)
 	if err != nil {
 		return nil, err
@@ -151,10 +156,18 @@ func openAt(ctx context.Context, f Files, name string, d image.Descriptor, offse
 		r.Close()
 		return nil, diag.Errorf(diag.Invalid, "%s has %d bytes, its descriptor says %d", name, size, d.Size)
 	}
+	return r, nil
+}
+
+func readFrom(ctx context.Context, open func(image.Descriptor) (File, error), d image.Descriptor, offset int64) (io.ReadCloser, error) {
+	f, err := open(d)
+	if err != nil {
+		return nil, err
+	}
 	return struct {
 		io.Reader
 		io.Closer
-	}{&cancelable{ctx, io.NewSectionReader(r, offset, size-offset)}, r}, nil
+	}{&cancelable{ctx, io.NewSectionReader(f, offset, 1<<62-offset)}, f}, nil
 }
 
 // Document reads a manifest or an index of a layout.

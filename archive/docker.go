@@ -205,9 +205,14 @@ type DockerContent struct {
 
 // Blob opens a layer, from offset.
 func (c *DockerContent) Blob(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error) {
+	return readFrom(ctx, c.BlobFile, d, offset)
+}
+
+// BlobFile is Blob for those who want to read at any place.
+func (c *DockerContent) BlobFile(d image.Descriptor) (File, error) {
 	for i, b := range c.Blobs {
 		if b.Digest == d.Digest {
-			return openAt(ctx, c.a, c.names[i], d, offset)
+			return blobFile(c.a, c.names[i], d)
 		}
 	}
 	return nil, diag.Errorf(diag.NotFound, "the archive has no blob %s", d.Digest)

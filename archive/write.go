@@ -31,7 +31,8 @@ func Bytes(mediaType string, b []byte) Blob {
 	return Blob{Descriptor: image.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}, Data: b}
 }
 
-func (b Blob) write(ctx context.Context, w io.Writer) error {
+// Write writes the content to w.
+func (b Blob) Write(ctx context.Context, w io.Writer) error {
 	if b.Copy != nil {
 		return b.Copy(ctx, w)
 	}
@@ -153,7 +154,7 @@ func WriteTar(ctx context.Context, w io.Writer, files []Output) error {
 		if f.Link != "" {
 			continue
 		}
-		if err := f.write(ctx, w); err != nil {
+		if err := f.Write(ctx, w); err != nil {
 			return diag.Errorf(diag.KindOf(err), "%s: %w", f.Name, err)
 		}
 		if _, err := w.Write(make([]byte, -f.Size&511)); err != nil {
@@ -197,7 +198,7 @@ func writeFile(ctx context.Context, root *os.Root, f Output) error {
 	if err != nil {
 		return err
 	}
-	err = f.write(ctx, w)
+	err = f.Write(ctx, w)
 	if cerr := w.Close(); err == nil {
 		err = cerr
 	}

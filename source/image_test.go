@@ -374,7 +374,7 @@ func TestScore(t *testing.T) {
 		for _, h := range tc.have {
 			have = append(have, p(h))
 		}
-		if got, _ := choose(p(tc.want), have); got != tc.best {
+		if got, _ := image.ChoosePlatform(p(tc.want), have); got != tc.best {
 			t.Errorf("%s of %v: %d, want %d", tc.want, tc.have, got, tc.best)
 		}
 	}

@@ -133,7 +133,7 @@ func (im *Images) importEntry(ctx context.Context, a *archive.Archive, e archive
 	}
 	best, ok := -1, false
 	if unpack.OS != "" {
-		if best, ok = choose(unpack, have); !ok && len(have) == 1 {
+		if best, ok = image.ChoosePlatform(unpack, have); !ok && len(have) == 1 {
 			best = 0
 		}
 	}

@@ -91,12 +91,12 @@ func (im *Images) fromRecord(ctx context.Context, rec store.Image, p graph.Platf
 	for i, pi := range rec.Platforms {
 		have[i] = pi.Platform
 	}
-	i, ok := choose(p, have)
+	i, ok := image.ChoosePlatform(p, have)
 	if !ok && len(have) == 1 && rec.Index == nil {
 		i, ok = 0, true // an image without a choice serves every platform, as in a registry
 	}
 	if !ok {
-		return nil, noPlatform(rec.Name, p, have)
+		return nil, image.NoPlatform(rec.Name, p, have)
 	}
 	pi := rec.Platforms[i]
 	raw, err := im.blob(ctx, image.Descriptor{Digest: pi.Config}, registry.MaxConfig, inStore{rec.Name})
@@ -197,7 +197,7 @@ func (im *Images) describe(ctx context.Context, img *Image, desc image.Descripto
 		if img.Index == nil {
 			img.Index = &image.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}
 		}
-		if desc, err = chooseManifest(img.Name, by.platform, doc.Index.Manifests); err != nil {
+		if desc, err = image.ChooseManifest(img.Name, by.platform, doc.Index.Manifests); err != nil {
 			return nil, err
 		}
 	}

@@ -1,4 +1,4 @@
-package source
+package image
 
 import (
 	"slices"
@@ -9,12 +9,11 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
-	"github.com/strata-build/strata/image"
 )
 
-// normal returns p with the usual names: aarch64 is arm64, and the variant that an architecture has anyway is left out
+// NormalPlatform returns p with the usual names: aarch64 is arm64, and the variant that an architecture has anyway is left out
 // (arm64's v8, amd64's v1) or filled in (arm's v7). The rules are those of Docker's images.
-func normal(p graph.Platform) graph.Platform {
+func NormalPlatform(p graph.Platform) graph.Platform {
 	p.OS, p.Architecture, p.Variant = strings.ToLower(p.OS), strings.ToLower(p.Architecture), strings.ToLower(p.Variant)
 	switch p.Architecture {
 	case "x86_64", "x86-64":
@@ -54,7 +53,7 @@ func level(p graph.Platform) int {
 
 // score says how well an image for have serves want: 0 not at all, and more for a nearer variant.
 func score(want, have graph.Platform) int {
-	want, have = normal(want), normal(have)
+	want, have = NormalPlatform(want), NormalPlatform(have)
 	if want.OS != have.OS || want.Architecture != have.Architecture {
 		return 0
 	}
@@ -76,8 +75,8 @@ func score(want, have graph.Platform) int {
 	return 1000 - (w - h)
 }
 
-// choose returns the index of the best of the platforms for want, the first of equals.
-func choose(want graph.Platform, have []graph.Platform) (int, bool) {
+// ChoosePlatform returns the index of the best of the platforms for want, the first of equals.
+func ChoosePlatform(want graph.Platform, have []graph.Platform) (int, bool) {
 	best, at := 0, -1
 	for i, p := range have {
 		if s := score(want, p); s > best {
@@ -87,48 +86,51 @@ func choose(want graph.Platform, have []graph.Platform) (int, bool) {
 	return at, at >= 0
 }
 
-// chooseManifest picks the descriptor of an index for want. Attestations, whose platform is "unknown", are never picked.
-func chooseManifest(name string, want graph.Platform, all []image.Descriptor) (image.Descriptor, error) {
+// ChooseManifest picks the descriptor of an index for want. Attestations, whose platform is "unknown", are never picked.
+func ChooseManifest(name string, want graph.Platform, all []Descriptor) (Descriptor, error) {
 	var have []graph.Platform
-	var images []image.Descriptor
+	var images []Descriptor
 	for _, d := range all {
 		if d.Platform != nil && d.Platform.OS == "unknown" {
 			continue
 		}
 		images = append(images, d)
-		have = append(have, platformOf(d.Platform))
+		have = append(have, PlatformOf(d.Platform))
 	}
-	if i, ok := choose(want, have); ok {
+	if i, ok := ChoosePlatform(want, have); ok {
 		return images[i], nil
 	}
 	if len(images) == 1 && images[0].Platform == nil {
 		return images[0], nil
 	}
-	return image.Descriptor{}, noPlatform(name, want, have)
+	return Descriptor{}, NoPlatform(name, want, have)
 }
 
-func noPlatform(name string, want graph.Platform, have []graph.Platform) error {
+// NoPlatform is the error for an image that has other platforms only.
+func NoPlatform(name string, want graph.Platform, have []graph.Platform) error {
 	var names []string
 	for _, p := range have {
-		if p.OS != "" && !slices.Contains(names, formatPlatform(p)) {
-			names = append(names, formatPlatform(p))
+		if p.OS != "" && !slices.Contains(names, FormatPlatform(p)) {
+			names = append(names, FormatPlatform(p))
 		}
 	}
-	err := diag.Errorf(diag.NotFound, "%s: there is no image for %s", name, formatPlatform(want))
+	err := diag.Errorf(diag.NotFound, "%s: there is no image for %s", name, FormatPlatform(want))
 	if len(names) == 0 {
 		return err
 	}
 	return err.WithHint("available platforms: %s", strings.Join(names, ", "))
 }
 
-func platformOf(p *ocispec.Platform) graph.Platform {
+// PlatformOf converts the platform of a descriptor; nil is the zero platform.
+func PlatformOf(p *ocispec.Platform) graph.Platform {
 	if p == nil {
 		return graph.Platform{}
 	}
 	return graph.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
 }
 
-func formatPlatform(p graph.Platform) string {
+// FormatPlatform writes a platform as users do: "linux/arm/v7".
+func FormatPlatform(p graph.Platform) string {
 	s := p.OS + "/" + p.Architecture
 	if p.Variant != "" {
 		s += "/" + p.Variant
