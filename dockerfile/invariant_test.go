@@ -42,6 +42,12 @@ func layersOf(e graph.Edge) int {
 		case *graph.Merge:
 			n++
 			e = e.V.In[0]
+		case *graph.Squash:
+			n++
+			e = e.V.In[1]
+		case *graph.Layers:
+			n += 2 // what the fake resolver says
+			e = e.V.In[1]
 		default:
 			return n
 		}

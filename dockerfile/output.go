@@ -153,6 +153,9 @@ func (st *step) outputOp(o *output) error {
 		o.op.Max = n
 	}
 	if c.Generator != "" {
+		if o.op.Mode == graph.LayersAppend {
+			return invalidf("--generator divides the whole root file system, so it cannot be combined with --mode=append")
+		}
 		parts := strings.Split(c.Generator, ",")
 		o.op.Generator = parts[0]
 		for _, kv := range parts[1:] {
@@ -266,6 +269,10 @@ func (s *stage) complete(ctx context.Context) error {
 		return diag.Errorf(diag.Internal, "OUTPUT: the record of the layers: %w", err)
 	}
 	s.sealed = &sealed
+	if s.out.op.Generator != "" {
+		s.generated()
+		return nil
+	}
 	s.cfg = empty(*s.platform)
 	if s.out.op.Mode == graph.LayersAppend {
 		s.cfg = s.out.cfg.Clone()
@@ -286,6 +293,14 @@ func (s *stage) complete(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// generated is for a stage whose root file system was divided into layers: the configuration is the stage's own.
+func (s *stage) generated() {
+	s.squashRows(0)
+	for _, l := range s.sealed.Layers {
+		s.cfg.History = append(s.cfg.History, l.History)
+	}
 }
 
 // configure applies an instruction that only changes the configuration once more.

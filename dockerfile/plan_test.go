@@ -106,7 +106,14 @@ func newFake() *fake {
 		"docker.io/library/lived:latest":          lived,
 		"docker.io/library/bare:latest":           bare,
 		"docker.io/library/other:latest":          other,
-	}, files: map[string]string{"docs:/.dockerignore": "*.tmp\n"}}
+	}, files: map[string]string{
+		"docs:/.dockerignore": "*.tmp\n",
+		"layers:/image.json": `{"layers":[
+			{"name":"lib","key":"k","digest":"` + testDigest + `","diff_id":"` + testDigest + `","size":1,"history":{"created_by":"OUTPUT lib"}},
+			{"digest":"` + testDigest + `","diff_id":"` + testDigest + `","size":1,"history":{"created_by":"mine"}}],
+			"config":{"architecture":"","os":"","config":{"Env":["GIVEN=1","BASE=no"],"Cmd":["given"],"Labels":{"x":"y"}},"rootfs":{"type":"","diff_ids":null}},
+			"annotations":{"note":"hello"}}`,
+	}}
 }
 
 // request reads the settings of a golden test: lines "#! name value" at the top of the file.
@@ -144,6 +151,10 @@ func request(t *testing.T, name string, data []byte) Request {
 			req.NoCacheFilter = append(req.NoCacheFilter, value)
 		case "network":
 			req.Network = graph.Network(value)
+		case "squash":
+			req.Squash = true
+		case "output-layers":
+			req.OutputLayers = append(req.OutputLayers, value)
 		case "runnable":
 			p, _ := ParsePlatform(value)
 			req.Runnable = append(req.Runnable, p)

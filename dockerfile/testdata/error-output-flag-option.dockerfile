@@ -1,0 +1,2 @@
+#! output-layers app:/x,mod=append
+FROM alpine AS app

@@ -1,0 +1,2 @@
+#! output-layers ap:/x
+FROM alpine AS app

@@ -1,0 +1,2 @@
+FROM alpine
+OUTPUT --mode=append --generator=auto /x

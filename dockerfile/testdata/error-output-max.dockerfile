@@ -1,0 +1,2 @@
+FROM alpine
+OUTPUT --max-layers=200 /x

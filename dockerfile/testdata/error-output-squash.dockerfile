@@ -1,0 +1,3 @@
+FROM alpine
+OUTPUT /x
+SQUASH

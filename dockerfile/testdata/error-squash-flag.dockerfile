@@ -1,0 +1,2 @@
+FROM alpine
+SQUASH --sinc=x

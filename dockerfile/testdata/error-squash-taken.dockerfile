@@ -1,0 +1,3 @@
+FROM alpine AS x
+FROM alpine
+SQUASH AS x
