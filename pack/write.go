@@ -456,14 +456,18 @@ func (p *packing) files(ctx context.Context, set *archive.Set) error {
 	return WriteFile(p.t.Path, func(out io.Writer) error { return archive.WriteTar(ctx, out, files) })
 }
 
-// WriteFile makes a file of what f writes. The file appears whole or not at all; a name that ends in .gz or .zst is
-// compressed.
+// WriteFile is Replace for archives: what goes to a name that ends in .gz or .zst is compressed.
 func WriteFile(path string, f func(io.Writer) error) error {
+	return Replace(path, func(out io.Writer) error { return compressed(out, path, f) })
+}
+
+// Replace makes a file of what f writes. The file appears whole or not at all.
+func Replace(path string, f func(io.Writer) error) error {
 	part, err := os.CreateTemp(filepath.Dir(path), ".strata-")
 	if err != nil {
 		return diag.Errorf(diag.Denied, "cannot write %s: %w", path, err)
 	}
-	err = compressed(part, path, f)
+	err = f(part)
 	if cerr := part.Close(); err == nil {
 		err = cerr
 	}
@@ -479,7 +483,7 @@ func WriteFile(path string, f func(io.Writer) error) error {
 	return err
 }
 
-func compressed(out *os.File, path string, f func(io.Writer) error) error {
+func compressed(out io.Writer, path string, f func(io.Writer) error) error {
 	c := layer.Compression{}
 	switch filepath.Ext(path) {
 	case ".gz", ".tgz":

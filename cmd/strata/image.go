@@ -26,11 +26,12 @@ import (
 
 func newImage(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "image COMMAND", Short: "Work with the images in the store", Aliases: []string{"images"},
+		Use: "image COMMAND", Short: "Work with images, in the store and outside of it", Aliases: []string{"images"},
 		RunE: group, Args: cobra.ArbitraryArgs,
 	}
 	cmd.AddCommand(newImageList(c), newImageInspect(c), newImageImport(c), newImageSave(c), newImageLoad(c),
-		newImagePush(c), newImagePull(c), newImageRemove(c), newImageTag(c))
+		newImagePush(c), newImagePull(c), newImageRemove(c), newImageTag(c),
+		newImageAssemble(c), newImageLayers(c), newImagePushOnto(c), newImageRelayer(c), newImageRebase(c), newImageConvert(c), newImageExport(c))
 	return cmd
 }
 
