@@ -64,7 +64,11 @@ type Vertex struct {
 	At       []diag.Span       // where it was written, innermost first
 	NoCache  bool              // run it even if its result is known; not part of the ID
 	Group    string            // vertices of one progress group are shown together; "" = none
+	Label    string            // what people see of the group; "" = Group
+	Weak     bool              // the group is shown only if its vertices do something
 	Labels   map[string]string // for people: descriptions that clients send along; not part of the ID
+	Workers  []string          // BuildKit's filters of workers: carried along, not used
+	Export   *bool             // whether an exported cache holds the result; nil = as it sees fit
 	ID       Digest
 }
 

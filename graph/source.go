@@ -24,6 +24,7 @@ type Image struct {
 	Mode       ResolveMode `json:"-"`
 	LayerLimit int         `json:"layerLimit,omitempty"` // only the lowest n layers; 0 = all
 	Checksum   Digest      `json:"checksum,omitempty"`
+	Record     string      `json:"-"` // what BuildKit's usage records call it: "regular", "internal", "frontend"
 }
 
 // OCILayout is an image in an OCI layout that the client or the store holds.
@@ -42,6 +43,7 @@ type Blob struct {
 	Layout   bool   `json:"layout,omitempty"`
 	Store    string `json:"store,omitempty"`
 	Session  string `json:"-"`
+	Record   string `json:"-"` // as in Image
 	Filename string `json:"filename,omitempty"`
 	Mode     uint32 `json:"mode,omitempty"`
 	UID      int    `json:"uid,omitempty"`
@@ -59,12 +61,15 @@ type Git struct {
 	SkipSubmodules bool       `json:"skipSubmodules,omitempty"`
 	FetchByCommit  bool       `json:"fetchByCommit,omitempty"`
 	MTimeCommit    bool       `json:"mtimeCommit,omitempty"` // files get the commit's time
-	Bundle         bool       `json:"bundle,omitempty"`
+	Bundle         bool       `json:"bundle,omitempty"`      // not a checkout: one file "bundle", as git bundle(1) makes it
+	BundleFrom     string     `json:"bundleFrom,omitempty"`  // the blob with the bundle that commits come from: docker-image+blob:// or oci-layout+blob://
 	Signature      *GitVerify `json:"signature,omitempty"`
 	AuthToken      string     `json:"-"` // names of secrets
 	AuthHeader     string     `json:"-"`
 	SSH            string     `json:"-"` // id of the forwarded agent
 	KnownHosts     string     `json:"-"`
+	Store          string     `json:"-"` // of BundleFrom, as in OCILayout
+	Session        string     `json:"-"`
 }
 
 // GitVerify is what a commit's signature must satisfy.
@@ -87,6 +92,13 @@ type HTTP struct {
 	Header     map[string]string `json:"header,omitempty"`
 	AuthHeader string            `json:"-"` // name of the secret
 	ModTime    *time.Time        `json:"modTime,omitempty"`
+	Signature  *HTTPVerify       `json:"signature,omitempty"`
+}
+
+// HTTPVerify is a detached signature (OpenPGP, armored) that a download must have.
+type HTTPVerify struct {
+	PubKey    string `json:"pubKey"`
+	Signature string `json:"signature"`
 }
 
 // Local is a directory of the client.

@@ -24,7 +24,7 @@ var rooms = [][]string{
 	{"diag"},
 	{"graph"},
 	{"image", "event"},
-	{"layer", "store", "registry", "session", "sandbox", "tree", "solve", "dockerfile/lint", "dockerfile"},
+	{"layer", "store", "registry", "session", "sandbox", "tree", "solve", "dockerfile/lint", "dockerfile", "llb"},
 	{"archive", "relayer"},
 	{"op", "source", "export", "pack"},
 	{"engine"},
@@ -40,7 +40,7 @@ var beside = map[string][]string{
 }
 
 // leavesOnly are packages of the middle layer that know nothing but values.
-var leavesOnly = []string{"solve", "dockerfile", "layer", "sandbox", "session"}
+var leavesOnly = []string{"solve", "dockerfile", "llb", "layer", "sandbox", "session"}
 
 // forbidden are modules that must never be linked into the binary: the parts of BuildKit that Strata replaces.
 var forbidden = []string{
