@@ -102,6 +102,9 @@ func (c *cli) run(ctx context.Context, req engine.RunRequest, interactive bool) 
 		return err
 	}
 	return c.with(ctx, func(eng builder) error {
+		if err := c.fetch(ctx, eng, sess, req); err != nil {
+			return err
+		}
 		if req.TTY {
 			restore, err := c.terminal(ctx, &req)
 			if err != nil {
@@ -109,14 +112,28 @@ func (c *cli) run(ctx context.Context, req engine.RunRequest, interactive bool) 
 			}
 			defer restore()
 		}
-		show := c.display(progress.Quiet)
-		code, err := eng.Run(ctx, req, sess, show.Sink())
-		show.Close(err)
+		code, err := eng.Run(ctx, req, sess, nil)
 		if err == nil && code != 0 {
 			err = exitCode(code)
 		}
 		return err
 	})
+}
+
+// fetch pulls an image that is not in the store, with a display that is over when the container begins.
+func (c *cli) fetch(ctx context.Context, eng builder, sess session.Session, req engine.RunRequest) error {
+	var platforms []graph.Platform
+	if req.Platform.OS != "" {
+		platforms = []graph.Platform{req.Platform}
+	}
+	_, err := eng.InspectImage(ctx, req.Image)
+	if diag.KindOf(err) != diag.NotFound {
+		return err
+	}
+	show := c.display(progress.Auto)
+	_, err = eng.PullImage(ctx, req.Image, platforms, sess, show.Sink())
+	show.Close(err)
+	return err
 }
 
 // terminal makes the user's terminal a pass-through to the container's, and follows its size.

@@ -235,10 +235,16 @@ func cmdLeak(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	var found []string
 	ts.Check(filepath.WalkDir(ts.Getenv("STRATA_ROOT"), func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) { // the engine clears up meanwhile
+			return nil
+		}
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
 		b, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if bytes.Contains(b, []byte(args[0])) || strings.Contains(path, args[0]) {
 			found = append(found, path)
 		}
