@@ -42,7 +42,7 @@ func (e *Engine) plug() error {
 	e.packer = export.NewPacker(e.store)
 	e.files = &op.FileRunner{Store: e.store}
 	e.execs = &op.ExecRunner{Store: e.store, Sandbox: e.steps}
-	e.seals = &op.LayersRunner{Store: e.store}
+	e.seals = &op.LayersRunner{Store: e.store, Generate: generate}
 	e.solver = solve.New[tree.Tree, *build](runner{e}, cache{e.store}, solve.Options{Parallel: e.opt.MaxParallel, Tenant: e.opt.Tenant})
 	return nil
 }
@@ -99,14 +99,21 @@ func (r runner) Pin(ctx context.Context, v *graph.Vertex, b *build) (solve.Pin, 
 	case *graph.HTTP:
 		p, err := b.http.Pin(ctx, o, v.ID)
 		return solve.Pin{Value: string(p), Light: true}, err
-	case *graph.Exec, *graph.File, *graph.Merge, *graph.Diff, *graph.Squash, *graph.Layers:
+	case *graph.Exec, *graph.File, *graph.Merge, *graph.Diff, *graph.Squash, *graph.Layers, *graph.Passthrough:
 		return solve.Pin{}, nil
+	case *graph.Build:
+		return solve.Pin{Volatile: true, Light: true}, nil
 	}
 	return solve.Pin{}, diag.Errorf(diag.Unsupported, "this engine cannot run %s", v.Op.Kind())
 }
 
 // Run implements solve.Runner.
 func (r runner) Run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tree.Tree, error) {
+	out, err := r.run(ctx, s)
+	return out, r.e.store.Explain(err)
+}
+
+func (r runner) run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tree.Tree, error) {
 	b := s.Env
 	switch o := s.V.Op.(type) {
 	case *graph.Local:
@@ -143,6 +150,10 @@ func (r runner) Run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 		return op.Squash(ctx, r.e.store, s.In)
 	case *graph.Diff:
 		return op.Diff(ctx, r.e.store, s.In)
+	case *graph.Passthrough:
+		return op.Pass(ctx, r.e.store, o.Outs, s.In)
+	case *graph.Build:
+		return b.nested(ctx, s, o)
 	}
 	return nil, diag.Errorf(diag.Unsupported, "this engine cannot run %s", s.V.Op.Kind())
 }

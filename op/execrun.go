@@ -39,6 +39,9 @@ func (s *execStep) command(ctx context.Context, rt sandbox.Runtime) error {
 	case exit.Signal != 0:
 		d.Msg += " (" + unix.SignalName(exit.Signal) + ")"
 	}
+	if s.store.Full() { // now: what the step wrote is about to go
+		d = s.store.FullError(d)
+	}
 	d.Log = log.tail()
 	return d
 }

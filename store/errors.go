@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/strata-build/strata/diag"
 )
 
@@ -35,18 +37,46 @@ func (s *Store) fail(doing string, err error) error {
 	switch {
 	case errors.As(err, &d):
 		return err
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return diag.Errorf(diag.Exhausted, "%s: %w", doing, err).WithHint("free space or inodes on the disk that holds %s, or run strata prune", s.root)
-	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-		return diag.Errorf(diag.Exhausted, "%s: %w", doing, err).WithHint("raise the limit on open files (ulimit -n)")
+	case isFull(err), errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return s.Explain(fmt.Errorf("%s: %w", doing, err))
 	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.EROFS):
 		return diag.Errorf(diag.Unavailable, "%s: %w", doing, err).WithHint("check the disk that holds %s; the kernel's log says more", s.root)
 	case errors.Is(err, fs.ErrPermission):
-		return diag.Errorf(diag.Denied, "%s: %w", doing, err)
+		return diag.Errorf(diag.Denied, "%s: %w", doing, err).WithHint("run it as root, or choose a root that this user may write to")
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return diag.Errorf(diag.Canceled, "%s: %w", doing, err)
 	}
 	return diag.Errorf(diag.Internal, "%s: %w", doing, err)
+}
+
+func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
+
+// Explain makes a diag.Exhausted error, which says what a person can do, of the failure to write a layer or to open a file
+// because the disk is full or too many files are open. Other errors come back as they are.
+func (s *Store) Explain(err error) error {
+	switch {
+	case err == nil || diag.KindOf(err) == diag.Exhausted:
+		return err
+	case isFull(err):
+		return s.FullError(err)
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return diag.Errorf(diag.Exhausted, "%w", err).WithHint("raise the limit on open files (ulimit -n)")
+	}
+	return err
+}
+
+// FullError says that the disk is full, which is why something failed.
+func (s *Store) FullError(why error) *diag.Error {
+	return diag.Errorf(diag.Exhausted, "the disk that holds %s is full: %w", s.root, why).WithHint("free space or inodes there, or run strata prune")
+}
+
+// Full reports whether next to nothing can be written any more.
+func (s *Store) Full() bool {
+	var st unix.Statfs_t
+	if unix.Fstatfs(int(s.dir.Fd()), &st) != nil {
+		return false
+	}
+	return int64(st.Bavail)*st.Bsize < 1<<20 || st.Files > 0 && st.Ffree < 16
 }
 
 func miss(format string, args ...any) error { return diag.Errorf(diag.NotFound, format, args...) }

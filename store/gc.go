@@ -150,7 +150,7 @@ func (s *Store) makeRoom(ctx context.Context) error {
 	if r.bytes > 0 || r.files > 0 {
 		s.trash.wait(ctx.Done())
 		if r = s.reserve(); r.full {
-			return diag.Errorf(diag.Exhausted, "the disk that holds %s is full", s.root).WithHint("free space or inodes there, or run strata prune")
+			return s.FullError(errors.New("there is no room for another layer"))
 		}
 	}
 	return nil

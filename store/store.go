@@ -125,7 +125,11 @@ func Open(root string, opt Options) (*Store, error) {
 
 func (s *Store) open() error {
 	if err := os.MkdirAll(s.root, 0o700); err != nil {
-		return s.fail("cannot make the root", err)
+		err = s.fail("cannot make the root", err)
+		if d, ok := err.(*diag.Error); ok && d.Hint == "" { //nolint:errorlint // fail made it
+			return d.WithHint("choose another root")
+		}
+		return err
 	}
 	left, err := s.takeLock()
 	if err != nil {
