@@ -483,3 +483,18 @@ func TestDiffUndoesNothing(t *testing.T) {
 		}
 	}
 }
+
+func TestPass(t *testing.T) {
+	b := newFileBed(t)
+	b.put(b.dir, "f=1")
+	x := b.script(nil, `echo -n x > x`)
+	out, err := Pass(context.Background(), b.s, []int{1, 2, 0}, []tree.Tree{b.local(), x, nil})
+	b.ok(err)
+	for i, want := range []string{"644 x=x", "", "644 f=1"} {
+		b.expect("output", out[i].(*tree.Stack), want)
+		out[i].Release()
+	}
+	if _, err := Pass(context.Background(), b.s, []int{1}, []tree.Tree{x}); err == nil {
+		t.Error("an input that is not there was passed on")
+	}
+}
