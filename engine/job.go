@@ -10,6 +10,7 @@ import (
 	"github.com/strata-build/strata/export"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/session"
 	"github.com/strata-build/strata/tree"
 )
@@ -36,6 +37,9 @@ type Input struct {
 	Edge   graph.Edge
 	Config *image.Config // if it is an image
 }
+
+// Root is the state root.
+func (e *Engine) Root() string { return e.store.Root() }
 
 // NewJob starts a build. It ends with ctx or with Close.
 func (e *Engine) NewJob(ctx context.Context, opt JobOptions) *Job {
@@ -129,9 +133,13 @@ func (j *Job) Files(_ context.Context, e graph.Edge) (*tree.Files, error) {
 	return f.Files()
 }
 
-// Image resolves an image's name for a platform.
+// Image resolves an image's name, as short as the user likes, for a platform.
 func (j *Job) Image(ctx context.Context, ref string, p graph.Platform, mode graph.ResolveMode) (dockerfile.Resolved, error) {
-	return j.b.Image(ctx, ref, p, mode)
+	full, err := registry.ParseRef(ref)
+	if err != nil {
+		return dockerfile.Resolved{}, err
+	}
+	return j.b.Image(ctx, full.String(), p, mode)
 }
 
 // OCILayout resolves an image of an OCI layout for a platform.

@@ -115,6 +115,7 @@ type PrunePolicy struct {
 	KeepBytes int64 // stop when the state is this small
 	Until     time.Duration
 	Filters   []string
+	Match     func(UsageItem) bool `json:"-"` // only what it accepts; nil = all
 	DryRun    bool
 }
 

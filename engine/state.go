@@ -17,6 +17,10 @@ func (e *Engine) Prune(ctx context.Context, p PrunePolicy) ([]Pruned, error) {
 	if err != nil {
 		return nil, err
 	}
+	if p.Match != nil {
+		all := keep
+		keep = func(u store.Usage) bool { return (all == nil || all(u)) && p.Match(usageItem(u)) }
+	}
 	freed, err := e.store.GC(ctx, store.Policy{
 		MaxBytes: p.KeepBytes, KeepDuration: p.Until, All: p.All || p.KeepBytes == 0, Filter: keep, DryRun: p.DryRun,
 	})
@@ -68,9 +72,13 @@ func (e *Engine) Usage(ctx context.Context) ([]UsageItem, error) {
 	}
 	out := make([]UsageItem, len(all))
 	for i, u := range all {
-		out[i] = UsageItem{ID: u.ID, Kind: u.Kind, Label: u.Label, Size: u.Size, Created: u.Created, Used: u.LastUsed, InUse: u.InUse}
+		out[i] = usageItem(u)
 	}
 	return out, nil
+}
+
+func usageItem(u store.Usage) UsageItem {
+	return UsageItem{ID: u.ID, Kind: u.Kind, Label: u.Label, Size: u.Size, Created: u.Created, Used: u.LastUsed, InUse: u.InUse}
 }
 
 // Check verifies the state. Full reads everything: blobs are hashed, and layers whose diff_id is known are written again

@@ -171,16 +171,7 @@ func (f *Files) Open(m *Match) (*os.File, error) {
 // ReadFile returns the content of one regular file of a tree, at most limit bytes: more is diag.Exhausted. Symlinks are
 // followed within the tree. What is no regular file is diag.Invalid, and never blocks.
 func (f *Files) ReadFile(ctx context.Context, p string, limit int64) ([]byte, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	at, err := f.find(p, true)
-	if err != nil {
-		return nil, err
-	}
-	if !at.e.IsRegular() {
-		return nil, diag.Errorf(diag.Invalid, "%q is not a regular file", p)
-	}
-	file, err := f.Open(&Match{Rel: at.rel, Pick: Pick{Entry: at.e}})
+	file, err := f.OpenFile(p)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package tree
 
 import (
 	"context"
+	"os"
 
 	"github.com/strata-build/strata/diag"
 )
@@ -16,6 +17,21 @@ func (f *Files) Stat(p string) (Entry, error) {
 		return Entry{}, err
 	}
 	return *at.e, nil
+}
+
+// OpenFile opens a regular file. Symlinks are followed within the tree. What is no regular file is diag.Invalid, and never
+// blocks.
+func (f *Files) OpenFile(p string) (*os.File, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	at, err := f.find(p, true)
+	if err != nil {
+		return nil, err
+	}
+	if !at.e.IsRegular() {
+		return nil, diag.Errorf(diag.Invalid, "%q is not a regular file", p)
+	}
+	return f.Open(&Match{Rel: at.rel, Pick: Pick{Entry: at.e}})
 }
 
 // ReadDir lists a directory, sorted by name. Symlinks to it are followed within the tree.

@@ -22,7 +22,8 @@ import (
 // ServeOptions say how long an engine is served.
 type ServeOptions struct {
 	Idle time.Duration // end after so long without a call; 0 = never
-	Exe  string        // which program this is: another one's client asks it to end
+	Exe  string        // which program this is: another one's client asks it to end; "" = it stays
+	Busy func() bool   // whether the engine serves others too, so that a client cannot end it now; nil = never
 	Log  *slog.Logger
 }
 
@@ -102,7 +103,7 @@ func (s *server) leaveLocked() {
 func (s *server) retire() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.calls > 0 {
+	if s.calls > 0 || s.opt.Busy != nil && s.opt.Busy() {
 		return false
 	}
 	s.leaveLocked()
@@ -174,7 +175,7 @@ func (s *server) serve(ctx context.Context, u *net.UnixConn) {
 		_ = c.write(frameDone, outcomeOf(0, nil, err))
 		return
 	}
-	begun := s.begin(req.Exe != "" && req.Exe != s.opt.Exe, func() {
+	begun := s.begin(s.opt.Exe != "" && req.Exe != "" && req.Exe != s.opt.Exe, func() {
 		text := fmt.Sprintf("waiting for another version's builds to end (process %d)", os.Getpid())
 		_ = c.write(frameEvent, event.Event{Kind: event.Message, Time: time.Now(), Text: text})
 	})
@@ -192,7 +193,7 @@ func (s *server) serve(ctx context.Context, u *net.UnixConn) {
 	if err != nil && context.Cause(ctx) == errStopped {
 		err = errStopped
 	}
-	s.finish() // who has the answer may stop the engine
+	s.finish()                                   // who has the answer may stop the engine
 	_ = c.write(frameDone, outcomeOf(0, v, err)) // a client that is gone needs no answer
 }
 

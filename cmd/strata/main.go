@@ -16,6 +16,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -26,7 +27,15 @@ import (
 	"github.com/strata-build/strata/engine"
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+func main() { os.Exit(run(arguments(os.Args), os.Stdin, os.Stdout, os.Stderr)) }
+
+// arguments is the command line without the program's name: called as BuildKit's daemon, the program is one.
+func arguments(argv []string) []string {
+	if filepath.Base(argv[0]) == "buildkitd" {
+		return append([]string{"serve", "--as-buildkitd"}, argv[1:]...)
+	}
+	return argv[1:]
+}
 
 // exitCode is the end of a command that ran to its end, with a code of its own.
 type exitCode int

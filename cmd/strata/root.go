@@ -29,7 +29,7 @@ func newRoot(c *cli) *cobra.Command {
 	fs.StringVar(&c.runtime, "runtime", os.Getenv("STRATA_RUNTIME"), "OCI runtime that runs the steps (default runc in PATH; $STRATA_RUNTIME)")
 	fs.BoolVar(&c.noDaemon, "no-daemon", false, "Run the engine in this process (also STRATA_DAEMON=off)")
 	fs.BoolVarP(&c.debug, "debug", "D", false, "Log what the engine does to standard error, in this process")
-	root.AddCommand(newBuild(c), newImage(c), newLayer(c), newRun(c), newPrune(c), newUsage(c), newCheck(c), newDaemon(c), newVersion(c))
+	root.AddCommand(newBuild(c), newImage(c), newLayer(c), newRun(c), newPrune(c), newUsage(c), newCheck(c), newDaemon(c), newServe(c), newVersion(c))
 	root.SetUsageTemplate(usageTemplate)
 	root.SetHelpTemplate(helpTemplate)
 	root.SetFlagErrorFunc(badFlag)

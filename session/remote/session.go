@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -31,8 +32,9 @@ type Session struct {
 	c    *client
 	peer Peer
 
-	mu   sync.Mutex
-	held []*slot
+	mu    sync.Mutex
+	held  []*slot
+	bound map[string]string // names of directories -> ids of sessions
 }
 
 var (
@@ -50,6 +52,30 @@ func (s *Session) Close() {
 	for _, h := range held {
 		h.free()
 	}
+}
+
+// Bind says which sessions have the directories of these names, where it is not this one.
+func (s *Session) Bind(dirs map[string]string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bound == nil {
+		s.bound = map[string]string{}
+	}
+	maps.Copy(s.bound, dirs)
+}
+
+// from returns the connection that has a directory.
+func (s *Session) from(ctx context.Context, op *graph.Local) (*client, error) {
+	id := op.Session
+	if id == "" {
+		s.mu.Lock()
+		id = s.bound[op.Name]
+		s.mu.Unlock()
+	}
+	if id == "" || id == s.c.id {
+		return s.c, nil
+	}
+	return s.m.find(ctx, id, s.peer)
 }
 
 // Context ends when the client has gone.
@@ -92,13 +118,9 @@ func (s *Session) Dir(ctx context.Context, name string) (session.Dir, error) {
 
 // Sync implements session.Syncer.
 func (s *Session) Sync(ctx context.Context, op *graph.Local, progress func(int64)) (session.Dir, error) {
-	c := s.c
-	if op.Session != "" && op.Session != c.id {
-		other, err := s.m.find(ctx, op.Session, s.peer)
-		if err != nil {
-			return session.Dir{}, err
-		}
-		c = other
+	c, err := s.from(ctx, op)
+	if err != nil {
+		return session.Dir{}, err
 	}
 	const method = "/moby.filesync.v1.FileSync/DiffCopy"
 	if !c.told(method) {

@@ -1,0 +1,198 @@
+package buildkit
+
+import (
+	"context"
+	"crypto/rand"
+	"sync"
+
+	gateway "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/solver/pb"
+	spb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/status"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/engine"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/llb"
+	"github.com/strata-build/strata/session/remote"
+)
+
+// bridge is a build as a frontend sees it, wherever the frontend runs.
+type bridge struct {
+	s       *Server
+	job     *engine.Job
+	journal *journal
+	session *remote.Session           // nil = no client
+	inputs  map[string]*pb.Definition // of the frontend
+
+	mu       sync.Mutex
+	refs     map[string]*ref
+	vertices map[graph.Digest]graph.Digest // what clients call a vertex -> its ID
+	ended    bool
+	returned chan returned
+}
+
+// ref is a tree that the build may make: it is made when somebody reads or exports it.
+type ref struct {
+	id     string
+	target image.Target // Root; for what a Dockerfile makes, also the image around it
+}
+
+type returned struct {
+	res *result
+	err error
+}
+
+// maxRefs bounds how many references one build may hold.
+const maxRefs = 100_000
+
+func newBridge(s *Server, job *engine.Job, j *journal, sess *remote.Session) *bridge {
+	return &bridge{
+		s: s, job: job, journal: j, session: sess,
+		refs: map[string]*ref{}, vertices: map[graph.Digest]graph.Digest{}, returned: make(chan returned, 1),
+	}
+}
+
+// end refuses further calls.
+func (b *bridge) end() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ended = true
+}
+
+// add makes a reference.
+func (b *bridge) add(t image.Target) (*ref, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended {
+		return nil, errEnded
+	}
+	if len(b.refs) >= maxRefs {
+		return nil, diag.Errorf(diag.Exhausted, "the build holds more than %d references", maxRefs)
+	}
+	r := &ref{id: rand.Text(), target: t}
+	b.refs[r.id] = r
+	return r, nil
+}
+
+// get finds a reference of this build. The empty name is the empty tree.
+func (b *bridge) get(id string) (*ref, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended {
+		return nil, errEnded
+	}
+	if id == "" {
+		return &ref{}, nil
+	}
+	if r := b.refs[id]; r != nil {
+		return r, nil
+	}
+	return nil, diag.Errorf(diag.NotFound, "no such ref: %.80q", id)
+}
+
+// edge decodes a definition to its first result.
+func (b *bridge) edge(def *pb.Definition) (graph.Edge, error) {
+	roots, meta, err := llb.Decode(def, llb.Options{Platform: engine.Native()})
+	if err != nil {
+		return graph.Edge{}, err
+	}
+	b.mu.Lock()
+	for v, d := range meta.Digests {
+		b.vertices[d] = v.ID
+	}
+	b.mu.Unlock()
+	if len(roots) == 0 {
+		return graph.Edge{}, nil
+	}
+	return roots[0], nil
+}
+
+// definition makes a result of a definition.
+func (b *bridge) definition(def *pb.Definition) (*result, error) {
+	e, err := b.edge(def)
+	if err != nil {
+		return nil, err
+	}
+	r, err := b.add(image.Target{Root: e})
+	if err != nil {
+		return nil, err
+	}
+	return &result{single: r, meta: map[string][]byte{}}, nil
+}
+
+// solve answers a frontend's Solve.
+func (b *bridge) solve(ctx context.Context, req *gateway.SolveRequest) (*result, error) {
+	for _, p := range req.SourcePolicies {
+		if len(p.GetRules()) > 0 {
+			return nil, unsupported("source policies are not supported")
+		}
+	}
+	var res *result
+	var err error
+	switch {
+	case req.Definition != nil && len(req.Definition.Def) > 0 && req.Frontend != "":
+		return nil, diag.Errorf(diag.Invalid, "cannot solve with both Definition and Frontend specified")
+	case req.Frontend != "":
+		res, err = b.frontend(ctx, req.Frontend, req.FrontendOpt, req.FrontendInputs)
+	case req.Definition != nil:
+		res, err = b.definition(req.Definition)
+	default:
+		return &result{meta: map[string][]byte{}}, nil
+	}
+	if err != nil || !req.Evaluate {
+		return res, err
+	}
+	var edges []graph.Edge
+	for _, r := range res.all() {
+		edges = append(edges, r.target.Root)
+	}
+	return res, b.job.Solve(ctx, edges...)
+}
+
+// frontend runs a frontend of this program.
+func (b *bridge) frontend(ctx context.Context, name string, attrs map[string]string, inputs map[string]*pb.Definition) (*result, error) {
+	switch name {
+	case "dockerfile.v0":
+		return b.dockerfile(ctx, attrs, inputs)
+	case "gateway.v0":
+		return nil, unsupported("frontends in images (gateway.v0) are not supported yet")
+	}
+	return nil, diag.Errorf(diag.NotFound, "failed to find frontend: %.80q", name)
+}
+
+// evaluate makes a reference now.
+func (b *bridge) evaluate(ctx context.Context, id string) error {
+	r, err := b.get(id)
+	if err != nil {
+		return err
+	}
+	return b.job.Solve(ctx, r.target.Root)
+}
+
+// finish takes the result of a frontend that runs elsewhere: only the first counts.
+func (b *bridge) finish(res *gateway.Result, failure *spb.Status) error {
+	var out returned
+	if failure != nil {
+		out.err = status.ErrorProto(failure)
+	} else {
+		out.res, out.err = b.decode(res)
+	}
+	select {
+	case b.returned <- out:
+		return nil
+	default:
+		return diag.Errorf(diag.Conflict, "the build has returned already")
+	}
+}
+
+// wait waits for finish.
+func (b *bridge) wait(ctx context.Context) (*result, error) {
+	select {
+	case r := <-b.returned:
+		return r.res, r.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}

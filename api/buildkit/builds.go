@@ -1,0 +1,118 @@
+package buildkit
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	control "github.com/moby/buildkit/api/services/control"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/strata-build/strata/diag"
+)
+
+// build is one Solve of a client. It can be found by its ref while it runs, and its journal afterwards.
+type build struct {
+	ref     string
+	journal *journal
+	bridge  *bridge // nil until the session is there
+	ready   chan struct{}
+	owner   string // connection of the client, which alone may call the bridge
+}
+
+// builds are those under way.
+type builds struct {
+	mu      sync.Mutex
+	byRef   map[string]*build
+	changed chan struct{}
+}
+
+// maxRef bounds the length of a build's name.
+const maxRef = 200
+
+func (b *builds) add(x *build) error {
+	if x.ref == "" || len(x.ref) > maxRef {
+		return diag.Errorf(diag.Invalid, "a build needs a ref of at most %d characters", maxRef)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.byRef[x.ref] != nil {
+		return diag.Errorf(diag.Conflict, "job ID %s exists", x.ref)
+	}
+	b.byRef[x.ref] = x
+	close(b.changed)
+	b.changed = make(chan struct{})
+	return nil
+}
+
+func (b *builds) remove(x *build) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.byRef, x.ref)
+}
+
+// Busy reports whether builds are under way.
+func (s *Server) Busy() bool {
+	s.builds.mu.Lock()
+	defer s.builds.mu.Unlock()
+	return len(s.builds.byRef) > 0
+}
+
+// wait returns a build, for which it waits a moment: clients ask before they have begun it.
+func (b *builds) wait(ctx context.Context, ref string, patience time.Duration) (*build, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		b.mu.Lock()
+		x, changed := b.byRef[ref], b.changed
+		b.mu.Unlock()
+		if x != nil {
+			return x, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, &noJob{ref}
+		}
+	}
+}
+
+// Status tells what a build does, from its beginning to its end.
+func (s *Server) Status(req *control.StatusRequest, stream control.Control_StatusServer) error {
+	if r := s.history.find(req.Ref); r != nil {
+		return r.journal.follow(stream.Context(), stream.Send)
+	}
+	b, err := s.builds.wait(stream.Context(), req.Ref, 6*time.Second)
+	if err != nil {
+		return err
+	}
+	return b.journal.follow(stream.Context(), stream.Send)
+}
+
+// buildID names the metadata with which a forwarded call says which build it belongs to.
+const buildID = "buildkit-controlapi-buildid"
+
+// bridgeOf returns the build that a call belongs to.
+func (s *Server) bridgeOf(ctx context.Context) (*bridge, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	ids := md.Get(buildID)
+	if len(ids) != 1 || ids[0] == "" {
+		return nil, diag.Errorf(diag.Invalid, "the call says for no build")
+	}
+	b, err := s.builds.wait(ctx, ids[0], 3*time.Second)
+	if err != nil {
+		return nil, err
+	}
+	if b.owner != peerOf(ctx).Conn {
+		return nil, diag.Errorf(diag.Denied, "build %s belongs to another client", ids[0])
+	}
+	select {
+	case <-b.ready:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if b.bridge == nil {
+		return nil, &noJob{ids[0]}
+	}
+	return b.bridge, nil
+}

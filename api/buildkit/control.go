@@ -1,0 +1,219 @@
+package buildkit
+
+import (
+	"context"
+	"maps"
+	"os"
+	"strconv"
+	"time"
+
+	control "github.com/moby/buildkit/api/services/control"
+	apitypes "github.com/moby/buildkit/api/types"
+	gateway "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/solver/pb"
+	apicaps "github.com/moby/buildkit/util/apicaps/pb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/engine"
+	"github.com/strata-build/strata/session/remote"
+)
+
+// protocol is the version of BuildKit whose API this is. Clients choose what they ask for by it.
+const protocol = "v0.34.1"
+
+func (s *Server) version() *apitypes.BuildkitVersion {
+	return &apitypes.BuildkitVersion{Package: "github.com/strata-build/strata", Version: protocol, Revision: s.opt.Version}
+}
+
+// Info tells the version.
+func (s *Server) Info(context.Context, *control.InfoRequest) (*control.InfoResponse, error) {
+	return &control.InfoResponse{BuildkitVersion: s.version()}, nil
+}
+
+// ListWorkers describes the one worker.
+func (s *Server) ListWorkers(_ context.Context, req *control.ListWorkersRequest) (*control.ListWorkersResponse, error) {
+	match, err := matcher(req.Filter, func(w *apitypes.WorkerRecord, field string) (string, bool) {
+		if field == "id" {
+			return w.GetID(), true
+		}
+		name, ok := cutLabel(field)
+		return w.GetLabels()[name], ok
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := &control.ListWorkersResponse{}
+	for _, w := range s.workers() {
+		if match(w) {
+			out.Record = append(out.Record, w)
+		}
+	}
+	return out, nil
+}
+
+func cutLabel(field string) (string, bool) {
+	const p = "labels."
+	if len(field) <= len(p) || field[:len(p)] != p {
+		return "", false
+	}
+	name := field[len(p):]
+	if u, err := strconv.Unquote(name); err == nil {
+		name = u
+	}
+	return name, true
+}
+
+// label begins the labels of workers.
+const label = "org.mobyproject.buildkit.worker."
+
+func (s *Server) workers() []*apitypes.WorkerRecord {
+	labels := map[string]string{
+		label + "executor": "oci", label + "snapshotter": "overlayfs", label + "network": "bridge", label + "oci.process-mode": "sandbox",
+	}
+	if name, err := os.Hostname(); err == nil {
+		labels[label+"hostname"] = name
+	}
+	maps.Copy(labels, s.opt.Labels)
+	p := engine.Native()
+	return []*apitypes.WorkerRecord{{
+		ID: s.id, Labels: labels, BuildkitVersion: s.version(), Platforms: []*pb.Platform{{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant}},
+	}}
+}
+
+// gatewayCaps are those of the LLBBridge methods that there are.
+func gatewayCaps() []*apicaps.APICap {
+	missing := map[string]bool{
+		string(gateway.CapGatewayExec): true, string(gateway.CapGatewayExecExtraHosts): true, string(gateway.CapGatewayExecSecretEnv): true,
+		string(gateway.CapGatewayExecSignals): true, string(gateway.CapGatewayExecFilesystem): true, string(gateway.CapImportCaches): true,
+		string(gateway.CapAttestations): true, string(gateway.CapSourceMetaResolverImageAttestations): true,
+		string(gateway.CapSourceMetaResolverHTTPChecksumRequest): true,
+	}
+	var out []*apicaps.APICap
+	for _, c := range gateway.Caps.All() {
+		if !missing[c.ID] {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// Record types of BuildKit.
+const (
+	typeRegular = "regular"
+	typeLocal   = "source.local"
+	typeCache   = "exec.cachemount"
+)
+
+func usageType(kind string) string {
+	if kind == "mount" {
+		return typeCache
+	}
+	return typeRegular
+}
+
+func usageField(u *control.UsageRecord, field string) (string, bool) {
+	switch field {
+	case "id":
+		return u.GetID(), true
+	case "type":
+		return u.GetRecordType(), true
+	case "description":
+		return u.GetDescription(), true
+	case "inuse":
+		return strconv.FormatBool(u.GetInUse()), true
+	case "mutable":
+		return strconv.FormatBool(u.GetMutable()), true
+	case "immutable":
+		return strconv.FormatBool(!u.GetMutable()), true
+	case "shared":
+		return strconv.FormatBool(u.GetShared()), true
+	case "private":
+		return strconv.FormatBool(!u.GetShared()), true
+	}
+	return "", false
+}
+
+// usage is what takes space.
+func (s *Server) usage(ctx context.Context) ([]*control.UsageRecord, error) {
+	all, err := s.e.Usage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []*control.UsageRecord
+	for _, u := range all {
+		out = append(out, &control.UsageRecord{
+			ID: u.ID, InUse: u.InUse, Size: u.Size, CreatedAt: timestamppb.New(u.Created), LastUsedAt: timestamppb.New(u.Used), UsageCount: 1,
+			Description: u.Label, RecordType: usageType(u.Kind), Mutable: usageType(u.Kind) == typeCache,
+		})
+	}
+	slots, err := s.sessions.Usage()
+	for _, x := range slots {
+		out = append(out, slotRecord(x))
+	}
+	return out, err
+}
+
+func slotRecord(x remote.Slot) *control.UsageRecord {
+	return &control.UsageRecord{
+		ID: x.Name, InUse: x.InUse, Size: x.Size, CreatedAt: timestamppb.New(x.Used), LastUsedAt: timestamppb.New(x.Used), UsageCount: 1,
+		Description: "local source of a client", RecordType: typeLocal, Mutable: true,
+	}
+}
+
+// DiskUsage lists what takes space.
+func (s *Server) DiskUsage(ctx context.Context, req *control.DiskUsageRequest) (*control.DiskUsageResponse, error) {
+	match, err := matcher(req.Filter, usageField)
+	if err != nil {
+		return nil, err
+	}
+	all, err := s.usage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &control.DiskUsageResponse{}
+	for _, u := range all {
+		if match(u) && (req.AgeLimit <= 0 || time.Since(u.LastUsedAt.AsTime()) >= time.Duration(req.AgeLimit)) {
+			out.Record = append(out.Record, u)
+		}
+	}
+	return out, nil
+}
+
+// Prune removes what nothing needs and tells what it was.
+func (s *Server) Prune(req *control.PruneRequest, stream control.Control_PruneServer) error {
+	match, err := matcher(req.Filter, usageField)
+	if err != nil {
+		return err
+	}
+	if req.KeepDuration < 0 || req.ReservedSpace < 0 || req.MaxUsedSpace < 0 || req.MinFreeSpace < 0 {
+		return diag.Errorf(diag.Invalid, "what is to be kept must not be negative")
+	}
+	policy := engine.PrunePolicy{All: req.All, KeepBytes: max(req.ReservedSpace, req.MaxUsedSpace), Until: time.Duration(req.KeepDuration)}
+	if len(req.Filter) > 0 {
+		policy.Match = func(u engine.UsageItem) bool {
+			return match(&control.UsageRecord{ID: u.ID, RecordType: usageType(u.Kind), Description: u.Label, InUse: u.InUse, Mutable: usageType(u.Kind) == typeCache})
+		}
+	}
+	freed, err := s.e.Prune(stream.Context(), policy)
+	if err != nil {
+		return err
+	}
+	for _, f := range freed {
+		if err := stream.Send(&control.UsageRecord{ID: f.ID, Size: f.Size, Description: f.Label, RecordType: typeRegular}); err != nil {
+			return err
+		}
+	}
+	if policy.KeepBytes > 0 {
+		return nil // directories of clients are bounded on their own
+	}
+	slots, err := s.sessions.Prune(func(x remote.Slot) bool {
+		return !match(slotRecord(x)) || (policy.Until > 0 && time.Since(x.Used) < policy.Until)
+	})
+	for _, x := range slots {
+		if err := stream.Send(slotRecord(x)); err != nil {
+			return err
+		}
+	}
+	return err
+}

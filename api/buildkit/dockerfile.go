@@ -1,0 +1,170 @@
+package buildkit
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/solver/pb"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/dockerfile"
+	"github.com/strata-build/strata/engine"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+)
+
+// frontendCaps are the capabilities of the Dockerfile frontend that a request may insist on.
+var frontendCaps = []string{
+	"moby.buildkit.frontend.inputs", "moby.buildkit.frontend.subrequests", "moby.buildkit.frontend.contexts", "moby.buildkit.frontend.gitquerystring",
+}
+
+// dockerfile builds a Dockerfile, or answers a question about it.
+func (b *bridge) dockerfile(ctx context.Context, attrs map[string]string, defs map[string]*pb.Definition) (*result, error) {
+	if err := checkCaps(attrs["frontend.caps"]); err != nil {
+		return nil, err
+	}
+	req, err := request(attrs)
+	if err != nil {
+		return nil, err
+	}
+	if b.session != nil {
+		b.session.Bind(localSessions(attrs))
+	}
+	inputs, err := b.decodeInputs(attrs, defs)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.fromInputs(ctx, &req, inputs); err != nil {
+		return nil, err
+	}
+	if id, ok := attrs["requestid"]; ok {
+		return b.subrequest(ctx, id, req, inputs)
+	}
+	plan, err := b.job.Plan(ctx, req, inputs)
+	if err != nil {
+		return nil, err
+	}
+	return b.fromPlan(plan, multi(attrs, len(req.Platforms)))
+}
+
+func checkCaps(list string) error {
+	for _, c := range strings.Split(list, ",") {
+		name, _, _ := strings.Cut(c, "+")
+		if c == "" {
+			continue
+		}
+		known := false
+		for _, k := range frontendCaps {
+			known = known || k == name
+		}
+		if !known {
+			err := diag.Errorf(diag.Unsupported, "unsupported frontend capability %s", c)
+			return detailed{err, "FrontendCap", &errdefs.FrontendCap{Name: c}}
+		}
+	}
+	return nil
+}
+
+// decodeInputs reads the trees that the client passes, and their images' configurations.
+func (b *bridge) decodeInputs(attrs map[string]string, defs map[string]*pb.Definition) (map[string]engine.Input, error) {
+	inputs := map[string]engine.Input{}
+	for name, def := range defs {
+		e, err := b.edge(def)
+		if err != nil {
+			return nil, err
+		}
+		in := engine.Input{Edge: e}
+		if raw := attrs["input-metadata:"+name]; raw != "" {
+			var meta map[string][]byte
+			if err := json.Unmarshal([]byte(raw), &meta); err != nil {
+				return nil, diag.Errorf(diag.Invalid, "failed to unmarshal input metadata %s: %w", name, err)
+			}
+			if conf := meta[metaConfig]; len(conf) > 0 {
+				in.Config = &image.Config{}
+				if err := json.Unmarshal(conf, in.Config); err != nil {
+					return nil, diag.Errorf(diag.Invalid, "the image configuration of input %s: %w", name, err)
+				}
+				in.Config.Extra = conf
+			}
+		}
+		inputs[name] = in
+	}
+	return inputs, nil
+}
+
+// maxDockerfile bounds a Dockerfile, in bytes.
+const maxDockerfile = 16 << 20
+
+// fromInputs takes the build context and the Dockerfile from the inputs of these names.
+func (b *bridge) fromInputs(ctx context.Context, req *dockerfile.Request, inputs map[string]engine.Input) error {
+	if in, ok := inputs["context"]; ok && req.ContextURL == "" {
+		e := in.Edge
+		req.Context, req.LocalDocker = &e, true
+	}
+	in, ok := inputs["dockerfile"]
+	if !ok {
+		return nil
+	}
+	files, err := b.job.Files(ctx, in.Edge)
+	if err != nil {
+		return err
+	}
+	name := first(req.Filename, "Dockerfile")
+	data, err := files.ReadFile(ctx, name, maxDockerfile)
+	if err != nil {
+		return diag.Errorf(diag.KindOf(err), "failed to read dockerfile: %w", err)
+	}
+	req.Source = &diag.Source{Name: name, Data: data}
+	return nil
+}
+
+// fromPlan makes a result of a plan.
+func (b *bridge) fromPlan(plan *image.Plan, multi bool) (*result, error) {
+	res := &result{meta: map[string][]byte{}}
+	if multi {
+		res.many = map[string]*ref{}
+	}
+	var ps platforms
+	for _, t := range plan.Targets {
+		conf, err := t.Config.Encode()
+		if err != nil {
+			return nil, err
+		}
+		r, err := b.add(t)
+		if err != nil {
+			return nil, err
+		}
+		ps.Platforms = append(ps.Platforms, platform{ID: t.ID, Platform: ociPlatform(t.Platform)})
+		if multi {
+			res.many[t.ID] = r
+			res.meta[metaConfig+"/"+t.ID] = conf
+		} else {
+			res.single = r
+			res.meta[metaConfig] = conf
+		}
+		for k, v := range t.Metadata {
+			res.meta[k] = []byte(v)
+		}
+	}
+	raw, err := json.Marshal(ps)
+	if err != nil {
+		return nil, err
+	}
+	res.meta[metaPlatforms] = raw
+	return res, nil
+}
+
+// resolveMode is how clients name the modes.
+func resolveMode(s string) (graph.ResolveMode, error) {
+	switch s {
+	case "", "default":
+		return graph.ResolveDefault, nil
+	case "pull":
+		return graph.ResolvePull, nil
+	case "local":
+		return graph.ResolveLocal, nil
+	}
+	return "", diag.Errorf(diag.Invalid, "invalid image-resolve-mode: %s", s)
+}

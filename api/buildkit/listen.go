@@ -1,0 +1,191 @@
+package buildkit
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/peer"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/session/remote"
+)
+
+// DefaultAddress is where BuildKit's clients look.
+const DefaultAddress = "unix:///run/buildkit/buildkitd.sock"
+
+// TLSFiles name the files of mutual TLS: the server's certificate and key, and the authority of its clients.
+type TLSFiles struct{ Cert, Key, CA string }
+
+// Endpoint is a socket that is listened on.
+type Endpoint struct {
+	net.Listener
+	tls *tls.Config // nil for a Unix socket
+}
+
+// Listen opens unix://PATH or tcp://HOST:PORT. A Unix socket belongs to a group, "" being the process's, and can be used by
+// it and the owner; a stale one is replaced. TCP needs TLS with certificates of the clients.
+func Listen(address, group string, files TLSFiles) (*Endpoint, error) {
+	scheme, rest, ok := strings.Cut(address, "://")
+	switch {
+	case ok && scheme == "unix":
+		l, err := listenUnix(rest, group)
+		return &Endpoint{Listener: l}, err
+	case ok && scheme == "tcp":
+		conf, err := files.load()
+		if err != nil {
+			return nil, err
+		}
+		l, err := net.Listen("tcp", rest)
+		if err != nil {
+			return nil, diag.Errorf(diag.Unavailable, "%s: %w", address, err)
+		}
+		return &Endpoint{Listener: l, tls: conf}, nil
+	}
+	return nil, diag.Errorf(diag.Invalid, "%q is no address: it must be unix://PATH or tcp://HOST:PORT", address)
+}
+
+func (f TLSFiles) load() (*tls.Config, error) {
+	if f.Cert == "" || f.Key == "" || f.CA == "" {
+		return nil, diag.Errorf(diag.Denied, "TCP is refused without certificates on both sides").
+			WithHint("give --tlscert, --tlskey and --tlscacert, or use a unix:// address")
+	}
+	cert, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+	if err != nil {
+		return nil, diag.Errorf(diag.Invalid, "the server's certificate: %w", err)
+	}
+	pem, err := os.ReadFile(f.CA)
+	if err != nil {
+		return nil, diag.Errorf(diag.NotFound, "the authority of the clients: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, diag.Errorf(diag.Invalid, "%s holds no certificate", f.CA)
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool,
+	}, nil
+}
+
+func listenUnix(path, group string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return nil, diag.Errorf(diag.Denied, "the socket's directory: %w", err)
+	}
+	if k, err := net.Dial("unix", path); err == nil {
+		_ = k.Close()
+		return nil, diag.Errorf(diag.Conflict, "another daemon serves %s", path)
+	} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
+		return nil, diag.Errorf(diag.Conflict, "%s is in the way: %w", path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	old := unix.Umask(0o777) // nobody connects before the mode is right
+	l, err := net.Listen("unix", path)
+	unix.Umask(old)
+	if err != nil {
+		return nil, diag.Errorf(diag.Unavailable, "%s: %w", path, err)
+	}
+	gid := os.Getegid()
+	if group != "" {
+		if gid, err = groupID(group); err != nil {
+			return nil, errors.Join(err, l.Close())
+		}
+	}
+	if err := errors.Join(os.Chown(path, os.Geteuid(), gid), os.Chmod(path, 0o660)); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+func groupID(name string) (int, error) {
+	if n, err := strconv.Atoi(name); err == nil {
+		return n, nil
+	}
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return 0, diag.Errorf(diag.NotFound, "group %q: %w", name, err)
+	}
+	return strconv.Atoi(g.Gid)
+}
+
+// identify is the transport of a server that knows who connects: each connection has a number, and an identity that the
+// kernel or a certificate vouches for.
+type identify struct {
+	credentials.TransportCredentials
+	next *atomic.Int64
+}
+
+func newIdentify(conf *tls.Config, next *atomic.Int64) identify {
+	base := insecure.NewCredentials()
+	if conf != nil {
+		base = credentials.NewTLS(conf)
+	}
+	return identify{base, next}
+}
+
+func (i identify) Clone() credentials.TransportCredentials {
+	return identify{i.TransportCredentials.Clone(), i.next}
+}
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (i identify) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := i.TransportCredentials.ServerHandshake(raw)
+	if err != nil {
+		return conn, info, err
+	}
+	who := authInfo{AuthInfo: info, Peer: remote.Peer{Conn: strconv.FormatInt(i.next.Add(1), 10)}}
+	if t, ok := info.(credentials.TLSInfo); ok && len(t.State.PeerCertificates) > 0 {
+		who.Identity = "certificate " + t.State.PeerCertificates[0].Subject.String()
+	}
+	if u, ok := raw.(*net.UnixConn); ok {
+		uid, err := uidOf(u)
+		if err != nil {
+			return nil, nil, errors.Join(err, raw.Close())
+		}
+		who.Identity = fmt.Sprintf("user %d", uid)
+	}
+	return conn, who, nil
+}
+
+func uidOf(u *net.UnixConn) (uid uint32, err error) {
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err = errors.Join(cerr, err); err != nil {
+		return 0, err
+	}
+	return cred.Uid, nil
+}
+
+// authInfo is who is at the other end.
+type authInfo struct {
+	credentials.AuthInfo
+	remote.Peer
+}
+
+func peerOf(ctx context.Context) remote.Peer {
+	if p, ok := peer.FromContext(ctx); ok {
+		if a, ok := p.AuthInfo.(authInfo); ok {
+			return a.Peer
+		}
+	}
+	return remote.Peer{}
+}

@@ -1,0 +1,221 @@
+package buildkit
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	gateway "github.com/moby/buildkit/frontend/gateway/pb"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/engine"
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/llb"
+)
+
+// Keys of a result's metadata.
+const (
+	metaConfig     = "containerimage.config"      // the image's configuration; also with /PLATFORM
+	metaBaseConfig = "containerimage.base.config" // that of the base image; also with /PLATFORM
+	metaPlatforms  = "refs.platforms"
+	metaEpoch      = "source.date.epoch" // seconds; also with /PLATFORM
+	metaName       = "image.name"
+)
+
+// result is what a frontend makes: one reference, or several by platform, and what it says of them.
+type result struct {
+	single *ref
+	many   map[string]*ref
+	meta   map[string][]byte
+}
+
+func (r *result) all() []*ref {
+	if r.single != nil {
+		return []*ref{r.single}
+	}
+	return slices.Collect(maps.Values(r.many))
+}
+
+// platforms is the value of metaPlatforms.
+type platforms struct{ Platforms []platform }
+
+type platform struct {
+	ID       string
+	Platform ocispec.Platform
+}
+
+func ociPlatform(p graph.Platform) ocispec.Platform {
+	return ocispec.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
+}
+
+func graphPlatform(p ocispec.Platform) graph.Platform {
+	return graph.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
+}
+
+// encode is a result on the wire. References of an image carry a definition, so that a client may build on them.
+func (b *bridge) encode(r *result) (*gateway.Result, error) {
+	out := &gateway.Result{Metadata: r.meta}
+	switch {
+	case r.single != nil:
+		x, err := wireRef(r.single)
+		if err != nil {
+			return nil, err
+		}
+		out.Result = &gateway.Result_Ref{Ref: x}
+	case r.many != nil:
+		refs := map[string]*gateway.Ref{}
+		for k, v := range r.many {
+			x, err := wireRef(v)
+			if err != nil {
+				return nil, err
+			}
+			refs[k] = x
+		}
+		out.Result = &gateway.Result_Refs{Refs: &gateway.RefMap{Refs: refs}}
+	}
+	return out, nil
+}
+
+func wireRef(r *ref) (*gateway.Ref, error) {
+	if r.target.Root.IsScratch() {
+		return &gateway.Ref{Id: r.id}, nil
+	}
+	def, err := llb.Encode(r.target.Root)
+	if diag.KindOf(err) == diag.Unsupported {
+		return &gateway.Ref{Id: r.id}, nil // a step of Strata's own: it can be used here only
+	}
+	return &gateway.Ref{Id: r.id, Def: def}, err
+}
+
+// decode is a result from the wire.
+func (b *bridge) decode(in *gateway.Result) (*result, error) {
+	if in == nil {
+		return nil, diag.Errorf(diag.Invalid, "the frontend returned no result")
+	}
+	out := &result{meta: in.Metadata}
+	if out.meta == nil {
+		out.meta = map[string][]byte{}
+	}
+	for _, as := range in.Attestations {
+		if len(as.GetAttestation()) > 0 {
+			return nil, unsupported("attestations of frontends are not supported yet")
+		}
+	}
+	switch x := in.Result.(type) {
+	case *gateway.Result_RefDeprecated:
+		r, err := b.get(x.RefDeprecated)
+		out.single = r
+		return out, err
+	case *gateway.Result_Ref:
+		r, err := b.fromWire(x.Ref)
+		out.single = r
+		return out, err
+	case *gateway.Result_RefsDeprecated:
+		out.many = map[string]*ref{}
+		for k, id := range x.RefsDeprecated.GetRefs() {
+			r, err := b.get(id)
+			if err != nil {
+				return nil, err
+			}
+			out.many[k] = r
+		}
+	case *gateway.Result_Refs:
+		out.many = map[string]*ref{}
+		for k, w := range x.Refs.GetRefs() {
+			r, err := b.fromWire(w)
+			if err != nil {
+				return nil, err
+			}
+			out.many[k] = r
+		}
+	}
+	return out, nil
+}
+
+// fromWire finds a reference; one without a name may bring its definition.
+func (b *bridge) fromWire(w *gateway.Ref) (*ref, error) {
+	if w.GetId() == "" && w.GetDef() != nil {
+		e, err := b.edge(w.GetDef())
+		if err != nil {
+			return nil, err
+		}
+		return b.add(image.Target{Root: e})
+	}
+	return b.get(w.GetId())
+}
+
+// plan makes of a result what is exported.
+func (b *bridge) plan(r *result) (*image.Plan, engine.ExportOptions, error) {
+	opt := engine.ExportOptions{Multi: r.many != nil, Name: string(r.meta[metaName])}
+	var ps platforms
+	if raw, ok := r.meta[metaPlatforms]; ok {
+		if err := json.Unmarshal(raw, &ps); err != nil {
+			return nil, opt, diag.Errorf(diag.Invalid, "the result's platforms cannot be read: %w", err)
+		}
+	}
+	if v, ok := r.meta[metaEpoch]; ok {
+		n, err := strconv.ParseInt(string(v), 10, 64)
+		if err != nil {
+			return nil, opt, diag.Errorf(diag.Invalid, "the result's time %q is no number of seconds", v)
+		}
+		t := time.Unix(n, 0).UTC()
+		opt.Epoch = &t
+	}
+	if r.many == nil {
+		single := r.single
+		if single == nil {
+			single = &ref{}
+		}
+		p := platform{}
+		if len(ps.Platforms) == 1 {
+			p = ps.Platforms[0]
+		}
+		t, err := target(single, p, r.meta)
+		return &image.Plan{Targets: []image.Target{t}}, opt, err
+	}
+	if len(ps.Platforms) == 0 && len(r.many) > 0 {
+		return nil, opt, diag.Errorf(diag.Invalid, "unable to export multiple refs, missing platforms mapping")
+	}
+	plan := &image.Plan{}
+	for _, p := range ps.Platforms {
+		x := r.many[p.ID]
+		if x == nil {
+			return nil, opt, diag.Errorf(diag.Invalid, "failed to find ref for ID %.80s", p.ID)
+		}
+		t, err := target(x, p, r.meta)
+		if err != nil {
+			return nil, opt, err
+		}
+		plan.Targets = append(plan.Targets, t)
+	}
+	return plan, opt, nil
+}
+
+// target is one reference as an image. The metadata says what the configuration is; what is known of the base stays.
+func target(r *ref, p platform, meta map[string][]byte) (image.Target, error) {
+	t := r.target
+	t.ID, t.Platform = p.ID, graphPlatform(p.Platform)
+	raw, ok := meta[metaConfig+"/"+p.ID]
+	if !ok || p.ID == "" {
+		raw, ok = meta[metaConfig]
+	}
+	if ok && len(raw) > 0 {
+		c := &image.Config{}
+		if err := json.Unmarshal(raw, c); err != nil {
+			return t, diag.Errorf(diag.Invalid, "failed to parse image config: %w", err)
+		}
+		c.Extra = raw
+		t.Config = c
+		if t.Platform.OS == "" {
+			t.Platform = c.Platform()
+		}
+	}
+	if t.Platform.OS == "" {
+		t.Platform = engine.Native()
+	}
+	return t, nil
+}

@@ -1,0 +1,160 @@
+package buildkit
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	control "github.com/moby/buildkit/api/services/control"
+	gateway "github.com/moby/buildkit/frontend/gateway/pb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/engine"
+	"github.com/strata-build/strata/session/remote"
+)
+
+// Options say what the server allows and tells about itself.
+type Options struct {
+	Log          *slog.Logger
+	Version      string            // of this program
+	Entitlements []string          // that a build may ask for: network.host, security.insecure, device
+	Labels       map[string]string // of the worker, besides its own
+	KeepHistory  int               // ended builds that are remembered; 0 = 100
+}
+
+// Server is an engine as BuildKit's clients see it.
+type Server struct {
+	control.UnimplementedControlServer
+
+	e        *engine.Engine
+	opt      Options
+	id       string // of the worker
+	sessions *remote.Manager
+	builds   builds
+	history  *history
+	conns    atomic.Int64
+	stopping context.Context // ends when the server is to end
+}
+
+// New makes a server. Directories of clients are kept below the engine's root.
+func New(e *engine.Engine, opt Options) (*Server, error) {
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	if opt.KeepHistory == 0 {
+		opt.KeepHistory = 100
+	}
+	id, err := engine.RootID(e.Root())
+	if err != nil {
+		return nil, err
+	}
+	m, err := remote.NewManager(filepath.Join(e.Root(), "sessions"), opt.Log)
+	if err != nil {
+		return nil, err
+	}
+	return &Server{
+		e: e, opt: opt, id: id, sessions: m, history: newHistory(opt.KeepHistory), builds: builds{byRef: map[string]*build{}, changed: make(chan struct{})},
+	}, nil
+}
+
+// maxMessage bounds a message, in bytes, as in BuildKit.
+const maxMessage = 16 << 20
+
+// Serve answers calls until ctx ends. Builds that run then are canceled, and are waited for.
+func (s *Server) Serve(ctx context.Context, endpoints ...*Endpoint) error {
+	s.stopping = ctx
+	var wg sync.WaitGroup
+	errs := make(chan error, len(endpoints))
+	servers := make([]*grpc.Server, len(endpoints))
+	for i, l := range endpoints {
+		servers[i] = s.server(l)
+		wg.Go(func() {
+			if err := servers[i].Serve(l.Listener); err != nil {
+				errs <- diag.Errorf(diag.Unavailable, "%s: %w", l.Addr(), err)
+			}
+		})
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-errs:
+	}
+	for _, g := range servers {
+		g.Stop() // ends the calls' contexts and waits for them
+	}
+	wg.Wait()
+	return err
+}
+
+func (s *Server) server(l *Endpoint) *grpc.Server {
+	g := grpc.NewServer(
+		grpc.Creds(newIdentify(l.tls, &s.conns)), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.ForceServerCodec(codec{}),
+		grpc.WaitForHandlers(true), grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
+	)
+	control.RegisterControlServer(g, s)
+	gateway.RegisterLLBBridgeServer(g, bridgeServer{s: s})
+	h := health.NewServer()
+	h.SetServingStatus("", grpc_health_v1.HealthCheckResponse_SERVING)
+	grpc_health_v1.RegisterHealthServer(g, h)
+	return g
+}
+
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	defer s.recover(info.FullMethod, &err)
+	resp, err = handler(ctx, req)
+	return resp, toStatus(err)
+}
+
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	defer s.recover(info.FullMethod, &err)
+	return toStatus(handler(srv, ss))
+}
+
+// recover turns a panic into one call's failure.
+func (s *Server) recover(method string, err *error) {
+	if p := recover(); p != nil {
+		s.opt.Log.Error("a call failed inside", "method", method, "panic", p, "stack", string(debug.Stack()))
+		*err = status.Error(codes.Internal, fmt.Sprintf("internal error: %v", p))
+	}
+}
+
+// codec uses the generated encoders, which are faster than reflection.
+type codec struct{}
+
+var _ encoding.Codec = codec{}
+
+func (codec) Name() string { return "proto" }
+
+func (codec) Marshal(v any) ([]byte, error) {
+	switch m := v.(type) {
+	case interface{ MarshalVT() ([]byte, error) }:
+		return m.MarshalVT()
+	case proto.Message:
+		return proto.Marshal(m)
+	}
+	return nil, diag.Errorf(diag.Internal, "%T is no message", v)
+}
+
+func (codec) Unmarshal(b []byte, v any) error {
+	switch m := v.(type) {
+	case interface{ UnmarshalVT([]byte) error }:
+		return m.UnmarshalVT(b)
+	case proto.Message:
+		return proto.Unmarshal(b, m)
+	}
+	return diag.Errorf(diag.Internal, "%T is no message", v)
+}

@@ -1,0 +1,197 @@
+package buildkit
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	control "github.com/moby/buildkit/api/services/control"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/engine"
+	"github.com/strata-build/strata/event"
+	"github.com/strata-build/strata/session"
+	"github.com/strata-build/strata/session/remote"
+)
+
+// Solve builds what a client asks for and exports it.
+func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control.SolveResponse, error) {
+	translateOld(req)
+	allow, err := s.allow(req.Entitlements)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case len(req.SourcePolicy.GetRules()) > 0 || req.SourcePolicySession != "":
+		return nil, unsupported("source policies are not supported")
+	case req.ProxyNetwork:
+		return nil, unsupported("the proxy network is not supported")
+	}
+	b := &build{ref: req.Ref, journal: newJournal(), ready: make(chan struct{}), owner: peerOf(ctx).Conn}
+	if err := s.builds.add(b); err != nil {
+		return nil, err
+	}
+	if !req.Internal {
+		s.history.begin(req, b.journal)
+	}
+	resp, err := s.run(ctx, req, b, allow)
+	if failed := b.journal.failure(); err != nil && failed != "" && diag.KindOf(err) != diag.Canceled {
+		err = vertexError{err, failed}
+	}
+	b.journal.close()
+	if !req.Internal {
+		s.history.end(req.Ref, resp, err)
+	}
+	s.builds.remove(b)
+	if err != nil {
+		return nil, err
+	}
+	return &control.SolveResponse{ExporterResponse: resp}, nil
+}
+
+// translateOld turns the fields of earlier clients into today's.
+func translateOld(req *control.SolveRequest) {
+	if req.ExporterDeprecated != "" && len(req.Exporters) == 0 {
+		req.Exporters = []*control.Exporter{{Type: req.ExporterDeprecated, Attrs: req.ExporterAttrsDeprecated}}
+	}
+	req.Exporters = slices.DeleteFunc(req.Exporters, func(x *control.Exporter) bool { return x == nil })
+	req.ExporterDeprecated, req.ExporterAttrsDeprecated = "", nil
+}
+
+// allow returns what a build may do: what it asks for, if this daemon allows it.
+func (s *Server) allow(asked []string) ([]string, error) {
+	var allow []string
+	for _, e := range asked {
+		name, _, _ := strings.Cut(e, "=")
+		switch name {
+		case "network.host", "security.insecure", "device":
+		default:
+			return nil, diag.Errorf(diag.Invalid, "invalid entitlement: %s", e)
+		}
+		if !slices.Contains(s.opt.Entitlements, name) {
+			return nil, diag.Errorf(diag.Denied, "granting entitlement %s is not allowed by build daemon configuration", e)
+		}
+		allow = append(allow, name)
+	}
+	return allow, nil
+}
+
+// run is a build from its session to its exports.
+func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, allow []string) (map[string]string, error) {
+	ready := false
+	defer func() {
+		if !ready {
+			close(b.ready)
+		}
+	}()
+	epoch, err := epochOf(req.FrontendAttrs)
+	if err != nil {
+		return nil, err
+	}
+	outs, err := outputs(req.Exporters, epoch)
+	if err != nil {
+		return nil, err
+	}
+	var sess session.Session
+	var local *remote.Session
+	if req.Session != "" {
+		if local, err = s.sessions.Open(ctx, req.Session, peerOf(ctx)); err != nil {
+			return nil, err
+		}
+		defer local.Close()
+		sess = local
+	}
+	s.warnOfCaches(req, b.journal)
+	job := s.e.NewJob(ctx, engine.JobOptions{Session: sess, Sink: event.Sink(b.journal.take), Allow: allow})
+	defer job.Close()
+	br := newBridge(s, job, b.journal, local)
+	br.inputs = req.FrontendInputs
+	b.bridge, ready = br, true
+	close(b.ready)
+	defer br.end()
+	res, err := s.result(ctx, req, br)
+	if err != nil {
+		return nil, err
+	}
+	plan, opt, err := br.plan(res)
+	if err != nil {
+		return nil, err
+	}
+	if opt.Epoch == nil {
+		opt.Epoch = epoch
+	}
+	resp, err := job.Export(ctx, plan, outs, opt)
+	if err != nil {
+		return nil, err
+	}
+	for k, v := range res.meta {
+		if strings.HasPrefix(k, "frontend.") || strings.HasPrefix(k, "result.") {
+			resp[k] = string(v)
+		}
+	}
+	return resp, nil
+}
+
+// result is what the build's frontend makes: a definition, a Dockerfile, or what the client's own code returns.
+func (s *Server) result(ctx context.Context, req *control.SolveRequest, br *bridge) (*result, error) {
+	switch {
+	case req.Frontend != "":
+		if req.Definition != nil && len(req.Definition.Def) > 0 {
+			return nil, diag.Errorf(diag.Invalid, "cannot solve with both Definition and Frontend specified")
+		}
+		return br.frontend(ctx, req.Frontend, req.FrontendAttrs, req.FrontendInputs)
+	case req.Definition != nil:
+		return br.definition(req.Definition)
+	}
+	return br.wait(ctx)
+}
+
+// warnOfCaches says which of the client's wishes are not met, since a build is right without them.
+func (s *Server) warnOfCaches(req *control.SolveRequest, j *journal) {
+	types := map[string]bool{}
+	for _, c := range append(slices.Clone(req.GetCache().GetImports()), req.GetCache().GetExports()...) {
+		types[c.GetType()] = true
+	}
+	for _, t := range slices.Sorted(maps.Keys(types)) {
+		j.take(event.Event{Kind: event.Message, Time: time.Now(), Text: "caches of type " + t + " are not supported yet: the build goes on without"})
+	}
+}
+
+// epochOf is the SOURCE_DATE_EPOCH of a request.
+func epochOf(attrs map[string]string) (*time.Time, error) {
+	v := attrs["build-arg:SOURCE_DATE_EPOCH"]
+	if v == "" {
+		return nil, nil
+	}
+	n, err := strconv.ParseInt(v, 10, 64)
+	if err != nil {
+		return nil, diag.Errorf(diag.Invalid, "invalid SOURCE_DATE_EPOCH: %s: it must be seconds since 1970", v)
+	}
+	t := time.Unix(n, 0).UTC()
+	return &t, nil
+}
+
+// outputs are the exporters of a request; the client knows its destinations by their numbers.
+func outputs(exporters []*control.Exporter, epoch *time.Time) (engine.Outputs, error) {
+	var outs []engine.Output
+	for i, x := range exporters {
+		o := engine.Output{Type: x.Type, Attrs: x.Attrs}
+		switch x.Type {
+		case "local":
+			o.Dest = remote.ToDir + strconv.Itoa(i)
+		case "oci", "docker", "tar":
+			if tar, err := strconv.ParseBool(x.Attrs["tar"]); err == nil && !tar {
+				return engine.Outputs{}, unsupported("output %s: tar=false is not supported over this protocol: leave it out to get an archive", x.Type)
+			}
+			o.Dest = remote.ToFile + strconv.Itoa(i)
+		}
+		outs = append(outs, o)
+	}
+	return engine.NewOutputs(outs, epoch)
+}
+
+var errEnded = errors.New("the build has ended")

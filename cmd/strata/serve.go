@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/strata-build/strata/api/buildkit"
+	"github.com/strata-build/strata/api/local"
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/engine"
+)
+
+// serving are the settings of the daemon: flags, and what they do not say, the configuration file.
+type serving struct {
+	addresses    []string
+	group        string
+	tls          buildkit.TLSFiles
+	entitlements []string
+	labels       []string
+	parallel     int
+	gcBytes      int64
+	asBuildKit   bool
+}
+
+func newServe(c *cli) *cobra.Command {
+	v := &serving{}
+	cmd := &cobra.Command{
+		Use:   "serve [OPTIONS]",
+		Short: "Serve BuildKit's clients",
+		Long: "Serve BuildKit's clients: buildctl, docker buildx (driver remote) and others; and this program's own commands.\n\n" +
+			"The configuration file has the names of buildkitd.toml. A program of the name buildkitd is this command: it takes\n" +
+			"buildkitd's flags, and reads /etc/buildkit/buildkitd.toml.",
+		Args: args(0, 0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if show, err := cmd.Flags().GetBool("version"); err == nil && show {
+				fmt.Fprintf(c.out, "buildkitd github.com/strata-build/strata %s\n", version)
+				return nil
+			}
+			return c.serveClients(cmd.Context(), v, cmd.Flags())
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringArrayVar(&v.addresses, "addr", nil, "Listen on unix://PATH, or tcp://HOST:PORT with certificates (default "+buildkit.DefaultAddress+")")
+	fs.StringVar(&v.group, "group", "", "Group that may use the Unix socket")
+	fs.StringVar(&v.tls.Cert, "tlscert", "", "Certificate of the server")
+	fs.StringVar(&v.tls.Key, "tlskey", "", "Key of the certificate")
+	fs.StringVar(&v.tls.CA, "tlscacert", "", "Authority that signs the certificates of clients")
+	fs.StringSliceVar(&v.entitlements, "allow-insecure-entitlement", nil, "Let builds ask for network.host, security.insecure or device")
+	fs.StringSliceVar(&v.labels, "oci-worker-labels", nil, "Tell clients about the worker: KEY=VALUE")
+	fs.IntVar(&v.parallel, "oci-max-parallelism", 0, "Steps that run at once (default by the number of processors)")
+	bytesFlag(fs, "gc-bytes", "Keep the state below this size (default chosen by the disk; $STRATA_GC_BYTES)", &c.gcBytes)
+	fs.BoolVar(&v.asBuildKit, "as-buildkitd", false, "Behave as buildkitd does")
+	fs.Bool("version", false, "Print the version")
+	_ = fs.MarkHidden("as-buildkitd") // these fail for unknown flags only
+	_ = fs.MarkHidden("version")
+	foreignFlags(fs)
+	return cmd
+}
+
+// foreign are flags of buildkitd that this program takes and does not need, with what they mean here; "" is not worth a word.
+var foreign = map[string]string{
+	"oci-worker": "", "containerd-worker": "", "oci-worker-gc": "", "containerd-worker-gc": "", "trace": "", "debugaddr": "no debug address is served",
+	"oci-worker-snapshotter": "layers are always stacked with overlayfs", "oci-worker-platform": "", "oci-worker-net": "",
+	"oci-worker-gc-keepstorage": "use --gc-bytes", "oci-worker-rootless": "", "rootless": "", "otel-socket-path": "", "save-cache-debug": "",
+	"oci-worker-no-process-sandbox": "steps keep a process namespace of their own", "oci-cni-config-path": "networks are Strata's own",
+	"oci-cni-binary-dir": "networks are Strata's own", "oci-cni-pool-size": "", "cdi-disabled": "", "cdi-spec-dir": "", "provenance-env-dir": "",
+	"oci-worker-binary": "use --runtime", "oci-worker-proxy-snapshotter-path": "", "oci-worker-apparmor-profile": "", "oci-worker-selinux": "",
+}
+
+// foreignFlags adds them, hidden.
+func foreignFlags(fs *pflag.FlagSet) {
+	for name := range foreign {
+		fs.String(name, "", "")
+		f := fs.Lookup(name)
+		f.Hidden, f.NoOptDefVal = true, "true"
+		if slices.Contains([]string{"oci-worker-snapshotter", "oci-worker-platform", "oci-worker-net", "otel-socket-path", "debugaddr"}, name) {
+			f.NoOptDefVal = ""
+		}
+	}
+}
+
+// serveClients is the daemon.
+func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (err error) {
+	log := slog.New(slog.NewTextHandler(c.err, nil))
+	if v.asBuildKit && !fs.Changed("config") && os.Getenv("STRATA_CONFIG") == "" {
+		c.config = "/etc/buildkit/buildkitd.toml"
+	}
+	conf, err := loadServeConfig(c.config, log)
+	if err != nil {
+		return err
+	}
+	conf.apply(c, v, fs)
+	fs.Visit(func(f *pflag.Flag) {
+		if why := foreign[f.Name]; why != "" {
+			log.Warn("a flag has no effect", "flag", "--"+f.Name, "why", why)
+		}
+	})
+	for _, e := range v.entitlements {
+		if !slices.Contains([]string{"network.host", "security.insecure", "device"}, e) {
+			return diag.Errorf(diag.Invalid, "invalid entitlement: %s", e).WithHint("it must be network.host, security.insecure or device")
+		}
+	}
+	labels := map[string]string{}
+	for _, l := range v.labels {
+		k, val, ok := strings.Cut(l, "=")
+		if !ok {
+			return diag.Errorf(diag.Invalid, "label %q: it must be KEY=VALUE", l)
+		}
+		labels[k] = val
+	}
+	opt, err := c.engineOptions()
+	if err != nil {
+		return err
+	}
+	opt.Serves, opt.MaxParallel, opt.Log = true, v.parallel, log
+	eng, err := engine.Open(ctx, opt)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, eng.Close()) }()
+	bk, err := buildkit.New(eng, buildkit.Options{Log: log, Version: version, Entitlements: v.entitlements, Labels: labels})
+	if err != nil {
+		return err
+	}
+	return c.listenAndServe(ctx, v, eng, bk, log)
+}
+
+func (c *cli) listenAndServe(ctx context.Context, v *serving, eng *engine.Engine, bk *buildkit.Server, log *slog.Logger) error {
+	own, err := local.Listen(c.root)
+	if err != nil {
+		return diag.Errorf(diag.Unavailable, "the engine cannot be served: %w", err)
+	}
+	if len(v.addresses) == 0 {
+		v.addresses = []string{buildkit.DefaultAddress}
+	}
+	var ends []*buildkit.Endpoint
+	for _, a := range v.addresses {
+		e, err := buildkit.Listen(a, v.group, v.tls)
+		if err != nil {
+			return errors.Join(err, own.Close())
+		}
+		ends = append(ends, e)
+		log.Info("serving", "address", a)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var g errgroup.Group
+	g.Go(func() error {
+		defer cancel()
+		return local.Serve(ctx, own, eng, local.ServeOptions{Log: log, Busy: bk.Busy})
+	})
+	g.Go(func() error {
+		defer cancel()
+		return bk.Serve(ctx, ends...)
+	})
+	return g.Wait()
+}
