@@ -125,7 +125,8 @@ func (b *build) stackLayers(ids []store.LayerID, annotations map[string]string, 
 				k.Digest, k.Size, k.MediaType = v.Digest, v.Size, v.MediaType
 			}
 		}
-		k.Name, k.Key = names[k.DiffID].Name, names[k.DiffID].Key
+		n := names[k.DiffID]
+		k.Name, k.Key, k.Annotations = n.Name, n.Key, n.Annotations
 		out = append(out, k)
 	}
 	return out
@@ -175,7 +176,7 @@ func (b *build) pulledLayers(ref registry.Ref, img *source.Image, from string) [
 		d := img.Blobs[i]
 		k := op.Known{Fetch: func(ctx context.Context) (io.ReadCloser, error) { return b.web.Fetch(ctx, ref, d, 0) }}
 		k.DiffID, k.Digest, k.Size, k.MediaType, k.From = diff, d.Digest, d.Size, d.MediaType, from
-		k.Name, k.Key = names[diff].Name, names[diff].Key
+		k.Name, k.Key, k.Annotations = names[diff].Name, names[diff].Key, names[diff].Annotations
 		if id, err := b.hold.Chain(chains[i]); err == nil && len(below) == i {
 			k.ID, k.Below = id, slices.Clone(below)
 			below = append(below, id)

@@ -32,16 +32,17 @@ const (
 
 // LayersRunner seals images whose layers a build has made itself: the graph.Layers vertices.
 type LayersRunner struct {
-	Store      *store.Store
-	Generators map[string]Generator // by name
+	Store    *store.Store
+	Generate Generator // nil: there are no generators
 }
 
-// Generator divides a root file system into layers, bottom first.
-type Generator func(context.Context, GeneratorRequest) ([]Generated, error)
+// Generator divides a root file system into layers, bottom first. done is called when the last of them has been written.
+type Generator func(context.Context, GeneratorRequest) (layers []Generated, done func() error, err error)
 
 // GeneratorRequest is what a generator works on.
 type GeneratorRequest struct {
-	Dir     string // the root file system, mounted read-only until the last Write has returned
+	Name    string
+	Dir     string // the root file system, mounted read-only until done is called
 	Options map[string]string
 	Max     int // layers
 	Epoch   *time.Time
@@ -58,6 +59,8 @@ type Generated struct {
 // Known is a layer that need not be made again: of the earlier build's image, or of the base.
 type Known struct {
 	image.KnownLayer
+	Annotations map[string]string // that a build gave to it
+
 	ID    store.LayerID   // where it is unpacked; 0 = nowhere
 	Below []store.LayerID // what it lies on there
 	Fetch func(context.Context) (io.ReadCloser, error)

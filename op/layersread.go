@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -42,27 +41,19 @@ func (s *sealing) declared(ctx context.Context) ([]*part, *image.Sealed, error) 
 }
 
 func (s *sealing) generate(ctx context.Context) ([]*part, error) {
-	g := s.Generators[s.op.Generator]
-	if g == nil {
-		names := slices.Sorted(maps.Keys(s.Generators))
-		err := diag.Errorf(diag.Unsupported, "there is no generator %q", s.op.Generator)
-		if near := diag.Suggest(s.op.Generator, names); near != "" {
-			return nil, err.WithHint("did you mean %s?", near)
-		}
-		if len(names) > 0 {
-			return nil, err.WithHint("the generators are: %s", strings.Join(names, ", "))
-		}
-		return nil, err
+	if s.Generate == nil {
+		return nil, diag.Errorf(diag.Unsupported, "there is no generator %q", s.op.Generator)
 	}
 	view, err := s.in[2].Open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s.undo = append(s.undo, view.Close)
-	made, err := g(ctx, GeneratorRequest{Dir: view.Dir, Options: s.op.Options, Max: s.op.Max, Epoch: s.op.Epoch, Known: s.known})
+	made, done, err := s.Generate(ctx, GeneratorRequest{Name: s.op.Generator, Dir: view.Dir, Options: s.op.Options, Max: s.op.Max, Epoch: s.op.Epoch, Known: s.known})
 	if err != nil {
 		return nil, err
 	}
+	s.undo = append(s.undo, done)
 	var parts []*part
 	for i, m := range made {
 		parts = append(parts, &part{
