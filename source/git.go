@@ -20,6 +20,7 @@ import (
 // are kept in one bare repository per remote below the store's root.
 type Git struct {
 	env       Env
+	puller    *Puller
 	locks     *locks // shared by all builds: one git per repository
 	allowFile bool
 	mu        sync.Mutex
@@ -28,7 +29,7 @@ type Git struct {
 
 // NewGit starts a build's checkouts. allowFile lets remotes be paths of this machine, which a server must not offer.
 func (p *Puller) NewGit(env Env, allowFile bool) *Git {
-	return &Git{env: env, locks: &p.locks, allowFile: allowFile, seen: map[string]*commit{}}
+	return &Git{env: env, puller: p, locks: &p.locks, allowFile: allowFile, seen: map[string]*commit{}}
 }
 
 // commit is what a ref means.
@@ -127,6 +128,9 @@ func (g *Git) Commit(ctx context.Context, op *graph.Git) (string, error) {
 func (g *Git) commit(ctx context.Context, op *graph.Git) (*commit, error) {
 	if err := checkRef(op.Ref); err != nil {
 		return nil, err
+	}
+	if op.BundleFrom != "" {
+		return bundled(op)
 	}
 	remote, err := parseRemote(op.Remote, g.allowFile)
 	if err != nil {

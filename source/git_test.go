@@ -1,6 +1,8 @@
 package source
 
 import (
+	"bytes"
+	"io"
 	"io/fs"
 	"net/http"
 	"net/http/cgi"
@@ -15,6 +17,7 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/registry"
 )
 
 // repo is a repository that a test makes.
@@ -308,4 +311,40 @@ func TestGitSignature(t *testing.T) {
 	}
 	wantKind(t, fetch("main", bad), diag.Denied, "not valid")
 	wantKind(t, fetch(unsigned, good), diag.Denied, "not signed")
+}
+
+func TestGitFromBundle(t *testing.T) {
+	f, r := setup(t), newRepo(t)
+	r.write("f", "1")
+	first := r.commit("one")
+	r.write("f", "2")
+	second := r.commit("two")
+	file := filepath.Join(t.TempDir(), "b")
+	r.git("bundle", "create", "-q", file, "main")
+	raw := []byte(slurp(file))
+	desc := describeBytes("application/octet-stream", raw)
+	ref, err := registry.ParseRef(f.host + "/bundles:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.client.Push(t.Context(), ref, registry.Upload{Desc: desc, Open: func(at int64) (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(raw[at:])), nil
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	p, env := NewPuller(f.store), f.env()
+	env.Registry = f.client
+	op := &graph.Git{Remote: "https://nowhere.invalid/x.git", Checksum: first, BundleFrom: "docker-image+blob://" + f.host + "/bundles@" + desc.Digest.String()}
+	for sha, want := range map[string]string{first: "1", second: "2"} {
+		op.Checksum = sha
+		if got := slurp(f.checkoutOf(p.NewGit(env, false), op), "f"); got != want {
+			t.Errorf("%s: %q", sha, got)
+		}
+	}
+	op.Checksum = strings.Repeat("0", 40)
+	_, err = p.NewGit(env, false).Fetch(t.Context(), op)
+	wantKind(t, err, diag.NotFound, "has no commit")
+	op.Checksum = first[:10]
+	_, err = p.NewGit(env, false).Pin(t.Context(), op)
+	wantKind(t, err, diag.Invalid, "full commit id")
 }

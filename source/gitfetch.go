@@ -125,6 +125,9 @@ func (k *checkout) objects(ctx context.Context) error {
 	for _, lock := range []string{"shallow.lock", "index.lock"} { // of a git that was killed; we hold the repository
 		_ = os.Remove(filepath.Join(k.bare, lock))
 	}
+	if k.op.BundleFrom != "" {
+		return k.unbundle(ctx)
+	}
 	full := k.op.Bundle // a bundle of a shallow history cannot be cloned
 	if k.have(ctx) && (!full || !k.shallow()) {
 		return nil

@@ -68,6 +68,11 @@ func (h *HTTP) Fetch(ctx context.Context, op *graph.HTTP, vertex graph.Digest) (
 	if err != nil {
 		return nil, err
 	}
+	if op.Signature != nil {
+		if err := h.verify(ctx, op, d); err != nil {
+			return nil, err
+		}
+	}
 	r, err := stored(ctx, h.env.Store, d.Digest)
 	if err != nil {
 		return nil, err

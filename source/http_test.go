@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -284,4 +285,43 @@ func TestBlobSource(t *testing.T) {
 	wantKind(t, err, diag.NotFound, "not found")
 	_, err = im.FetchBlob(t.Context(), &graph.Blob{Ref: f.host + "/b:1"}, "")
 	wantKind(t, err, diag.Invalid, "digest")
+}
+
+func TestHTTPSignature(t *testing.T) {
+	f, w := setup(t), newWeb(t)
+	if _, err := exec.LookPath("gpg"); err != nil {
+		t.Skip("no gpg")
+	}
+	home, data := t.TempDir(), filepath.Join(t.TempDir(), "data")
+	if err := os.WriteFile(data, []byte("v1"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	gpg := func(args ...string) string {
+		cmd := exec.Command("gpg", append([]string{"--homedir", home, "--batch", "--quiet", "--passphrase", "", "--pinentry-mode", "loopback"}, args...)...)
+		out, err := cmd.Output()
+		if err != nil {
+			t.Skip("gpg cannot make keys here: ", err)
+		}
+		return string(out)
+	}
+	t.Cleanup(func() { _ = exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run() })
+	gpg("--quick-generate-key", "one@example.com", "ed25519", "sign", "0")
+	gpg("--quick-generate-key", "two@example.com", "ed25519", "sign", "0")
+	one, two := gpg("--armor", "--export", "one@example.com"), gpg("--armor", "--export", "two@example.com")
+	sig := gpg("--armor", "--detach-sign", "--local-user", "one@example.com", "--output", "-", data)
+	fetch := func(key, sig string) error {
+		s, err := NewHTTP(f.env()).Fetch(t.Context(), &graph.HTTP{URL: w.srv.URL + "/signed", Signature: &graph.HTTPVerify{PubKey: key, Signature: sig}}, "")
+		if err == nil {
+			s.Discard()
+		}
+		return err
+	}
+	if err := fetch(one, sig); err != nil {
+		t.Error(err)
+	}
+	wantKind(t, fetch(two, sig), diag.Denied, "valid signature")
+	wantKind(t, fetch(one, "nonsense"), diag.Denied, "valid signature")
+	wantKind(t, fetch("nonsense", sig), diag.Invalid, "public key")
+	w.body.Store("v2")
+	wantKind(t, fetch(one, sig), diag.Denied, "valid signature")
 }
