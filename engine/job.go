@@ -74,6 +74,7 @@ func (j *Job) Plan(ctx context.Context, req dockerfile.Request, inputs map[strin
 	if err != nil {
 		return nil, err
 	}
+	j.b.narrow(plan)
 	for _, w := range plan.Warnings {
 		j.b.sink.Emit(event.Event{Kind: event.Warn, Warning: &w})
 	}
@@ -188,7 +189,7 @@ func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt Ex
 }
 
 // localDir brings a directory of the client here, and says what of it the tree is.
-func (b *build) localDir(ctx context.Context, o *graph.Local, progress func(int64)) (session.Dir, *graph.Local, error) {
+func (b *build) localDir(ctx context.Context, o *graph.Local, progress func(int64, bool)) (session.Dir, *graph.Local, error) {
 	s, ok := b.session.(session.Syncer)
 	if !ok {
 		dir, err := b.session.Dir(ctx, o.Name)

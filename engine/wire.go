@@ -117,8 +117,8 @@ func (r runner) run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 	b := s.Env
 	switch o := s.V.Op.(type) {
 	case *graph.Local:
-		return b.local(ctx, o, func(n int64) {
-			s.Emit(event.Event{Kind: event.Progress, Item: "transferring " + o.Name, Action: "transferring", Current: n})
+		return b.local(ctx, o, func(n int64, end bool) {
+			s.Emit(event.Event{Kind: event.Progress, Item: "transferring " + o.Name + ":", Action: "transferring", Current: n, Complete: end})
 		})
 	case *graph.Image:
 		layers, _, err := b.images.Fetch(ctx, o, s.V.Platform, s.V.ID)
@@ -159,7 +159,7 @@ func (r runner) run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 }
 
 // local opens a directory of the client: nothing is read yet.
-func (b *build) local(ctx context.Context, o *graph.Local, progress func(int64)) ([]tree.Tree, error) {
+func (b *build) local(ctx context.Context, o *graph.Local, progress func(int64, bool)) ([]tree.Tree, error) {
 	if b.session == nil {
 		return nil, diag.Errorf(diag.NotFound, "the directory %q was asked for, but the build has no client", o.Name)
 	}

@@ -27,9 +27,9 @@ type Session interface {
 }
 
 // Syncer is a session whose directories are on another machine: Sync brings what op selects of one to this machine. The
-// directory holds that and nothing else, and does not change until the session ends. progress is told the bytes so far.
+// directory holds that and nothing else, and does not change until the session ends. progress is told the bytes so far, seldom, and the end.
 type Syncer interface {
-	Sync(ctx context.Context, op *graph.Local, progress func(int64)) (Dir, error)
+	Sync(ctx context.Context, op *graph.Local, progress func(n int64, end bool)) (Dir, error)
 }
 
 // Uploader is a session that can send a stream which a URL of the host [UploadHost] names.

@@ -117,7 +117,7 @@ func (s *Session) Dir(ctx context.Context, name string) (session.Dir, error) {
 }
 
 // Sync implements session.Syncer.
-func (s *Session) Sync(ctx context.Context, op *graph.Local, progress func(int64)) (session.Dir, error) {
+func (s *Session) Sync(ctx context.Context, op *graph.Local, progress func(int64, bool)) (session.Dir, error) {
 	c, err := s.from(ctx, op)
 	if err != nil {
 		return session.Dir{}, err
@@ -150,7 +150,7 @@ func (s *Session) Sync(ctx context.Context, op *graph.Local, progress func(int64
 	return session.Dir{Path: sl.dir(), Key: "session/" + sl.name}, sl.filled(string(shape))
 }
 
-func (c *client) receive(ctx context.Context, op *graph.Local, dir string, progress func(int64)) error {
+func (c *client) receive(ctx context.Context, op *graph.Local, dir string, progress func(int64, bool)) error {
 	kv := map[string][]string{"dir-name": {op.Name}}
 	for k, v := range map[string][]string{"include-patterns": op.Include, "exclude-patterns": op.Exclude, "followpaths": op.Follow} {
 		if len(v) > 0 {
@@ -171,7 +171,13 @@ func (c *client) receive(ctx context.Context, op *graph.Local, dir string, progr
 	defer to.Close()
 	opt := fsutil.ReceiveOpt{Filter: plain}
 	if progress != nil {
-		opt.ProgressCb = func(n int, _ bool) { progress(int64(n)) }
+		told := 0
+		opt.ProgressCb = func(n int, end bool) {
+			if end || n-told >= step {
+				told = n
+				progress(int64(n), end)
+			}
+		}
 	}
 	if op.Metadata {
 		if opt.MetadataOnly, err = metadataFilter(op.MetaExcl); err != nil {
@@ -184,6 +190,9 @@ func (c *client) receive(ctx context.Context, op *graph.Local, dir string, progr
 	_ = stream.CloseSend() // the transfer is complete
 	return nil
 }
+
+// step is how many bytes are received between two reports.
+const step = 1 << 20
 
 // plain takes away what a directory of a client never has in a build: owners, attributes, and devices, which are left out.
 func plain(_ string, st *types.Stat) bool {
