@@ -7,14 +7,21 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"syscall"
 )
 
 func contextKind(err error) Kind {
 	if errors.Is(err, context.Canceled) {
 		return Canceled
 	}
+	if noFiles(err) {
+		return Exhausted
+	}
 	return Internal
 }
+
+// noFiles recognises a failure that any part of the program may meet, and that has the same remedy everywhere.
+func noFiles(err error) bool { return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) }
 
 // Render writes err for a person: the message, the log's last lines, an excerpt of each place with a caret, the hint.
 //
@@ -96,6 +103,9 @@ func logOf(err error) []string {
 }
 
 func hintOf(err error) string {
+	if noFiles(err) {
+		return "raise the limit on open files (ulimit -n)"
+	}
 	for d := (*Error)(nil); errors.As(err, &d); err = d.Err {
 		if d.Hint != "" {
 			return d.Hint

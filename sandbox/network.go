@@ -120,15 +120,18 @@ func (n *network) bridgePool() (*bridge, *pool, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.decided {
+		if err := n.decide(); err != nil {
+			return nil, nil, err
+		}
 		n.decided = true
-		n.decide()
 	}
 	return n.bridge, n.bridged, n.err
 }
 
-func (n *network) decide() {
+// decide makes the bridge. An error says that nothing was decided, for a reason that passes.
+func (n *network) decide() error {
 	if n.cfg.Mode == HostAlways {
-		return
+		return nil
 	}
 	here, err := os.Open("/proc/self/ns/net")
 	var b *bridge
@@ -139,11 +142,14 @@ func (n *network) decide() {
 	case err == nil:
 		n.bridge, n.bridged = b, &pool{max: n.cfg.Idle, create: b.newSlot}
 		n.log.Info("bridge for build steps", "name", b.name, "subnet", b.subnet)
+	case diag.KindOf(err) == diag.Exhausted:
+		return diag.Errorf(diag.Exhausted, "cannot make the bridge of the build network: %w", err)
 	case n.cfg.Mode == Bridge:
 		n.err = diag.Errorf(diag.Unavailable, "cannot make the bridge of the build network: %w", err).WithHint("use the host's network for builds")
 	default:
 		n.warn("build steps use the network of this machine, because no bridge can be made: " + err.Error())
 	}
+	return nil
 }
 
 func (n *network) close() {

@@ -52,6 +52,9 @@ func findRunc(binary, state string) (*runc, error) {
 		return nil, err
 	}
 	out, err := exec.Command(path, "--version").Output()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		return nil, diag.Errorf(diag.Unsupported, "the container runtime cannot be started: %w", err).WithHint("apt-get install runc")
+	}
 	m := versionLine.FindSubmatch(out)
 	if err != nil || m == nil {
 		return nil, diag.Errorf(diag.Unsupported, "%s is no container runtime that can be used: it does not tell its version", path).WithHint("apt-get install runc")

@@ -39,10 +39,9 @@ type Sandbox struct {
 	ids     atomic.Int64
 	started string // part of every id, so that none comes twice
 
-	once   sync.Once
-	host   *host
-	runc   *runc
-	broken error
+	mu   sync.Mutex // of prepare
+	host *host
+	runc *runc // nil = not found yet
 }
 
 var _ Runtime = (*Sandbox)(nil)
@@ -106,10 +105,14 @@ func (s *Sandbox) Version() (string, error) {
 	return s.runc.name + " " + s.runc.version, nil
 }
 
-// prepare finds out once what there is to work with.
+// prepare finds out what there is to work with. What is missing may be there the next time.
 func (s *Sandbox) prepare() error {
-	s.once.Do(func() { s.broken = s.find() })
-	return s.broken
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.runc != nil {
+		return nil
+	}
+	return s.find()
 }
 
 func (s *Sandbox) find() error {

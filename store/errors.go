@@ -37,8 +37,10 @@ func (s *Store) fail(doing string, err error) error {
 	switch {
 	case errors.As(err, &d):
 		return err
-	case isFull(err), errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-		return s.Explain(fmt.Errorf("%s: %w", doing, err))
+	case isFull(err):
+		return s.FullError(fmt.Errorf("%s: %w", doing, err))
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return diag.Errorf(diag.Exhausted, "%s: %w", doing, err)
 	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.EROFS):
 		return diag.Errorf(diag.Unavailable, "%s: %w", doing, err).WithHint("check the disk that holds %s; the kernel's log says more", s.root)
 	case errors.Is(err, fs.ErrPermission):
@@ -51,16 +53,10 @@ func (s *Store) fail(doing string, err error) error {
 
 func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
-// Explain makes a diag.Exhausted error, which says what a person can do, of the failure to write a layer or to open a file
-// because the disk is full or too many files are open. Other errors come back as they are.
+// Explain says of the failure to write a layer that the disk is full, if it is. Other errors come back as they are.
 func (s *Store) Explain(err error) error {
-	switch {
-	case err == nil || diag.KindOf(err) == diag.Exhausted:
-		return err
-	case isFull(err):
+	if isFull(err) && diag.KindOf(err) != diag.Exhausted {
 		return s.FullError(err)
-	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-		return diag.Errorf(diag.Exhausted, "%w", err).WithHint("raise the limit on open files (ulimit -n)")
 	}
 	return err
 }
