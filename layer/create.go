@@ -237,7 +237,9 @@ func newCreation(opt CreateOptions) (*creation, error) {
 	return c, nil
 }
 
-func (c *creation) add(e *Entry) error {
+func (c *creation) add(listed *Entry) error {
+	own := *listed // the walker goes on with its own
+	e := &own
 	for _, re := range c.exclude {
 		if re.MatchString(e.Path) {
 			return c.leaveOut(e)

@@ -14,7 +14,7 @@ import (
 
 // FS is what a stack of layers shows: a file system in memory, of which contents stay where they are. Nothing is unpacked.
 //
-//	fs := layer.NewFS(false)
+//	fs := layer.NewFS()
 //	err := fs.Add(entriesOfBottomLayer)
 //	err = fs.Add(entriesOfNextLayer)
 //	e, ok := fs.Lookup("etc/passwd")
@@ -22,6 +22,7 @@ import (
 type FS struct {
 	root   *node
 	keep   bool           // whiteouts stay: the stack goes on top of others
+	below  *FS            // these, if they are known
 	linked map[*Entry]int // how many more names a file has
 }
 
@@ -35,10 +36,16 @@ type node struct {
 
 func (n *node) isDir() bool { return !n.white && (n.e == nil || n.e.Type == Dir) }
 
-// NewFS makes an empty file system. With partial, what the stack deletes is remembered, and Entries gives one layer that
-// does to any layers below what the whole stack does.
-func NewFS(partial bool) *FS {
-	return &FS{root: &node{}, keep: partial, linked: map[*Entry]int{}}
+// NewFS makes an empty file system.
+func NewFS() *FS { return &FS{root: &node{}, linked: map[*Entry]int{}} }
+
+// NewUpper makes a file system for layers that go on top of others. What they delete is remembered: Entries gives one layer
+// that does to the layers below what all of them do. Paths that lead through symlinks of the layers below need to know these;
+// nil is for layers without such paths.
+func NewUpper(below *FS) *FS {
+	f := NewFS()
+	f.keep, f.below = true, below
+	return f
 }
 
 // Add puts a layer on top. Whiteouts are about the layers below only, wherever they stand in the layer; of two entries of
@@ -50,9 +57,16 @@ func (f *FS) Add(entries []*Entry) error {
 			return err
 		}
 		if m == opaque || m == whiteout {
-			if err := f.mark(m, hidden); err != nil {
-				return err
+			err = f.mark(m, hidden)
+		} else if e.Type == Dir { // markers in it are not about where a symlink of that name leads
+			if p, cerr := f.Canonical(e.Path); cerr == nil {
+				if old := f.node(p); old != nil && !old.isDir() {
+					err = f.add(e)
+				}
 			}
+		}
+		if err != nil {
+			return err
 		}
 	}
 	for _, e := range entries {
@@ -67,7 +81,7 @@ func (f *FS) Add(entries []*Entry) error {
 
 func (f *FS) mark(m marker, p string) error {
 	if m == opaque {
-		d, err := f.dir(p, f.keep)
+		d, err := f.dir(p, true) // a marker implies the directory that it is in, as every entry does
 		if d == nil || err != nil {
 			return err
 		}
@@ -75,7 +89,7 @@ func (f *FS) mark(m marker, p string) error {
 		return nil
 	}
 	dir, base := split(p)
-	d, err := f.dir(dir, f.keep)
+	d, err := f.dir(dir, true)
 	if d == nil || err != nil {
 		return err
 	}
@@ -144,6 +158,11 @@ func (f *FS) Resolve(p string) (string, error) {
 		if at := nodes[len(nodes)-1]; at != nil {
 			next = at.kids[name]
 		}
+		if next == nil && f.below != nil && !hides(nodes) {
+			if n := f.below.node(strings.Join(append(path[:len(path):len(path)], name), "/")); n != nil && n.e != nil && n.e.Type == Symlink {
+				next = n
+			}
+		}
 		if next != nil && next.e != nil && next.e.Type == Symlink {
 			if links++; links > maxLinks {
 				return "", diag.Errorf(diag.Invalid, "%q: leads through more than %d symlinks", p, maxLinks)
@@ -160,6 +179,11 @@ func (f *FS) Resolve(p string) (string, error) {
 		return ".", nil
 	}
 	return strings.Join(path, "/"), nil
+}
+
+// hides reports whether a directory of a path, each nil if it is not there, hides what is below the stack.
+func hides(nodes []*node) bool {
+	return slices.ContainsFunc(nodes, func(n *node) bool { return n != nil && (n.opaque || !n.isDir()) })
 }
 
 // Canonical is Resolve for all of p but its last name: where the entry of that name really is.
@@ -199,8 +223,10 @@ func (f *FS) add(e *Entry) error {
 		target := f.node(to)
 		switch {
 		case target == nil && f.keep:
-			d.put(base, &node{e: e}) // a file of the layers below
-			return nil
+			if target = f.lower(to); target == nil {
+				d.put(base, &node{e: e}) // a file of the layers below, whatever that is
+				return nil
+			}
 		case target == nil || target.e == nil || target.e.Type == Dir:
 			return diag.Errorf(diag.Invalid, "%q: a hard link to %q, which is no file", e.Path, e.Link)
 		case target == old:
@@ -211,6 +237,24 @@ func (f *FS) add(e *Entry) error {
 	}
 	d.put(base, &node{e: e})
 	return nil
+}
+
+// lower returns the file that the layers below show at a path without symlinks.
+func (f *FS) lower(p string) *node {
+	if f.below == nil {
+		return nil
+	}
+	at := f.root
+	for name := range strings.SplitSeq(p, "/") {
+		if at == nil {
+			break
+		}
+		if at.opaque || !at.isDir() {
+			return nil
+		}
+		at = at.kids[name]
+	}
+	return f.below.node(p)
 }
 
 // node returns what is at a path without symlinks, nil if there is nothing.

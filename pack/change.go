@@ -139,7 +139,8 @@ func Assemble(base *Image, layers []*Layer, c Change) *Image {
 	return im.Configured(c)
 }
 
-// Limit merges the uppermost layers into one, so that there are at most n. What they delete below stays deleted.
+// Limit merges the uppermost layers into one, so that there are at most n. What they delete below stays deleted. If that
+// merges anything, all layers are read.
 func (w *Workspace) Limit(ctx context.Context, layers []*Layer, n int) ([]*Layer, error) {
 	if n < 1 {
 		return nil, diag.Errorf(diag.Invalid, "an image needs one layer at least, not %d", n)
@@ -147,15 +148,16 @@ func (w *Workspace) Limit(ctx context.Context, layers []*Layer, n int) ([]*Layer
 	if len(layers) <= n {
 		return layers, nil
 	}
-	fs := layer.NewFS(n > 1)
-	for _, l := range layers[n-1:] {
-		entries, err := w.Entries(ctx, l)
-		if err != nil {
-			return nil, err
-		}
-		if err := fs.Add(entries); err != nil {
-			return nil, err
-		}
+	below, err := w.stack(ctx, layers[:n-1], layer.NewFS())
+	if err != nil {
+		return nil, err
+	}
+	fs := layer.NewFS()
+	if n > 1 {
+		fs = layer.NewUpper(below)
+	}
+	if fs, err = w.stack(ctx, layers[n-1:], fs); err != nil {
+		return nil, err
 	}
 	entries, err := layer.Collect(fs.Entries())
 	if err != nil {

@@ -276,14 +276,19 @@ func (l *Layer) hash(ctx context.Context, to io.Writer) error {
 
 // FS returns the file system that an image shows.
 func (w *Workspace) FS(ctx context.Context, im *Image) (*layer.FS, error) {
-	fs := layer.NewFS(false)
-	if err := w.each(ctx, im.Layers, func(l *Layer, _ int) error {
+	return w.stack(ctx, im.Layers, layer.NewFS())
+}
+
+// stack reads layers, several at a time, and adds them to a file system.
+func (w *Workspace) stack(ctx context.Context, layers []*Layer, fs *layer.FS) (*layer.FS, error) {
+	err := w.each(ctx, layers, func(l *Layer, _ int) error {
 		_, err := w.Entries(ctx, l)
 		return err
-	}); err != nil {
+	})
+	if err != nil {
 		return nil, err
 	}
-	for i, l := range im.Layers {
+	for i, l := range layers {
 		if err := fs.Add(l.entries); err != nil {
 			return nil, diag.Errorf(diag.KindOf(err), "layer %d: %w", i+1, err)
 		}

@@ -218,7 +218,7 @@ func clamped(f *file, epoch *time.Time) *layer.Entry {
 
 // check compares the layers' file system with the one that they were made of: everything but times that were clamped.
 func check(want *layer.FS, layers []Layer) error {
-	got := layer.NewFS(false)
+	got := layer.NewFS()
 	for _, l := range layers {
 		if err := got.Add(l.Entries); err != nil {
 			return diag.Errorf(diag.Internal, "relayering: %w", err)
