@@ -25,9 +25,10 @@ var rooms = [][]string{
 	{"graph"},
 	{"image", "event"},
 	{"layer", "store", "registry", "session", "sandbox", "tree", "solve", "dockerfile/lint", "dockerfile", "llb"},
-	{"archive", "relayer"},
+	{"archive", "relayer", "session/remote"},
 	{"op", "source", "export", "pack"},
 	{"engine"},
+	{"api/local", "api/buildkit"},
 	{"cmd/strata/progress", "cmd/strata", "bench"},
 }
 
@@ -45,7 +46,7 @@ var leavesOnly = []string{"solve", "dockerfile", "llb", "layer", "sandbox", "ses
 // forbidden are modules that must never be linked into the binary: the parts of BuildKit that Strata replaces.
 var forbidden = []string{
 	"github.com/moby/buildkit/solver/", "github.com/moby/buildkit/cache", "github.com/moby/buildkit/worker", "github.com/moby/buildkit/executor",
-	"github.com/moby/buildkit/snapshot", "github.com/moby/buildkit/exporter", "github.com/moby/buildkit/source", "github.com/moby/buildkit/control",
+	"github.com/moby/buildkit/snapshot", "github.com/moby/buildkit/exporter", "github.com/moby/buildkit/source/", "github.com/moby/buildkit/control",
 	"github.com/moby/buildkit/client", "github.com/moby/buildkit/frontend/dockerfile/dockerfile2llb",
 	"github.com/google/go-containerregistry",
 }
