@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"io"
 	"strings"
 	"time"
 
@@ -67,7 +68,16 @@ func (b *build) ReadFile(ctx context.Context, from graph.Edge, path string, limi
 	if err != nil {
 		return nil, err
 	}
-	return files.ReadFile(ctx, path, limit)
+	f, err := files.OpenFile(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit))
+	if err != nil {
+		return nil, err
+	}
+	return data, context.Cause(ctx)
 }
 
 // Time implements dockerfile.Resolver.

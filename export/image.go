@@ -17,7 +17,7 @@ import (
 )
 
 // ImageStore names the image in the store and, if asked, pushes it. A configuration needs diff_ids only: unless the image is
-// pushed, named by digest, or has attestations, no layer blob and no manifest are made, and containerimage.digest is
+// pushed, named by digest, asked for its manifest, or has attestations, no layer blob and no manifest are made, and containerimage.digest is
 // missing from the receipt.
 type ImageStore struct {
 	imageOptions
@@ -25,6 +25,7 @@ type ImageStore struct {
 	byDigest  bool
 	store     bool
 	insecure  bool
+	manifest  bool   // make the manifest, and thereby the layers' blobs, even if nobody needs them yet
 	canonical bool   // also name it NAME@DIGEST
 	dangling  string // name it PREFIX@DIGEST
 	fallback  bool   // … only if it has no name
@@ -39,6 +40,7 @@ func NewImage(o Output) (*ImageStore, error) {
 		byDigest:     a.flag("push-by-digest", false),
 		store:        a.flag("store", true),
 		insecure:     a.flag("registry.insecure", false),
+		manifest:     a.flag("manifest", false),
 		canonical:    a.flag("name-canonical", false),
 		fallback:     a.flag("danging-name-empty-only", false), // BuildKit's spelling
 	}
@@ -63,7 +65,7 @@ func (x *ImageStore) Export(ctx context.Context, e *Env, set *Set) (*Receipt, er
 	o := packing{imageOptions: x2.imageOptions, oci: x.OCI == nil || *x.OCI}
 	named := x.canonical || x.dangling != "" && (!x.fallback || len(x2.Names) == 0)
 	attested := slices.ContainsFunc(set.Images, func(im Image) bool { return len(im.Attestation) > 0 && o.Inline })
-	o.virtual = !x.push && !named && !attested && len(o.Annotations) == 0
+	o.virtual = !x.push && !x.manifest && !named && !attested && len(o.Annotations) == 0
 	var p *packed
 	var err error
 	if x.push {

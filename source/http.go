@@ -19,6 +19,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/registry"
+	"github.com/strata-build/strata/session"
 	"github.com/strata-build/strata/store"
 	"github.com/strata-build/strata/tree"
 )
@@ -153,6 +154,9 @@ func (g *getting) run(ctx context.Context) (*download, error) {
 	u, err := url.Parse(g.op.URL)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, diag.Errorf(diag.Invalid, "%q is no http or https URL", redacted(g.op.URL))
+	}
+	if u.Host == session.UploadHost {
+		return g.upload(ctx, u)
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, g.op.URL, nil)
 	if err != nil {

@@ -13,6 +13,9 @@ import (
 func matcher[T any](filters []string, get func(T, string) (string, bool)) (func(T) bool, error) {
 	var any []func(T) bool
 	for _, f := range filters {
+		if f == "" {
+			continue // clients send it for no filter
+		}
 		var all []func(T) bool
 		for _, c := range strings.Split(f, ",") {
 			m, err := condition(c, get)

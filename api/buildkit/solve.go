@@ -183,6 +183,13 @@ func outputs(exporters []*control.Exporter, epoch *time.Time) (engine.Outputs, e
 		switch x.Type {
 		case "local":
 			o.Dest = remote.ToDir + strconv.Itoa(i)
+		case "image", "moby":
+			// Clients expect the digest of the manifest in the answer.
+			o.Attrs = maps.Clone(x.Attrs)
+			if o.Attrs == nil {
+				o.Attrs = map[string]string{}
+			}
+			o.Attrs["manifest"] = "true"
 		case "oci", "docker", "tar":
 			if tar, err := strconv.ParseBool(x.Attrs["tar"]); err == nil && !tar {
 				return engine.Outputs{}, unsupported("output %s: tar=false is not supported over this protocol: leave it out to get an archive", x.Type)

@@ -111,6 +111,7 @@ func (m *Manager) Serve(ctx context.Context, conn net.Conn, header http.Header, 
 	}
 	c.cc = cc
 	defer cc.Close()
+	cc.Connect() // the client waits for the beginning of HTTP/2
 	if err := m.add(c); err != nil {
 		return err
 	}
