@@ -40,10 +40,8 @@ func Render(w io.Writer, err error) {
 		return
 	}
 	fmt.Fprintf(w, "error: %s\n", err.Error())
-	var d *Error
-	if !errors.As(err, &d) {
-		return
-	}
+	d := &Error{}
+	_ = errors.As(err, &d)
 	if log := logOf(err); len(log) > 0 {
 		fmt.Fprintln(w)
 		for _, l := range log {

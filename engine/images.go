@@ -180,7 +180,7 @@ func (e *Engine) LoadImages(ctx context.Context, r io.Reader) ([]string, error) 
 	defer b.close()
 	ims, err := b.images.Import(ctx, "", r, source.ImportOptions{})
 	if err != nil {
-		return nil, err
+		return nil, e.store.Explain(err)
 	}
 	names := map[string]bool{}
 	for _, im := range ims {
@@ -195,7 +195,7 @@ func (e *Engine) ImportImage(ctx context.Context, r io.Reader, opt ImportOptions
 	defer b.close()
 	ims, err := b.images.Import(ctx, "", r, source.ImportOptions{Name: opt.Name, Platform: opt.Platform})
 	if err != nil {
-		return nil, err
+		return nil, e.store.Explain(err)
 	}
 	if len(ims) != 1 {
 		return nil, diag.Errorf(diag.Invalid, "the archive holds %d images, and cannot become one", len(ims)).WithHint("load it with: strata image load")

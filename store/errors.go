@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -53,10 +54,14 @@ func (s *Store) fail(doing string, err error) error {
 
 func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
-// Explain says of the failure to write a layer that the disk is full, if it is. Other errors come back as they are.
+// Explain says of the failure to write a layer that the disk is full, or that only root can write it, if that is so. Other
+// errors come back as they are.
 func (s *Store) Explain(err error) error {
-	if isFull(err) && diag.KindOf(err) != diag.Exhausted {
+	switch {
+	case isFull(err) && diag.KindOf(err) != diag.Exhausted:
 		return s.FullError(err)
+	case errors.Is(err, syscall.EPERM) && os.Geteuid() != 0:
+		return diag.Errorf(diag.Denied, "%w", err).WithHint("run the builder as root, for example with sudo: only root can make layers, whose files belong to many users")
 	}
 	return err
 }
