@@ -25,10 +25,11 @@ func TestMain(m *testing.M) {
 }
 
 // TestScript runs testdata/script: each script is a directory, a state root of its own, and commands. The conditions are
-// [build] (all that steps need: root, overlay and runc), each of these alone, and [daemon]. Besides testscript's commands
+// [build] (all that steps need: root, overlay and runc), each of these alone, [daemon], and [debian] (mmdebstrap and a mirror). $EXAMPLES are the examples. Besides testscript's commands
 // there are
 //
 //	base [NAME [OPTION...]]  imports a root file system with busybox as the image NAME (default "base")
+//	debian NAME              imports a Debian root file system as the image NAME
 //	registry [USER PASSWORD] starts a registry on the loopback interface; $REGISTRY is its host and port
 //	serve DIR                serves a directory, and the git repositories in it, over http; $SERVER is the URL
 //	config NAME FIELD        prints a field of an image's configuration, such as Config.Env
@@ -57,6 +58,11 @@ func runScripts(t *testing.T, daemon bool) {
 			}
 			e.Setenv("STRATA_CONFIG", filepath.Join(e.WorkDir, "strata.toml"))
 			e.Setenv("GIT_CONFIG_NOSYSTEM", "1")
+			examples, err := filepath.Abs(filepath.Join("..", "..", "examples"))
+			if err != nil {
+				return err
+			}
+			e.Setenv("EXAMPLES", examples)
 			if daemon {
 				e.Defer(func() { stopDaemon(t, e) })
 			} else {
@@ -74,13 +80,16 @@ func runScripts(t *testing.T, daemon bool) {
 				return hasOverlay(), nil
 			case "runc":
 				return inPath("runc"), nil
+			case "debian":
+				_, err := debianTar()
+				return err == nil, nil
 			case "build": // all that a build with RUN steps needs
 				return os.Geteuid() == 0 && hasOverlay() && inPath("runc") && exists("/bin/busybox"), nil
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"base": cmdBase, "registry": cmdRegistry, "serve": cmdServe, "config": cmdConfig, "files": cmdFiles,
+			"base": cmdBase, "debian": cmdDebian, "registry": cmdRegistry, "serve": cmdServe, "config": cmdConfig, "files": cmdFiles,
 			"step": cmdStep, "allcached": cmdAllCached, "leak": cmdLeak, "mounts": cmdMounts,
 		},
 	})
