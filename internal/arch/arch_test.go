@@ -47,12 +47,15 @@ var leavesOnly = []string{"solve", "dockerfile", "llb", "layer", "sandbox", "ses
 var forbidden = []string{
 	"github.com/moby/buildkit/solver/", "github.com/moby/buildkit/cache", "github.com/moby/buildkit/worker", "github.com/moby/buildkit/executor",
 	"github.com/moby/buildkit/snapshot", "github.com/moby/buildkit/exporter", "github.com/moby/buildkit/source/", "github.com/moby/buildkit/control",
-	"github.com/moby/buildkit/client", "github.com/moby/buildkit/frontend/dockerfile/dockerfile2llb",
+	"github.com/moby/buildkit/client", "github.com/moby/buildkit/frontend/dockerfile/dockerfile2llb", "github.com/moby/buildkit/frontend/dockerui",
+	"github.com/moby/buildkit/frontend/gateway", "github.com/moby/buildkit/session",
 	"github.com/google/go-containerregistry",
 }
 
 // allowed are exceptions: packages of values below a forbidden path.
-var allowed = []string{"github.com/moby/buildkit/solver/pb", "github.com/moby/buildkit/solver/errdefs"}
+var allowed = []string{
+	"github.com/moby/buildkit/solver/pb", "github.com/moby/buildkit/solver/errdefs", "github.com/moby/buildkit/frontend/gateway/pb",
+}
 
 const (
 	maxFileLines     = 800

@@ -1,0 +1,427 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/tonistiigi/fsutil"
+	"github.com/tonistiigi/fsutil/types"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
+)
+
+// fakeClient serves a session as BuildKit's clients do.
+type fakeClient struct {
+	dirs   map[string]func(grpc.ServerStream) error
+	out    bytes.Buffer
+	outDir string
+	sent   metadata.MD // of the last call
+}
+
+func (f *fakeClient) handle(_ any, s grpc.ServerStream) error {
+	method, _ := grpc.MethodFromServerStream(s)
+	f.sent, _ = metadata.FromIncomingContext(s.Context())
+	first := func(k string) string {
+		if v := f.sent.Get(k); len(v) > 0 {
+			return v[0]
+		}
+		return ""
+	}
+	var m message
+	switch method {
+	case "/moby.filesync.v1.FileSync/DiffCopy":
+		send := f.dirs[first("dir-name")]
+		if send == nil {
+			return status.Error(codes.NotFound, "no access allowed to dir")
+		}
+		return send(s)
+	case "/moby.filesync.v1.FileSend/DiffCopy":
+		if first("buildkit-attachable-exporter-id") == "0" {
+			return fsutil.Receive(s.Context(), s, f.outDir, fsutil.ReceiveOpt{Merge: true})
+		}
+		for {
+			if err := s.RecvMsg(&m); err != nil {
+				return nil
+			}
+			b, err := m.field(1)
+			if err != nil {
+				return err
+			}
+			f.out.Write(b)
+		}
+	case "/moby.sshforward.v1.SSH/ForwardAgent":
+		for {
+			if err := s.RecvMsg(&m); err != nil {
+				return nil
+			}
+			b, _ := m.field(1)
+			if err := s.SendMsg(blob(bytes.ToUpper(b))); err != nil {
+				return err
+			}
+		}
+	}
+	if err := s.RecvMsg(&m); err != nil {
+		return err
+	}
+	arg, err := m.field(1)
+	if err != nil {
+		return err
+	}
+	switch method {
+	case "/moby.buildkit.secrets.v1.Secrets/GetSecret":
+		if string(arg) != "token" {
+			return status.Error(codes.NotFound, "nope")
+		}
+		return s.SendMsg(blob([]byte("s3cret")))
+	case "/moby.filesync.v1.Auth/Credentials":
+		if string(arg) == "identity" {
+			return s.SendMsg(text("", "refresh"))
+		}
+		return s.SendMsg(text("me", "pass"))
+	case "/moby.sshforward.v1.SSH/CheckAgent":
+		return s.SendMsg(&message{})
+	}
+	return status.Error(codes.Unimplemented, method)
+}
+
+// attach connects a client to a manager and returns when its session is known.
+func attach(t *testing.T, m *Manager, id string, p Peer, f *fakeClient) {
+	t.Helper()
+	mine, theirs := net.Pipe()
+	g := grpc.NewServer(grpc.UnknownServiceHandler(f.handle), grpc.ForceServerCodec(codec{}))
+	l := &oneConn{c: make(chan net.Conn, 1), done: make(chan struct{})}
+	l.c <- theirs
+	go func() { _ = g.Serve(l) }()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- m.Serve(ctx, mine, http.Header{headerID: {id}, headerSharedKey: {"key"}}, p) }()
+	t.Cleanup(func() {
+		cancel()
+		<-ended
+		g.Stop()
+	})
+}
+
+// oneConn is a listener with one connection.
+type oneConn struct {
+	c    chan net.Conn
+	done chan struct{}
+}
+
+func (l *oneConn) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.c:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+func (l *oneConn) Close() error   { close(l.done); return nil }
+func (l *oneConn) Addr() net.Addr { return &net.UnixAddr{} }
+
+func open(t *testing.T, m *Manager, id string, p Peer) *Session {
+	t.Helper()
+	s, err := m.Open(t.Context(), id, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+func manager(t *testing.T) *Manager {
+	t.Helper()
+	m, err := NewManager(filepath.Join(t.TempDir(), "sessions"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func dirOf(t *testing.T, dir string) func(grpc.ServerStream) error {
+	t.Helper()
+	return func(s grpc.ServerStream) error {
+		fs, err := fsutil.NewFS(dir)
+		if err != nil {
+			return err
+		}
+		return fsutil.Send(s.Context(), s, fs, nil)
+	}
+}
+
+func write(t *testing.T, dir, name, data string) {
+	t.Helper()
+	p := filepath.Join(dir, name)
+	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p, []byte(data), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func inode(t *testing.T, p string) uint64 {
+	t.Helper()
+	st, err := os.Stat(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.Sys().(*syscall.Stat_t).Ino
+}
+
+var alice = Peer{Conn: "1", Identity: "alice"}
+
+func TestDirectoriesAreReceivedIncrementally(t *testing.T) {
+	src := t.TempDir()
+	write(t, src, "same", "1")
+	write(t, src, "sub/changes", "1")
+	write(t, src, "goes", "1")
+	m := manager(t)
+	f := &fakeClient{dirs: map[string]func(grpc.ServerStream) error{"context": dirOf(t, src)}}
+	attach(t, m, "s", alice, f)
+	op := &graph.Local{Name: "context", Follow: []string{"ä"}, Exclude: []string{"plain"}}
+	s := open(t, m, "s", alice)
+	var told int64
+	first, err := s.Sync(t.Context(), op, func(n int64, _ bool) { told = n })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if told == 0 {
+		t.Error("no progress")
+	}
+	if got := f.sent.Get("followpaths"); len(got) != 1 || got[0] != "%C3%A4" || f.sent.Get("followpaths-encoded") == nil {
+		t.Errorf("followpaths %v", got)
+	}
+	if got := f.sent.Get("exclude-patterns"); len(got) != 1 || got[0] != "plain" || f.sent.Get("exclude-patterns-encoded") != nil {
+		t.Errorf("exclude-patterns %v", got)
+	}
+	same := inode(t, filepath.Join(first.Path, "same"))
+
+	// A second build at the same time gets a directory of its own.
+	other := open(t, m, "s", alice)
+	second, err := other.Sync(t.Context(), op, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second.Path == first.Path {
+		t.Error("two builds share a directory")
+	}
+	s.Close()
+
+	write(t, src, "sub/changes", "22")
+	if err := os.Remove(filepath.Join(src, "goes")); err != nil {
+		t.Fatal(err)
+	}
+	third, err := open(t, m, "s", alice).Sync(t.Context(), op, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if third.Path != first.Path || third.Key != first.Key {
+		t.Errorf("the directory was not used again: %v, %v", third, first)
+	}
+	if inode(t, filepath.Join(third.Path, "same")) != same {
+		t.Error("an unchanged file was sent again")
+	}
+	if b, err := os.ReadFile(filepath.Join(third.Path, "sub/changes")); err != nil || string(b) != "22" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if _, err := os.Stat(filepath.Join(third.Path, "goes")); !os.IsNotExist(err) {
+		t.Error("a removed file stays")
+	}
+
+	// Another user's files are never compared with these.
+	attach(t, m, "bob", Peer{Conn: "2", Identity: "bob"}, f)
+	fourth, err := open(t, m, "bob", Peer{Conn: "2", Identity: "bob"}).Sync(t.Context(), op, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fourth.Path == first.Path || fourth.Path == second.Path {
+		t.Error("two users share a directory")
+	}
+
+	gone, err := m.Prune(func(Slot) bool { return false })
+	if err != nil || len(gone) != 0 {
+		t.Errorf("directories in use were removed: %v, %v", gone, err)
+	}
+	other.Close()
+	if gone, err = m.Prune(func(Slot) bool { return false }); err != nil || len(gone) != 1 || gone[0].Size == 0 {
+		t.Errorf("removed %v, %v", gone, err)
+	}
+}
+
+func TestSessionsBelongToTheirConnection(t *testing.T) {
+	m := manager(t)
+	f := &fakeClient{dirs: map[string]func(grpc.ServerStream) error{"context": dirOf(t, t.TempDir())}}
+	attach(t, m, "hers", alice, f)
+	attach(t, m, "second", alice, f)
+	attach(t, m, "his", Peer{Conn: "2", Identity: "alice"}, f)
+	s := open(t, m, "hers", alice)
+	if _, err := m.Open(t.Context(), "his", alice); diag.KindOf(err) != diag.Denied {
+		t.Errorf("another connection's session was opened: %v", err)
+	}
+	if _, err := s.Sync(t.Context(), &graph.Local{Name: "context", Session: "his"}, nil); diag.KindOf(err) != diag.Denied {
+		t.Errorf("another connection's directory was read: %v", err)
+	}
+	if _, err := s.Sync(t.Context(), &graph.Local{Name: "context", Session: "second"}, nil); err != nil {
+		t.Errorf("a session of the same connection: %v", err)
+	}
+	s.Bind(map[string]string{"context": "his"})
+	if _, err := s.Sync(t.Context(), &graph.Local{Name: "context"}, nil); diag.KindOf(err) != diag.Denied {
+		t.Errorf("another connection's directory was bound: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := m.Open(ctx, "none", alice); diag.KindOf(err) != diag.NotFound {
+		t.Errorf("a session that is not there: %v", err)
+	}
+}
+
+func TestHostileDirectories(t *testing.T) {
+	const dir = uint32(os.ModeDir | 0o755)
+	link := func(p, to string) *types.Stat {
+		return &types.Stat{Path: p, Mode: uint32(os.ModeSymlink | 0o777), Linkname: to}
+	}
+	outside := t.TempDir()
+	for name, stats := range map[string][]*types.Stat{
+		"parent":         {{Path: "../evil", Mode: 0o644}},
+		"absolute":       {{Path: outside + "/evil", Mode: 0o644}},
+		"inner parent":   {{Path: "a", Mode: dir}, {Path: "a/../../evil", Mode: 0o644}},
+		"below symlink":  {link("a", outside), {Path: "a/evil", Mode: 0o644}},
+		"order":          {{Path: "b", Mode: 0o644}, {Path: "a", Mode: 0o644}},
+		"hardlink":       {{Path: "evil", Mode: 0o644, Linkname: outside + "/x"}},
+		"dots":           {{Path: "..", Mode: dir}},
+		"empty":          {{Path: "", Mode: 0o644}},
+		"symlink as dir": {link("a", outside), {Path: "a", Mode: dir}, {Path: "a/evil", Mode: 0o644}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := manager(t)
+			f := &fakeClient{dirs: map[string]func(grpc.ServerStream) error{"context": func(s grpc.ServerStream) error {
+				for _, st := range stats {
+					if err := s.SendMsg(&types.Packet{Type: types.PACKET_STAT, Stat: st}); err != nil {
+						return err
+					}
+				}
+				if err := s.SendMsg(&types.Packet{Type: types.PACKET_STAT}); err != nil {
+					return err
+				}
+				for {
+					var p types.Packet
+					if err := s.RecvMsg(&p); err != nil {
+						return nil
+					}
+					switch p.Type {
+					case types.PACKET_REQ:
+						_ = s.SendMsg(&types.Packet{Type: types.PACKET_DATA, ID: p.ID})
+					case types.PACKET_FIN:
+						return s.SendMsg(&types.Packet{Type: types.PACKET_FIN})
+					case types.PACKET_ERR:
+						return io.ErrUnexpectedEOF
+					}
+				}
+			}}}
+			attach(t, m, "s", alice, f)
+			_, err := open(t, m, "s", alice).Sync(t.Context(), &graph.Local{Name: "context"}, nil)
+			if err == nil {
+				t.Error("it was accepted")
+			}
+			if left, _ := os.ReadDir(outside); len(left) > 0 {
+				t.Errorf("something was written outside: %v", left)
+			}
+			_ = filepath.WalkDir(filepath.Dir(m.slots.root), func(p string, d os.DirEntry, _ error) error {
+				if d.Name() == "evil" {
+					t.Errorf("%s was written", p)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+func TestWhatAClientGives(t *testing.T) {
+	m := manager(t)
+	f := &fakeClient{outDir: t.TempDir()}
+	attach(t, m, "s", alice, f)
+	s := open(t, m, "s", alice)
+	ctx := t.Context()
+	if b, err := s.Secret(ctx, "token"); err != nil || string(b) != "s3cret" {
+		t.Errorf("secret %q, %v", b, err)
+	}
+	if _, err := s.Secret(ctx, "other"); diag.KindOf(err) != diag.NotFound || !strings.Contains(err.Error(), "secret other: not found") {
+		t.Errorf("secret: %v", err)
+	}
+	if c, err := s.Credential(ctx, "host"); err != nil || c.Username != "me" || c.Password != "pass" {
+		t.Errorf("credential %v, %v", c, err)
+	}
+	if c, err := s.Credential(ctx, "identity"); err != nil || c.IdentityToken != "refresh" {
+		t.Errorf("credential %v, %v", c, err)
+	}
+	if _, err := s.Dir(ctx, "none"); diag.KindOf(err) != diag.NotFound {
+		t.Errorf("directory: %v", err)
+	}
+	agent, err := s.SSH(ctx, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := agent.Write([]byte("abc")); err != nil {
+		t.Error(err)
+	}
+	b := make([]byte, 3)
+	if _, err := io.ReadFull(agent, b); err != nil || string(b) != "ABC" {
+		t.Errorf("agent %q, %v", b, err)
+	}
+	if err := agent.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOutputs(t *testing.T) {
+	m := manager(t)
+	f := &fakeClient{outDir: t.TempDir()}
+	attach(t, m, "s", alice, f)
+	s := open(t, m, "s", alice)
+	data := bytes.Repeat([]byte("0123456789"), 300_000)
+	o, err := s.Output(t.Context(), ToFile+"1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := o.File.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.File.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(f.out.Bytes(), data) {
+		t.Errorf("%d bytes arrived, not %d", f.out.Len(), len(data))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	if o, err = s.Output(ctx, ToDir+"0"); err != nil {
+		t.Fatal(err)
+	}
+	write(t, o.Dir, "a/b", "x")
+	if err := o.Send(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(f.outDir, "a/b")); err != nil || string(b) != "x" {
+		t.Errorf("%q, %v", b, err)
+	}
+	cancel()
+	if _, err := os.Stat(o.Dir); !os.IsNotExist(err) {
+		t.Error("the directory was left")
+	}
+	if _, err := s.Output(t.Context(), "1"); diag.KindOf(err) != diag.NotFound {
+		t.Errorf("an unknown output: %v", err)
+	}
+}
