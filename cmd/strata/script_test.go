@@ -63,11 +63,10 @@ func runScripts(t *testing.T, daemon bool) {
 				return err
 			}
 			e.Setenv("EXAMPLES", examples)
-			if daemon {
-				e.Defer(func() { stopDaemon(t, e) })
-			} else {
+			if !daemon {
 				e.Setenv("STRATA_DAEMON", "off")
 			}
+			e.Defer(func() { stopDaemon(t, e) })
 			return os.Mkdir(filepath.Join(e.WorkDir, "home"), 0o755)
 		},
 		Condition: func(cond string) (bool, error) {
