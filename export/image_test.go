@@ -707,3 +707,27 @@ func TestPushAgain(t *testing.T) {
 	pull(t, host+"/other:1")
 	pull(t, host+"/app:2")
 }
+
+// The tar of a pulled layer stays what it is when the layer has been compressed in another way.
+func TestPulledTarStays(t *testing.T) {
+	s := openStore(t)
+	set := twoLayers(t, s)
+	ids, _ := set.Images[0].Tree.Layers()
+	pulledLayer(t, s, ids[0])
+	before, err := s.Layer(ids[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := ""
+	for _, form := range []string{"compression=uncompressed", "compression=zstd", "compression=uncompressed", "compression=gzip", "compression=gzip,compression-level=3"} {
+		r := export(t, testEnv(s, &client{}), set, output("oci", append(strings.Split(form, ","), "name=app:1", "force-compression=true")...))
+		if got := r.Metadata["containerimage.config.digest"]; id != "" && got != id {
+			t.Errorf("%s: the image is %s, not %s", form, got, id)
+		} else {
+			id = got
+		}
+	}
+	if after, err := s.Layer(ids[0]); err != nil || after.DiffID != before.DiffID {
+		t.Errorf("the layer is %s, not %s (%v)", after.DiffID, before.DiffID, err)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"runtime"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -21,8 +22,12 @@ import (
 var defaultCompression = layer.Compression{Type: layer.Gzip}
 
 // madeAs marks, among the annotations of a blob's record in the store, blobs that a Packer made, with the compression.
-// A blob without it was pulled. It never leaves the store.
-const madeAs = "strata.made-as"
+// A blob without it was pulled. ofPulled is added to those that hold the tar of a pulled blob, which need not be the one
+// that Strata writes of the same files. Neither leaves the store.
+const (
+	madeAs   = "strata.made-as"
+	ofPulled = ", of a pulled tar"
+)
 
 // Packer turns layers into diff_ids and blobs. It is safe for concurrent use, and meant to be shared by all builds of a
 // store: equal work that is asked for at the same time is done once, and what was made is found again.
@@ -196,7 +201,7 @@ func (p *Packer) reuse(l Layer, req Request) (image.Descriptor, bool) {
 			continue
 		}
 		switch {
-		case ours && as == compressionName(req.Compression), !ours && typeOf(v.MediaType) == req.Compression.Type:
+		case ours && strings.TrimSuffix(as, ofPulled) == compressionName(req.Compression), !ours && typeOf(v.MediaType) == req.Compression.Type:
 			return public(v), true
 		case !ours && !req.Force && !found && typeOf(v.MediaType) != layer.Uncompressed:
 			// As it was pulled. One that came uncompressed, as from an archive, is compressed for its first transfer.
@@ -259,6 +264,10 @@ func (p *Packer) compress(ctx context.Context, l Layer, c layer.Compression, tar
 		return none, err
 	}
 	defer w.Abort()
+	as := compressionName(c)
+	if p.keepsTar(l) {
+		as += ofPulled
+	}
 	z, err := layer.NewCompressor(w, c)
 	if err != nil {
 		return none, err
@@ -270,7 +279,7 @@ func (p *Packer) compress(ctx context.Context, l Layer, c layer.Compression, tar
 		return none, err
 	}
 	d, n, err := w.Commit(ctx)
-	desc := image.Descriptor{MediaType: layerType(true, mediaTypes[c.Type]), Digest: d, Size: n, Annotations: map[string]string{madeAs: compressionName(c)}}
+	desc := image.Descriptor{MediaType: layerType(true, mediaTypes[c.Type]), Digest: d, Size: n, Annotations: map[string]string{madeAs: as}}
 	return desc, err
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"hash"
 	"io"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -46,17 +47,20 @@ func (c *counter) Write(b []byte) (int, error) {
 func (p *Packer) ours(l Layer) bool {
 	vs := p.variants(l)
 	for _, v := range vs {
-		if _, ok := v.Annotations[madeAs]; ok {
+		if as, ok := v.Annotations[madeAs]; ok && !strings.HasSuffix(as, ofPulled) {
 			return true
 		}
 	}
 	return len(vs) == 0
 }
 
+// keepsTar reports whether the layer's tar must stay the one that was pulled.
+func (p *Packer) keepsTar(l Layer) bool { return l.DiffID != "" && l.clamp == nil && !p.ours(l) }
+
 // tar writes the uncompressed tar of a layer: from its files if Strata made it, else from a blob as it was pulled, for
 // other tars of the same files have other digests. Without such a blob the files must do, and the digest tells.
 func (p *Packer) tar(ctx context.Context, w io.Writer, l Layer) error {
-	if l.DiffID != "" && l.clamp == nil && !p.ours(l) {
+	if p.keepsTar(l) {
 		for _, v := range p.variants(l) {
 			r, err := p.blob(ctx, l, v)
 			if err != nil && diag.KindOf(err) == diag.NotFound {
