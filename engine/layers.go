@@ -26,9 +26,9 @@ import (
 // seal runs a graph.Layers vertex, and remembers it as the latest of its kind.
 func (b *build) seal(ctx context.Context, s *solve.Step[tree.Tree, *build], o *graph.Layers) ([]tree.Tree, error) {
 	out, err := b.e.seals.Run(ctx, o, s.In, op.LayersEnv{
-		Platform: s.V.Platform,
-		Known:    func(ctx context.Context) ([]op.Known, error) { return b.known(ctx, o.Previous, s.V.Platform) },
-		Warn:     func(w diag.Warning) { w.At = s.V.At; s.Emit(event.Event{Kind: event.Warn, Warning: &w}) },
+		Platform: s.V.Platform, Tenant: b.e.opt.Tenant,
+		Known: func(ctx context.Context) ([]op.Known, error) { return b.known(ctx, o.Previous, s.V.Platform) },
+		Warn:  func(w diag.Warning) { w.At = s.V.At; s.Emit(event.Event{Kind: event.Warn, Warning: &w}) },
 	})
 	if err != nil || o.Previous == nil {
 		return out, err
@@ -200,7 +200,8 @@ func (e *Engine) planSealed(ctx context.Context, j *Job, d dockerfile.Request) (
 	if err == nil || !errors.As(err, new(*op.Gone)) {
 		return j, plan, err
 	}
-	next := e.NewJob(ctx, JobOptions{Session: j.b.session, Sink: j.b.user, Allow: j.b.allow})
+	j.b.user.Emit(event.Event{Kind: event.Message, Text: "OUTPUT: a layer of an earlier build is gone: the steps that make layers run again"})
+	next := e.NewJob(ctx, JobOptions{Session: j.b.session, Sink: anew(j.b.user), Allow: j.b.allow})
 	next.b.request = j.b.request
 	j.Close()
 	j, d.Rerun = next, true
@@ -208,10 +209,29 @@ func (e *Engine) planSealed(ctx context.Context, j *Job, d dockerfile.Request) (
 	return j, plan, err
 }
 
+// anew shows the vertices of a second job apart from those of the first, which may be the same.
+func anew(sink event.Sink) event.Sink {
+	other := func(v graph.Digest) graph.Digest {
+		if v == "" {
+			return ""
+		}
+		return digest.FromString("again " + string(v))
+	}
+	return func(e event.Event) {
+		e.Vertex = other(e.Vertex)
+		in := make([]graph.Digest, len(e.Inputs))
+		for i, v := range e.Inputs {
+			in[i] = other(v)
+		}
+		e.Inputs = in
+		sink.Emit(e)
+	}
+}
+
 // verifyOutput runs the steps that make layers again, with an empty input, and compares what they make.
 func (e *Engine) verifyOutput(ctx context.Context, b *build, d dockerfile.Request, plan *image.Plan) error {
 	b.user.Emit(event.Event{Kind: event.Message, Text: "verifying the output: the steps that make layers run again, without input"})
-	again := e.NewJob(ctx, JobOptions{Session: b.session, Sink: b.user, Allow: b.allow})
+	again := e.NewJob(ctx, JobOptions{Session: b.session, Sink: anew(b.user), Allow: b.allow})
 	defer again.Close()
 	again.b.request = b.request
 	d.Rerun = true

@@ -63,6 +63,7 @@ type Layer struct {
 	Created time.Time // zero if not known
 	clamp   *time.Time
 	pulled  *image.Descriptor
+	blob    graph.Digest // that it was unpacked from; "" = made here
 	fetch   func(context.Context, image.Descriptor) (io.ReadCloser, error)
 }
 
@@ -166,7 +167,7 @@ func (p *Packer) known(req Request) (Layer, error) {
 	if err != nil {
 		return l, err
 	}
-	l.DiffID, l.TarSize, l.Created = info.DiffID, info.TarSize, info.Created
+	l.DiffID, l.TarSize, l.Created, l.blob = info.DiffID, info.TarSize, info.Created, info.Blob
 	switch {
 	case req.Clamp == nil:
 	case l.DiffID != "" && !p.ours(l):
@@ -201,6 +202,8 @@ func (p *Packer) reuse(l Layer, req Request) (image.Descriptor, bool) {
 			continue
 		}
 		switch {
+		case v.Digest == l.blob && !req.Force: // the very blob, even if others hold the same tar
+			return public(v), true
 		case ours && strings.TrimSuffix(as, ofPulled) == compressionName(req.Compression), !ours && typeOf(v.MediaType) == req.Compression.Type:
 			return public(v), true
 		case !ours && !req.Force && !found && typeOf(v.MediaType) != layer.Uncompressed:

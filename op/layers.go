@@ -69,6 +69,7 @@ type Known struct {
 // LayersEnv is what a build gives to one sealing.
 type LayersEnv struct {
 	Platform graph.Platform
+	Tenant   string                                 // whose layers may be named by their digest alone
 	Known    func(context.Context) ([]Known, error) // nil = none
 	Warn     func(diag.Warning)
 }
@@ -229,14 +230,15 @@ func (s *sealing) prepare(ctx context.Context, parts []*part) error {
 	return nil
 }
 
-// byItself names the layer of a tar that looks the same on whatever it lies, on names one that lies on a certain stack.
-func byItself(diffID graph.Digest) graph.Digest {
-	return digest.FromString("strata: the layer " + string(diffID) + " by itself")
+// byItself names the layer that a tar, or a blob of it, becomes if that looks the same on whatever it lies.
+func (s *sealing) byItself(diffID, blob graph.Digest) graph.Digest {
+	return digest.FromString("strata: the layer " + string(diffID) + " of " + string(blob) + " for " + s.env.Tenant)
 }
 
-func on(diffID graph.Digest, below []store.LayerID) graph.Digest {
+// on names the layer that it becomes on a certain stack.
+func (s *sealing) on(p *part, below []store.LayerID) graph.Digest {
 	var b strings.Builder
-	b.WriteString("strata: the layer " + string(diffID) + " on")
+	b.WriteString("strata: the layer " + string(p.info.DiffID) + " of " + string(p.blob.Digest) + " for " + s.env.Tenant + " on")
 	for _, id := range below {
 		b.WriteString(" " + id.String())
 	}
@@ -255,7 +257,7 @@ func (s *sealing) stack(ctx context.Context, p *part, below []store.LayerID) (st
 	if p.known != nil && p.known.ID != 0 && slices.Equal(p.known.Below, below) {
 		return p.known.ID, nil
 	}
-	key := on(p.info.DiffID, below)
+	key := s.on(p, below)
 	if id, err := s.hold.Chain(key); err == nil {
 		return id, nil
 	}
@@ -275,7 +277,7 @@ func (s *sealing) stack(ctx context.Context, p *part, below []store.LayerID) (st
 	err = s.Store.Update(ctx, func(b *store.Batch) error {
 		b.Layer(p.draft, p.info)
 		if p.alone && plain {
-			b.Chain(byItself(p.info.DiffID), p.draft.ID)
+			b.Chain(s.byItself(p.info.DiffID, p.blob.Digest), p.draft.ID)
 		} else {
 			b.Chain(key, p.draft.ID)
 		}

@@ -35,20 +35,15 @@ func (s *sealing) reused(p *part, d graph.Digest) error {
 		return nil
 	}
 	// A step that ran with the input of an earlier build may name what only that build knew.
-	p.info.DiffID = d
-	if diff, err := s.Store.Memo(verified(d)); err == nil {
-		p.info.DiffID = diff
-		if size, ok := s.Store.HasBlob(d); ok {
-			p.blob = image.Descriptor{Digest: d, Size: size}
-			for _, v := range s.Store.Variants(diff) {
-				if v.Digest == d {
-					p.blob = v
-				}
-			}
-		}
+	diff := d
+	if of, err := s.Store.Memo(s.verified(d)); err == nil {
+		diff = of
 	}
-	if s.findShared(p) {
-		return nil
+	for _, v := range append([]image.Descriptor{{}}, s.Store.Variants(diff)...) {
+		p.info.DiffID, p.blob = diff, v
+		if (diff == d || v.Digest == d) && s.findShared(p) {
+			return nil
+		}
 	}
 	err := diag.Errorf(diag.NotFound, "%s is in neither output/blobs nor input (%d blobs present)", d, len(s.dir.blobs()))
 	return &diag.Error{Kind: diag.NotFound, Msg: err.Msg, Err: &Gone{d}, Hint: "name a blob by the sha256 of its bytes, or a layer of history.json by its digest or diff_id"}
@@ -56,7 +51,7 @@ func (s *sealing) reused(p *part, d graph.Digest) error {
 
 // findShared looks for the part's tar among the layers that can lie on anything.
 func (s *sealing) findShared(p *part) bool {
-	id, err := s.hold.Chain(byItself(p.info.DiffID))
+	id, err := s.hold.Chain(s.byItself(p.info.DiffID, p.blob.Digest))
 	if err != nil {
 		return false
 	}

@@ -55,8 +55,8 @@ func (s *sealing) read(ctx context.Context, p *part) error {
 }
 
 // verified names what is known of a blob that was read and checked before: its diff_id.
-func verified(blob graph.Digest) graph.Digest {
-	return digest.FromString("strata: the layer that the blob " + string(blob) + " holds")
+func (s *sealing) verified(blob graph.Digest) graph.Digest {
+	return digest.FromString("strata: the layer that the blob " + string(blob) + " holds, for " + s.env.Tenant)
 }
 
 // given is for a blob that the build made. Its bytes are kept, so that the image has exactly this blob.
@@ -67,7 +67,7 @@ func (s *sealing) given(ctx context.Context, p *part, f *os.File, want graph.Dig
 	}
 	s.hold.Blobs(d)
 	p.blob = image.Descriptor{Digest: d, Size: size}
-	if diff, err := s.Store.Memo(verified(d)); err == nil {
+	if diff, err := s.Store.Memo(s.verified(d)); err == nil {
 		for _, v := range s.Store.Variants(diff) {
 			if v.Digest == d {
 				p.blob, p.info.DiffID = v, diff
@@ -93,7 +93,7 @@ func (s *sealing) given(ctx context.Context, p *part, f *os.File, want graph.Dig
 		p.draft.Discard()
 		p.draft = nil
 	}
-	return s.Store.Update(ctx, func(b *store.Batch) error { b.Memo(verified(d), p.info.DiffID); return nil })
+	return s.Store.Update(ctx, func(b *store.Batch) error { b.Memo(s.verified(d), p.info.DiffID); return nil })
 }
 
 // checkDeclared compares what was computed with what the build says.
