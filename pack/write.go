@@ -57,21 +57,21 @@ type Target struct {
 
 // Receipt says what was written.
 type Receipt struct {
-	Digest graph.Digest // of the index or manifest
-	Config graph.Digest // of the configuration, which is the image's id; "" of several
-	Names  []string     // with the tag that "auto" became
-	Sent   int64        // bytes that went to a registry
-	Kept   int64        // bytes that it had already
-	Layers []Written    // of all images, bottom first
+	Digest graph.Digest `json:"digest"`           // of the index or manifest
+	Config graph.Digest `json:"config,omitempty"` // of the configuration, which is the image's id; "" of several
+	Names  []string     `json:"names"`            // with the tag that "auto" became
+	Sent   int64        `json:"sent"`             // bytes that went to a registry
+	Kept   int64        `json:"kept"`             // bytes that it had already
+	Layers []Written    `json:"layers"`           // of all images, bottom first
 }
 
 // Written is one layer of what was written.
 type Written struct {
-	Name   string
-	DiffID graph.Digest
-	Digest graph.Digest
-	Size   int64
-	Sent   bool // to a registry, which did not have it
+	Name   string       `json:"name,omitempty"`
+	DiffID graph.Digest `json:"diffID"`
+	Digest graph.Digest `json:"digest"`
+	Size   int64        `json:"size"`
+	Sent   bool         `json:"sent"` // to a registry, which did not have it
 }
 
 // Write writes images of one name, one for each platform.
