@@ -39,6 +39,9 @@ func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control
 		s.history.begin(req, b.journal)
 	}
 	resp, err := s.run(ctx, req, b, allow)
+	if err != nil && ctx.Err() != nil {
+		err = diag.Errorf(diag.Canceled, "the build was canceled: %w", context.Cause(ctx))
+	}
 	if failed := b.journal.failure(); err != nil && failed != "" && diag.KindOf(err) != diag.Canceled {
 		err = vertexError{err, failed}
 	}

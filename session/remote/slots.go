@@ -60,7 +60,8 @@ type slot struct {
 func (s *slot) dir() string    { return filepath.Join(s.s.root, s.name, "fs") }
 func (s *slot) filter() string { return filepath.Join(s.s.root, s.name, "filter") }
 
-// take returns a slot for a key: preferably the one that was last filtered in the same way, else any that is free.
+// take returns a slot for a key: of those that are free the one that was last filtered in the same way, else the one that was
+// used last.
 func (s *slots) take(key, filter string) (*slot, error) {
 	sum := sha256.Sum256([]byte(key))
 	prefix := hex.EncodeToString(sum[:16]) + "."
@@ -71,6 +72,7 @@ func (s *slots) take(key, filter string) (*slot, error) {
 		return nil, err
 	}
 	var pick *slot
+	var used time.Time
 	taken := map[string]bool{}
 	for _, e := range entries {
 		if !strings.HasPrefix(e.Name(), prefix) {
@@ -86,8 +88,8 @@ func (s *slots) take(key, filter string) (*slot, error) {
 			pick = c
 			break
 		}
-		if pick == nil && err != nil { // never filled
-			pick = c
+		if st, err := os.Stat(filepath.Join(s.root, c.name)); err == nil && (pick == nil || st.ModTime().After(used)) {
+			pick, used = c, st.ModTime()
 		}
 	}
 	for n := 0; pick == nil; n++ {
