@@ -281,6 +281,9 @@ func (im *Images) importRootFS(ctx context.Context, a *archive.Archive, opt Impo
 		return nil, err
 	}
 	layers, err := im.Layers(ctx, img, 0, "")
+	if err == nil {
+		err = im.copyBlobs(ctx, img) // a layer that is here already may have lost its blob
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -170,6 +170,9 @@ func (s *Store) install(name string, d graph.Digest, size int64) error {
 	if err != nil {
 		return err
 	}
+	if fi, err := os.Lstat(path); err == nil {
+		s.verified.note(d, fi) // it was hashed as it was written
+	}
 	b := &Batch{s: s}
 	b.put(kindBlob, string(d), encodeUint(uint64(size)))
 	return s.commit(b)

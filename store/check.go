@@ -4,11 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
-
-	"go.etcd.io/bbolt"
+	"time"
 
 	"github.com/strata-build/strata/graph"
 )
@@ -19,6 +19,9 @@ type CheckOptions struct {
 	Repair bool // delete what is bad, so that it and what depends on it is made again
 	// DiffID computes the digest of a layer's uncompressed tar from its directory; nil = layers are not read.
 	DiffID func(ctx context.Context, dir string) (graph.Digest, error)
+	// Differs compares a layer with the blob that it was unpacked from, and says what is not the same, or ""; nil = such
+	// layers are not read.
+	Differs func(ctx context.Context, blob io.Reader, dir string) (string, error)
 }
 
 // Problem is something that Check found.
@@ -82,8 +85,19 @@ func (c *checker) repair() error {
 	return nil
 }
 
-// log reads the log files again. They disappear by themselves with the next flush, which repairs them.
+// log reads the log files again. What could be read of them is known: a flush repairs them.
 func (c *checker) log(context.Context) error {
+	before := len(c.found)
+	if err := c.readLog(); err != nil {
+		return err
+	}
+	if len(c.found) > before && c.opt.Repair {
+		return c.s.renewLog()
+	}
+	return nil
+}
+
+func (c *checker) readLog() error {
 	c.s.mu.RLock()
 	defer c.s.mu.RUnlock()
 	for _, name := range c.s.wal.files {
@@ -102,32 +116,45 @@ func (c *checker) log(context.Context) error {
 	return nil
 }
 
-// database has bbolt verify its pages.
-func (c *checker) database(context.Context) error {
+// database verifies that the file's pages form a tree whose keys are in order.
+func (c *checker) database(ctx context.Context) error {
 	if !c.opt.Full {
 		return nil
 	}
+	err := c.readDatabase()
+	if err == nil {
+		return nil
+	}
+	c.problem("database", "meta.db", err.Error())
+	if !c.opt.Repair {
+		return nil
+	}
+	c.s.damaged(&damageError{err})
+	for c.s.rebuilding.Load() && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	return ctx.Err()
+}
+
+// readDatabase reads all pages in use. (bbolt's own check does so on a goroutine, where nothing catches a fault.)
+func (c *checker) readDatabase() error {
 	c.s.flushMu.Lock()
 	defer c.s.flushMu.Unlock()
-	var what error
-	err := guard(func() error {
-		return c.s.db.bolt.View(func(tx *bbolt.Tx) error {
-			for err := range tx.Check() {
-				what = errors.Join(what, err)
-			}
-			return nil
-		})
+	c.s.mu.RLock()
+	db := c.s.db
+	c.s.mu.RUnlock()
+	if err := checkTree(c.s.path("meta.db"), db.bolt.Info().PageSize); err != nil {
+		return err
+	}
+	last, sorted := "", true
+	err := db.heads("", func(key string, _ []byte) {
+		sorted = sorted && last < key
+		last = key
 	})
-	if err == nil {
-		err = what
+	if err == nil && !sorted {
+		err = errors.New("its keys are not in order")
 	}
-	if err != nil {
-		c.problem("database", "meta.db", err.Error())
-		if c.opt.Repair {
-			c.s.damaged(&damageError{err})
-		}
-	}
-	return nil
+	return err
 }
 
 // records verifies every record's checksum and that it can be decoded.
@@ -220,6 +247,9 @@ func (c *checker) layer(ctx context.Context, l LayerInfo) (what string, err erro
 	if fi, err := os.Lstat(dir); err != nil || !fi.IsDir() {
 		return noDirectory, nil
 	}
+	if c.opt.Full && c.opt.Differs != nil && l.Blob != "" {
+		return c.unpacked(ctx, l.Blob, dir)
+	}
 	if !c.opt.Full || c.opt.DiffID == nil || l.DiffID == "" || l.Blob != "" {
 		return "", nil
 	}
@@ -233,6 +263,23 @@ func (c *checker) layer(ctx context.Context, l LayerInfo) (what string, err erro
 		return "its diff_id is " + string(got) + " and not " + string(l.DiffID), nil
 	}
 	return "", nil
+}
+
+// unpacked compares a layer with its blob. Where that is missing or damaged, nothing is known of the layer.
+func (c *checker) unpacked(ctx context.Context, d graph.Digest, dir string) (what string, err error) {
+	if _, err := hashFile(ctx, c.s.blobPath(d), d); err != nil {
+		return "", ctx.Err()
+	}
+	b, err := c.s.OpenBlob(ctx, d)
+	if err != nil {
+		return "", ctx.Err()
+	}
+	defer b.Close()
+	what, err = c.opt.Differs(ctx, b.Reader(), dir)
+	if ctx.Err() == nil && err != nil {
+		return "it cannot be compared with its blob: " + err.Error(), nil
+	}
+	return what, err
 }
 
 // blobs verifies that blobs have files of the right size and, if asked, their contents.

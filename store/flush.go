@@ -99,6 +99,24 @@ func (s *Store) removeLogs(files []string) error {
 	return nil
 }
 
+// renewLog makes everything durable and begins a new log.
+func (s *Store) renewLog() error {
+	if err := s.flush(); err != nil {
+		return err
+	}
+	s.flushMu.Lock()
+	defer s.flushMu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.cur.vals) > 0 {
+		return nil // changes since then keep it until the next flush
+	}
+	files := s.wal.files
+	s.wal.rotate()
+	s.wal.files = nil
+	return s.removeLogs(files)
+}
+
 // syncFailed deals with a file system that could not write what it had taken. The kernel reports that once and then calls
 // the pages clean, so the layers and blobs of the batch can never again be told from good ones: the batch is dropped, and
 // what it held is built again. A lack of syncfs itself is not that case.

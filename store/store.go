@@ -62,6 +62,7 @@ type Store struct {
 	touchMu  sync.Mutex
 	touched  map[string]use
 	presence presence
+	verified verified
 	holds    holds
 	writers  writers
 	mounts   mounts
