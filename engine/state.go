@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"io"
 	"path"
 	"strings"
 
@@ -87,6 +88,13 @@ func (e *Engine) Check(ctx context.Context, full, repair bool) ([]Problem, error
 	found, err := e.store.Check(ctx, store.CheckOptions{Full: full, Repair: repair, DiffID: func(ctx context.Context, dir string) (graph.Digest, error) {
 		d, _, err := layer.DiffID(ctx, dir, layer.TarOptions{})
 		return d, err
+	}, Differs: func(ctx context.Context, blob io.Reader, dir string) (string, error) {
+		plain, _, err := layer.Decompress(blob)
+		if err != nil {
+			return "", err
+		}
+		defer plain.Close()
+		return layer.Differs(ctx, plain, dir)
 	}})
 	out := make([]Problem, len(found))
 	for i, p := range found {
