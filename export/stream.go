@@ -99,7 +99,7 @@ func inflate(w io.Writer, r io.ReadCloser, want graph.Digest) error {
 
 // blob opens a blob of the layer: of the store, or from where it was pulled.
 func (p *Packer) blob(ctx context.Context, l Layer, d image.Descriptor) (io.ReadCloser, error) {
-	b, err := p.store.OpenBlob(ctx, d.Digest)
+	b, err := p.store.OpenVerified(ctx, d.Digest)
 	if err == nil {
 		return readCloser{b.Reader(), b}, nil
 	}
