@@ -83,6 +83,9 @@ func (a *Archive) legacyEntries() ([]Entry, error) {
 			if !ok || strings.Contains(id, "/") {
 				continue
 			}
+			if len(names) == maxLayers {
+				return nil, diag.Errorf(diag.Exhausted, "the archive has more than %d layers", maxLayers)
+			}
 			var l v1
 			if err := decodeJSON(a, n, &l); err != nil {
 				return nil, err
@@ -112,8 +115,11 @@ func (a *Archive) legacyConfig(ctx context.Context, d *DockerImage) ([]byte, err
 	seen := map[string]bool{}
 	d.Layers = nil
 	for id := d.top; id != ""; {
-		if seen[id] || len(seen) > 4096 {
+		if seen[id] {
 			return nil, diag.Errorf(diag.Invalid, "the parents of layer %s form a circle", d.top)
+		}
+		if len(seen) == maxLayers {
+			return nil, diag.Errorf(diag.Exhausted, "layer %s has more than %d parents", d.top, maxLayers)
 		}
 		seen[id] = true
 		var l v1
@@ -188,6 +194,9 @@ func (a *Archive) ReadDocker(ctx context.Context, e Entry) (*DockerContent, erro
 	}
 	if len(d.Layers) != len(cfg.RootFS.DiffIDs) {
 		return nil, diag.Errorf(diag.Invalid, "%s: the archive lists %d layers, the configuration %d", out.Name, len(d.Layers), len(cfg.RootFS.DiffIDs))
+	}
+	if len(d.Layers) > maxLayers {
+		return nil, diag.Errorf(diag.Exhausted, "%s has %d layers, the limit is %d", out.Name, len(d.Layers), maxLayers)
 	}
 	out.Blobs, err = a.dockerLayers(ctx, out.names, cfg.RootFS.DiffIDs)
 	return out, err

@@ -33,10 +33,13 @@ type File interface {
 	io.Closer
 }
 
-// maxFiles bounds the files of an archive of images, and the links that are followed for one.
+// What an archive of images may have: files, links on the way to one, bytes of a name, layers of an image. Reading an
+// archive must not take longer than its size explains.
 const (
-	maxFiles = 1_000_000
-	maxHops  = 40
+	maxFiles  = 1_000_000
+	maxHops   = 40
+	maxName   = 4096
+	maxLayers = 4096
 )
 
 // TempDir makes a directory for files of the time being; cleanup removes it.
@@ -202,6 +205,9 @@ func (t *tarFiles) index(in *io.SectionReader) error {
 		if n > maxFiles {
 			return diag.Errorf(diag.Exhausted, "the archive has more than %d entries", maxFiles)
 		}
+		if len(h.Name) > maxName || len(h.Linkname) > maxName {
+			return diag.Errorf(diag.Invalid, "the archive has a name of more than %d bytes", maxName)
+		}
 		name := CleanName(h.Name)
 		delete(t.data, name) // the last entry of a name counts
 		delete(t.links, name)
@@ -267,7 +273,9 @@ func (t *tarFiles) follow(name string) string {
 		if !ok {
 			return name
 		}
-		name = next
+		if name = next; len(name) > maxName {
+			break
+		}
 	}
 	return ""
 }
