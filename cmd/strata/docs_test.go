@@ -107,6 +107,9 @@ func TestHelpStyle(t *testing.T) {
 			t.Errorf("%s: %q should be a sentence without a stop, and the command should do something", cmd.CommandPath(), cmd.Short)
 		}
 		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if f.Hidden {
+				return
+			}
 			if f.Usage == "" || strings.HasSuffix(f.Usage, ".") || f.Usage[0] >= 'a' {
 				t.Errorf("%s --%s: %q should begin with a capital and have no stop", cmd.CommandPath(), f.Name, f.Usage)
 			}
