@@ -1,0 +1,151 @@
+package main
+
+import (
+	"bufio"
+	"io"
+	"regexp"
+	"strings"
+)
+
+// Statuses of a sandbox test.
+const (
+	pass = "pass"
+	fail = "fail"
+	skip = "skip"
+)
+
+// result is how a sandbox test ended.
+type result struct {
+	Status string
+	Reason string // why it did not pass, on one line
+}
+
+// output is what a test binary said.
+type output struct {
+	started map[string]bool // sandbox tests
+	results map[string]result
+	logs    map[string][]string // the last log lines per test, tests below sandbox tests too
+}
+
+var (
+	eventLine  = regexp.MustCompile(`^=== (RUN|PAUSE|CONT|NAME)\s+(\S+)$`)
+	resultLine = regexp.MustCompile(`^( *)--- (PASS|FAIL|SKIP): (\S+) \(`)
+	// The keys are those of upstream's matrices: a test below a sandbox test may have a name of the same form.
+	sandboxed = regexp.MustCompile(`^[^/]+/[^/]+/worker=oci(/(env|frontend|history|netmode|network\.host|secmode|security\.insecure)=[^/]*)*$`)
+	stackLine = regexp.MustCompile(`^(github\.com/|golang\.org/|google\.golang\.org/|runtime\.|main\.|net/|testing\.|/|\d+ v?\d|\d+ \S+ /)`)
+)
+
+// logLimit bounds the lines kept per test: the daemon's log comes after the reason.
+const logLimit = 200
+
+// parseOutput reads the verbose output of a test binary. done is called at each end of a sandbox test, which is a test one
+// level below the top: deeper ones belong to it.
+func parseOutput(r io.Reader, done func(name string, res result)) *output {
+	o := &output{started: map[string]bool{}, results: map[string]result{}, logs: map[string][]string{}}
+	current := ""
+	lines := bufio.NewReaderSize(r, 1<<16)
+	for {
+		line, err := readLine(lines)
+		if m := eventLine.FindStringSubmatch(line); m != nil {
+			current = m[2]
+			if m[1] == "RUN" && sandboxed.MatchString(current) {
+				o.started[current] = true
+			}
+		} else if m := resultLine.FindStringSubmatch(line); m != nil {
+			if name := m[3]; len(m[1]) == 4 && o.started[name] {
+				res := result{Status: strings.ToLower(m[2])}
+				if res.Status != pass {
+					res.Reason = o.reason(name, res.Status)
+				}
+				o.results[name] = res
+				done(name, res)
+			}
+		} else if logs := o.logs[current]; len(logs) < logLimit {
+			o.logs[current] = append(logs, line)
+		}
+		if err != nil {
+			return o
+		}
+	}
+}
+
+// readLine reads a line and cuts off what is beyond the buffer.
+func readLine(r *bufio.Reader) (string, error) {
+	line, more, err := r.ReadLine()
+	text := string(line)
+	for more && err == nil {
+		_, more, err = r.ReadLine()
+	}
+	return text, err
+}
+
+// reason finds why a test failed or was skipped in what it and the tests below it logged.
+func (o *output) reason(name, status string) string {
+	var found string
+	for test, lines := range o.logs {
+		if test != name && !strings.HasPrefix(test, name+"/") {
+			continue
+		}
+		text := assertion(lines)
+		if text == "" && status == skip {
+			text = lastLog(lines)
+		}
+		if text != "" && (found == "" || test == name) {
+			found = text
+		}
+	}
+	return found
+}
+
+// assertion gives the error of the first failed assertion: from "Error:" to the stack or the next field.
+func assertion(lines []string) string {
+	var out []string
+	in := false
+	for _, line := range lines {
+		text := strings.TrimSpace(line)
+		switch {
+		case !in && strings.HasPrefix(text, "Error:"):
+			in = true
+			out = append(out, strings.TrimSpace(strings.TrimPrefix(text, "Error:")))
+		case in && (strings.HasPrefix(text, "Test:") || strings.HasPrefix(text, "Messages:") || strings.HasPrefix(text, "Error Trace:")):
+			return oneLine(out)
+		case in && text != "" && !stackLine.MatchString(text):
+			out = append(out, text)
+		}
+	}
+	return oneLine(out)
+}
+
+var logPrefix = regexp.MustCompile(`^\S+\.go:\d+: `)
+
+func lastLog(lines []string) string {
+	for i := len(lines) - 1; i >= 0; i-- {
+		if text := strings.TrimSpace(lines[i]); logPrefix.MatchString(text) {
+			return oneLine([]string{logPrefix.ReplaceAllString(text, "")})
+		}
+	}
+	return ""
+}
+
+// unstable are parts of messages that differ from run to run.
+var unstable = []struct {
+	pattern *regexp.Regexp
+	by      string
+}{
+	{regexp.MustCompile(`sha256:[0-9a-f]{64}`), "sha256:…"},
+	{regexp.MustCompile(`(localhost|127\.0\.0\.1):\d+`), "$1:PORT"},
+	{regexp.MustCompile(`/tmp/[A-Za-z0-9_/.-]*\d{5,}`), "/tmp/…"},
+	{regexp.MustCompile(`\b[a-z0-9]{25}\b`), "…"},
+}
+
+func oneLine(lines []string) string {
+	text := strings.Join(strings.Fields(strings.Join(lines, " ")), " ")
+	text = strings.TrimPrefix(text, "Received unexpected error: ")
+	for _, u := range unstable {
+		text = u.pattern.ReplaceAllString(text, u.by)
+	}
+	if r := []rune(text); len(r) > 240 {
+		text = string(r[:240]) + "…"
+	}
+	return text
+}
