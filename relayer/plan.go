@@ -238,7 +238,35 @@ func (g *dependencies) auto(budget int) []bin {
 	if rest := best[""]; len(rest) > 0 {
 		bins = append(spread(rest, tail), bins...)
 	}
-	return bins
+	return split(bins, budget)
+}
+
+// split takes bins of several components apart, those with the most bytes first, as far as the budget goes. Mostly they are
+// cycles.
+func split(bins []bin, budget int) []bin {
+	size := func(b bin) (n int64) {
+		for _, c := range b.comps {
+			n += c.bytes
+		}
+		return n
+	}
+	n := len(bins)
+	apart := map[*component]bool{}
+	for _, b := range slices.SortedStableFunc(slices.Values(bins), func(a, b bin) int { return cmp.Compare(size(b), size(a)) }) {
+		if n+len(b.comps)-1 <= budget {
+			n += len(b.comps) - 1
+			apart[b.comps[0]] = true
+		}
+	}
+	var out []bin
+	for _, b := range bins {
+		if apart[b.comps[0]] {
+			out = append(out, alone(b.comps)...)
+		} else {
+			out = append(out, b)
+		}
+	}
+	return out
 }
 
 // groups sorts the components by their nearest primaries; the key is the list of these.
