@@ -11,7 +11,7 @@ PACKAGES := runc ca-certificates git iproute2 nftables busybox-static
 DEMO_PACKAGES := $(PACKAGES) mmdebstrap curl
 TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry docker.io containerd podman skopeo umoci openssh-client zstd xz-utils
 
-.PHONY: build demo test lint fuzz bench docs clean
+.PHONY: build clients demo test lint fuzz bench docs clean
 
 build: $(BIN)
 
@@ -19,6 +19,10 @@ $(BIN): FORCE
 	$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $(BIN) ./cmd/strata
 
 FORCE:
+
+# clients builds buildctl and buildx, with which the tests of api/buildkit build too when they are there.
+clients:
+	@GO="$(GO)" scripts/clients
 
 # demo builds real applications from their Dockerfiles, runs the images and shows that they answer.
 demo:
