@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path"
+	"syscall"
 
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
@@ -206,7 +207,7 @@ func (b *bridge) missing(op, p string, err error) error {
 	if diag.KindOf(err) != diag.NotFound {
 		return err
 	}
-	return diag.Errorf(diag.NotFound, "%s %s: %w", op, path.Join("/", p), os.ErrNotExist)
+	return diag.Errorf(diag.NotFound, "%s %s: %w", op, path.Join("/", p), syscall.ENOENT)
 }
 
 // stat is a file as the transfer protocol describes it: the mode is Go's.

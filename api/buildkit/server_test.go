@@ -164,7 +164,7 @@ func TestForwardedBuild(t *testing.T) {
 	if _, err := c.StatFile(ctx, &gateway.StatFileRequest{Ref: ref.Id, Path: "/d"}); err != nil {
 		t.Error(err)
 	}
-	if _, err := c.ReadFile(ctx, &gateway.ReadFileRequest{Ref: ref.Id, FilePath: "/nope"}); err == nil || !strings.Contains(err.Error(), "file does not exist") {
+	if _, err := c.ReadFile(ctx, &gateway.ReadFileRequest{Ref: ref.Id, FilePath: "/nope"}); err == nil || !strings.Contains(err.Error(), "no such file or directory") {
 		t.Errorf("a missing file: %v", err)
 	}
 	if _, err := c.Evaluate(ctx, &gateway.EvaluateRequest{Ref: ref.Id}); err != nil {
