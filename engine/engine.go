@@ -53,6 +53,9 @@ type Engine struct {
 	now     listeners // the builds under way
 }
 
+// InUse is in the error of Open if another process owns the root: it says which, and whether it can be called.
+type InUse = store.LockedError
+
 // Open takes the state root over. A root that another process owns is a diag.Conflict error; one whose owner is about to end
 // is waited for.
 func Open(ctx context.Context, opt Options) (*Engine, error) {

@@ -21,7 +21,6 @@ import (
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/session"
-	"github.com/strata-build/strata/store"
 )
 
 // builder is the engine: in this process, or in the one that owns the root.
@@ -154,7 +153,7 @@ func (c *cli) openServed(ctx context.Context, ready bool) (*engine.Engine, error
 		}
 		opt.Serves = true
 		eng, err := engine.Open(ctx, opt)
-		held, ok := errors.AsType[*store.LockedError](err)
+		held, ok := errors.AsType[*engine.InUse](err)
 		if !ready || !ok || !held.Serves {
 			return eng, err
 		}
