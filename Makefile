@@ -55,5 +55,15 @@ fuzz:
 bench: build
 	$(GO) run ./bench -strata $(BIN) $(BENCHFLAGS)
 
+# conformance runs BuildKit's own integration tests against Strata in buildkitd's place, offline, and writes
+# conformance/results.txt; conformance-subset runs sixty of them and refuses one that passes there and fails now.
+conformance: build
+	@scripts/packages $(CONFORMANCE_PACKAGES)
+	cd conformance && $(GO) run . -daemon ../$(BIN) -results results.txt $(CONFORMANCEFLAGS)
+
+conformance-subset: build
+	@scripts/packages $(CONFORMANCE_PACKAGES)
+	cd conformance && $(GO) run . -daemon ../$(BIN) -subset -check results.txt $(CONFORMANCEFLAGS)
+
 clean:
 	rm -rf bin
