@@ -194,23 +194,29 @@ func family(name string) string {
 // all that they need, so a small component that is added on top moves no other layer.
 func (g *dependencies) auto(budget int) []bin {
 	tail := tailBins(budget)
-	var primaries []int
-	best := g.groups(nil)
+	at := map[*component]int{}
+	for i, c := range g.comps {
+		at[c] = g.group[i]
+	}
+	near := make([][]int, len(g.parts))
+	best := g.groups(near)
+	primary := newBitset(len(g.parts))
 	for _, c := range bySize(g.comps) {
-		p := g.group[slices.Index(g.comps, c)]
-		if slices.Contains(primaries, p) {
+		p := at[c]
+		if primary.has(p) {
 			continue
 		}
-		more := append(primaries[:len(primaries):len(primaries)], p)
-		next := g.groups(more)
-		n := len(next)
-		if len(next[""]) > 0 {
+		primary.set(p)
+		next := g.nearer(near, p)
+		groups := g.groups(next)
+		n := len(groups)
+		if len(groups[""]) > 0 {
 			n += tail - 1
 		}
 		if n > budget {
 			break
 		}
-		primaries, best = more, next
+		near, best = next, groups
 	}
 	type group struct {
 		key    string
@@ -224,7 +230,7 @@ func (g *dependencies) auto(budget int) []bin {
 		}
 		parts := newBitset(len(g.parts))
 		for _, c := range comps {
-			parts.or(g.reach[g.group[slices.Index(g.comps, c)]])
+			parts.or(g.reach[at[c]])
 		}
 		all = append(all, group{key, comps, g.sizeOf(parts)})
 	}
@@ -269,24 +275,27 @@ func split(bins []bin, budget int) []bin {
 	return out
 }
 
-// groups sorts the components by their nearest primaries; the key is the list of these.
-func (g *dependencies) groups(primaries []int) map[string][]*component {
+// nearer adds a primary to what each part has: the nearest primaries that need it, none of which needs another one.
+func (g *dependencies) nearer(near [][]int, p int) [][]int {
+	next := slices.Clone(near)
+	for i := range g.parts {
+		if !g.reach[p].has(i) || slices.ContainsFunc(near[i], func(q int) bool { return g.reach[p].has(q) }) {
+			continue
+		}
+		kept := slices.DeleteFunc(slices.Clone(near[i]), func(q int) bool { return g.reach[q].has(p) })
+		next[i] = append(kept, p)
+		slices.Sort(next[i])
+	}
+	return next
+}
+
+// groups sorts the components by their nearest primaries, the list of which is the key.
+func (g *dependencies) groups(near [][]int) map[string][]*component {
 	out := map[string][]*component{}
 	keys := make([]string, len(g.parts))
-	for i := range g.parts {
-		var near []int
-		for _, p := range primaries {
-			if !g.reach[p].has(i) {
-				continue
-			}
-			shadowed := slices.ContainsFunc(primaries, func(q int) bool { return q != p && g.reach[p].has(q) && g.reach[q].has(i) })
-			if !shadowed {
-				near = append(near, p)
-			}
-		}
-		slices.Sort(near)
-		if len(near) > 0 {
-			keys[i] = fmt.Sprint(near)
+	for i, n := range near {
+		if len(n) > 0 {
+			keys[i] = fmt.Sprint(n)
 		}
 	}
 	for i, c := range g.comps {
