@@ -117,7 +117,7 @@ func (r *reader) platforms() []graph.Platform {
 	}
 	var out []graph.Platform
 	for _, s := range strings.Split(v, ",") {
-		p, err := dockerfile.ParsePlatform(s)
+		p, err := graph.ParsePlatform(s)
 		if err != nil {
 			r.fail("failed to parse target platform %s: %w", s, err)
 		}

@@ -135,7 +135,7 @@ func platformOf(p *pb.Platform) graph.Platform {
 	if p == nil || p.OS == "" {
 		return engine.Native()
 	}
-	return dockerfile.NormalizePlatform(graph.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures})
+	return graph.NormalizePlatform(graph.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures})
 }
 
 func configOf(c *image.Config) ([]byte, error) {

@@ -2,7 +2,17 @@ package buildkit
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
 	"math"
+	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,11 +26,13 @@ import (
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
 )
 
@@ -392,4 +404,113 @@ func hostileGateway(t *testing.T, c client, ctx context.Context) {
 	if _, err := c.Warn(ctx, &gateway.WarnRequest{Digest: "x", Short: []byte("w"), Level: -5}); err != nil {
 		t.Errorf("an odd warning: %v", err)
 	}
+}
+
+func TestSocketsAreGuarded(t *testing.T) {
+	if _, err := Listen("tcp://127.0.0.1:0", "", TLSFiles{}); diag.KindOf(err) != diag.Denied {
+		t.Errorf("TCP without certificates: %v", err)
+	}
+	for _, a := range []string{"", "unix:/x", "http://x", "fd://3"} {
+		if _, err := Listen(a, "", TLSFiles{}); diag.KindOf(err) != diag.Invalid {
+			t.Errorf("%q: %v", a, err)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "d", "s")
+	l, err := Listen("unix://"+path, "", TLSFiles{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := os.Stat(path)
+	if err != nil || st.Mode().Perm() != 0o660 {
+		t.Errorf("mode %v, %v", st.Mode(), err)
+	}
+	if _, err := Listen("unix://"+path, "", TLSFiles{}); diag.KindOf(err) != diag.Conflict {
+		t.Errorf("a socket that is served was taken over: %v", err)
+	}
+	l.Listener.(*net.UnixListener).SetUnlinkOnClose(false)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Listen("unix://"+path, "", TLSFiles{}) // a dead daemon's
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestMutualTLS(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := t.TempDir()
+	files, pair, pool := certificates(t, dir)
+	e, err := engine.Open(t.Context(), engine.Options{Root: filepath.Join(dir, "root")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	s, err := New(e, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := Listen("tcp://127.0.0.1:0", "", files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, l) }()
+	defer func() { cancel(); <-done }()
+	call := func(conf *tls.Config) error {
+		cc, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(credentials.NewTLS(conf)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer cc.Close()
+		_, err = control.NewControlClient(cc).Info(t.Context(), &control.InfoRequest{})
+		return err
+	}
+	if err := call(&tls.Config{RootCAs: pool, ServerName: "strata", Certificates: []tls.Certificate{pair}}); err != nil {
+		t.Errorf("with a certificate: %v", err)
+	}
+	if err := call(&tls.Config{RootCAs: pool, ServerName: "strata"}); err == nil {
+		t.Error("a client without a certificate was let in")
+	}
+}
+
+// certificates makes one certificate that is its own authority, for both sides.
+func certificates(t *testing.T, dir string) (TLSFiles, tls.Certificate, *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "strata"}, DNSNames: []string{"strata"}, NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw})
+	f := TLSFiles{Cert: filepath.Join(dir, "cert"), Key: filepath.Join(dir, "key"), CA: filepath.Join(dir, "cert")}
+	if err := errors.Join(os.WriteFile(f.Cert, certPEM, 0o600), os.WriteFile(f.Key, keyPEM, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(certPEM)
+	return f, pair, pool
 }
