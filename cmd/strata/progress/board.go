@@ -140,7 +140,9 @@ func (b *board) plan(e event.Event) *step {
 		s = b.byGroup[e.Group]
 	}
 	if s == nil {
-		s = &step{name: strings.TrimSpace(clean([]byte(strings.ReplaceAll(cmp.Or(e.Name, e.Group, shortDigest(string(e.Vertex))), "\n", " "))))}
+		// The lines of an instruction become one, without their indentation.
+		name := strings.Join(strings.Fields(cmp.Or(e.Name, e.Group, shortDigest(string(e.Vertex)))), " ")
+		s = &step{name: strings.TrimSpace(clean([]byte(name)))}
 		if e.Group != "" {
 			s.name, s.group = clean([]byte(e.Group)), true
 			b.byGroup[e.Group] = s

@@ -183,5 +183,10 @@ func summary(b *board, now time.Time, err error) string {
 	if n := len(b.warnings); n > 0 {
 		parts = append(parts, plural(n, "warning"))
 	}
-	return fmt.Sprintf("%s %s: %s", verb, seconds(now.Sub(b.began)), strings.Join(parts, ", "))
+	took := now.Sub(b.began)
+	at := seconds(took)
+	if took < 100*time.Millisecond {
+		at = fmt.Sprintf("%dms", max(took.Milliseconds(), 1))
+	}
+	return fmt.Sprintf("%s %s: %s", verb, at, strings.Join(parts, ", "))
 }

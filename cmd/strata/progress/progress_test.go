@@ -421,3 +421,28 @@ func TestDisplay(t *testing.T) {
 		}
 	}
 }
+
+// What is no news stays out of the scroll-back; where the image is stands in it.
+func TestTerminalQuiet(t *testing.T) {
+	p, s := newTerminalPlayer(t, 30, 24)
+	p.send(planned(1, "[internal] load build context"), planned(2, "[context go] load from client"), planned(3, "RUN a \\\n    && b"), planned(4, "exporting to image"))
+	p.send(started(1), started(2), started(3)).at(60).send(ended(1)).at(700).send(ended(2)).at(800)
+	if want := " ✔ [context go] load fr… 0.7s\n"; !strings.HasPrefix(s.text(), want) {
+		t.Errorf("not only what took its time:\n%s", s.text())
+	}
+	if want := "\nBuilding 0.7s  2/4 steps\n ▸ RUN a \\ && b"; !strings.Contains(s.text(), want) {
+		t.Errorf("the header is not cut between its parts:\n%s", s.text())
+	}
+	p.send(ended(3), started(4), event.Event{Kind: event.Progress, Vertex: id(4), Item: "naming to docker.io/library/app:1", Complete: true}, ended(4))
+	p.render.finish(p.now, nil)
+	if !strings.Contains(s.text(), "\n   → docker.io/library/app:1\n") {
+		t.Errorf("the image's name is missing:\n%s", s.text())
+	}
+}
+
+func TestSummaryOfAnInstant(t *testing.T) {
+	b := newBoard(start)
+	if got := summary(b, start.Add(12*time.Millisecond), nil); got != "built in 12ms: 0 steps" {
+		t.Error(got)
+	}
+}

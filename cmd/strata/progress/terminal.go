@@ -16,6 +16,8 @@ const (
 	liveItems = 4
 	// refresh is how often the clock of the running steps moves on.
 	refresh = 100 * time.Millisecond
+	// noticeable is how long a step must take for people to ask what it was.
+	noticeable = 500 * time.Millisecond
 	// ruler is the column that times end at in a wide terminal.
 	ruler = 110
 )
@@ -60,11 +62,21 @@ func (t *terminal) show(_ time.Time, _ event.Event, c change) {
 	}
 }
 
-// settle keeps a step that ended in the scroll-back. Cached ones are only counted.
+// settle keeps a step that ended in the scroll-back. Cached ones, and the quick ones that are no part of the Dockerfile, are
+// only counted.
 func (t *terminal) settle(s *step) {
 	switch s.state {
 	case done:
+		aside := strings.HasPrefix(s.name, "[internal]") || strings.HasPrefix(s.name, "[context ")
+		if aside && s.spent < noticeable {
+			return
+		}
 		t.settled = append(t.settled, t.stepLine(span{green, " ✔ "}, plainText, s.name, s.spent))
+		for _, it := range s.items {
+			if name, ok := strings.CutPrefix(it.name, "naming to "); ok { // where to find the image
+				t.settled = append(t.settled, []span{{dim, "   → " + clean([]byte(name))}})
+			}
+		}
 	case canceled:
 		t.settled = append(t.settled, t.stepLine(span{yellow, " ○ "}, dim, s.name+" (canceled)", s.spent))
 	case failed:
@@ -119,7 +131,7 @@ func (t *terminal) draw(now time.Time, cols int, live [][]span) {
 }
 
 // ascii has a character of the same width for each that the display draws with.
-var ascii = strings.NewReplacer("✔", "+", "✘", "x", "○", "o", "▸", ">", "│", "|", "…", "~", "█", "#", "░", ".", "·", ",", "↓", "v")
+var ascii = strings.NewReplacer("✔", "+", "✘", "x", "○", "o", "▸", ">", "│", "|", "…", "~", "█", "#", "░", ".", "·", ",", "↓", "v", "→", ">")
 
 // height is how many rows the live lines take now: a terminal that became narrower has wrapped them.
 func (t *terminal) height(cols int) int {
@@ -170,7 +182,7 @@ func (t *terminal) liveLines(now time.Time, cols, rows int) [][]span {
 	if rows < 2 || cols < 2 {
 		return nil // no room but for the cursor
 	}
-	out := [][]span{t.header(now)}
+	out := [][]span{t.header(now, cols-1)}
 	var steps []*step
 	for _, s := range t.board.steps {
 		if s.state == running {
@@ -196,16 +208,21 @@ func (t *terminal) liveLines(now time.Time, cols, rows int) [][]span {
 	return out
 }
 
-// header is "Building 12.3s  9/14 steps · 12 cached · 2 running".
-func (t *terminal) header(now time.Time) []span {
+// header is "Building 12.3s  9/14 steps · 12 cached · 2 running", or as much of it as there is room for.
+func (t *terminal) header(now time.Time, width int) []span {
 	c := t.board.counts()
 	head := []span{{bold, "Building " + seconds(now.Sub(t.board.began))}, {plainText, fmt.Sprintf("  %d/%s", c.ended, plural(c.total, "step"))}}
+	width -= textWidth(head[0].text) + textWidth(head[1].text)
 	for _, part := range []struct {
 		n           int
 		word, style string
 	}{{c.cached, "cached", green}, {c.running, "running", cyan}, {c.failed, "failed", red}} {
-		if part.n > 0 {
-			head = append(head, span{dim, " · "}, span{part.style, fmt.Sprintf("%d %s", part.n, part.word)})
+		text := fmt.Sprintf("%d %s", part.n, part.word)
+		if part.n == 0 {
+			continue
+		}
+		if width -= textWidth(" · " + text); width >= 0 {
+			head = append(head, span{dim, " · "}, span{part.style, text})
 		}
 	}
 	return head
