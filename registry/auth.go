@@ -117,6 +117,15 @@ func (c *Client) fetchToken(ctx context.Context, ep *endpoint, ch challenge, sco
 	} else if realm.Scheme != "https" && (realm.Scheme != "http" || base.Scheme == "https") {
 		return "", 0, diag.Errorf(diag.Denied, "%s is reached over https but sends logins to %s: refused", ep.name, Redact(realm))
 	}
+	if cred.Tokens != nil {
+		t, err := cred.Tokens.Token(ctx, session.TokenRequest{Realm: ch.realm, Service: ch.service, Scopes: scopes})
+		if err == nil {
+			return t.Value, max(t.Life, 60*time.Second) * 9 / 10, nil
+		}
+		if diag.KindOf(err) != diag.NotFound {
+			return "", 0, err
+		}
+	}
 	var resp *http.Response
 	err = c.retry(ctx, func() error {
 		req, err := tokenRequest(ctx, realm, ch.service, scopes, cred)

@@ -7,6 +7,7 @@ package session
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/strata-build/strata/graph"
 )
@@ -47,10 +48,29 @@ type Dir struct {
 	Key  string
 }
 
-// Credential is a login at a registry: name and password, or a token of one of the two kinds.
+// Credential is a login at a registry: name and password, or a token of one of the two kinds, or a client that logs in itself
+// and hands out tokens.
 type Credential struct {
 	Username, Password         string
 	IdentityToken, AccessToken string
+	Tokens                     TokenSource `json:"-"`
+}
+
+// TokenSource gives tokens to a registry's client.
+type TokenSource interface {
+	Token(context.Context, TokenRequest) (Token, error)
+}
+
+// TokenRequest is what a registry has answered to a request without a token, and what the token is for.
+type TokenRequest struct {
+	Realm, Service string
+	Scopes         []string // "repository:NAME:pull,push"
+}
+
+// Token is a bearer token and how long it is good for; 0 is not known.
+type Token struct {
+	Value string
+	Life  time.Duration
 }
 
 // Output is a destination of the client: a directory to write into, or a stream. Send, if it is set, brings the complete

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/spf13/pflag"
@@ -88,7 +89,7 @@ func loadServeConfig(path string, log *slog.Logger) (*serveConfig, error) {
 	err = toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields().Decode(conf)
 	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
 		row, _ := strict.Errors[0].Position()
-		return nil, diag.Errorf(diag.Invalid, "unknown setting %v", strict.Errors[0].Key()).WithSpan(src.Lines(row, row))
+		return nil, diag.Errorf(diag.Invalid, "unknown setting %s", strings.Join(strict.Errors[0].Key(), ".")).WithSpan(src.Lines(row, row))
 	}
 	if bad, ok := errors.AsType[*toml.DecodeError](err); ok {
 		row, _ := bad.Position()

@@ -54,7 +54,7 @@ func text(fields ...string) *message {
 	m := &message{}
 	for i, f := range fields {
 		if f != "" {
-			m.raw = protowire.AppendString(protowire.AppendTag(m.raw, protowire.Number(i+1), protowire.BytesType), f)
+			m.add(protowire.Number(i+1), f)
 		}
 	}
 	return m
@@ -88,6 +88,35 @@ func (m *message) field(n protowire.Number) ([]byte, error) {
 		b = b[k:]
 	}
 	return out, nil
+}
+
+// number returns the last value of an integer field; 0 if it is absent.
+func (m *message) number(n protowire.Number) (int64, error) {
+	var out uint64
+	for b := m.raw; len(b) > 0; {
+		num, typ, k := protowire.ConsumeTag(b)
+		if k < 0 {
+			return 0, errMessage
+		}
+		b = b[k:]
+		if num == n && typ == protowire.VarintType {
+			if out, k = protowire.ConsumeVarint(b); k < 0 {
+				return 0, errMessage
+			}
+			b = b[k:]
+			continue
+		}
+		if k = protowire.ConsumeFieldValue(num, typ, b); k < 0 {
+			return 0, errMessage
+		}
+		b = b[k:]
+	}
+	return int64(out), nil
+}
+
+// add appends a string field.
+func (m *message) add(n protowire.Number, v string) {
+	m.raw = protowire.AppendString(protowire.AppendTag(m.raw, n, protowire.BytesType), v)
 }
 
 var errMessage = diag.Errorf(diag.Invalid, "the client sent a message that cannot be read")

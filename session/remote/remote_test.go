@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/tonistiigi/fsutil"
 	"github.com/tonistiigi/fsutil/types"
@@ -18,9 +19,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/session"
 )
 
 // fakeClient serves a session as BuildKit's clients do.
@@ -86,7 +89,16 @@ func (f *fakeClient) handle(_ any, s grpc.ServerStream) error {
 			return status.Error(codes.NotFound, "nope")
 		}
 		return s.SendMsg(blob([]byte("s3cret")))
+	case "/moby.filesync.v1.Auth/FetchToken":
+		realm, _ := m.field(3)
+		scope, _ := m.field(5)
+		out := text(string(realm) + " " + string(scope))
+		out.raw = protowire.AppendVarint(protowire.AppendTag(out.raw, 2, protowire.VarintType), 90)
+		return s.SendMsg(out)
 	case "/moby.filesync.v1.Auth/Credentials":
+		if string(arg) == "tokens" {
+			return status.Error(codes.PermissionDenied, "no")
+		}
 		if string(arg) == "identity" {
 			return s.SendMsg(text("", "refresh"))
 		}
@@ -367,6 +379,14 @@ func TestWhatAClientGives(t *testing.T) {
 	}
 	if c, err := s.Credential(ctx, "identity"); err != nil || c.IdentityToken != "refresh" {
 		t.Errorf("credential %v, %v", c, err)
+	}
+	c, err := s.Credential(ctx, "tokens")
+	if err != nil || c.Tokens == nil {
+		t.Fatalf("credential %v, %v", c, err)
+	}
+	tok, err := c.Tokens.Token(ctx, session.TokenRequest{Realm: "https://r", Scopes: []string{"a", "b"}})
+	if err != nil || tok.Value != "https://r b" || tok.Life != 90*time.Second {
+		t.Errorf("token %v, %v", tok, err)
 	}
 	if _, err := s.Dir(ctx, "none"); diag.KindOf(err) != diag.NotFound {
 		t.Errorf("directory: %v", err)

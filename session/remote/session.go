@@ -256,26 +256,6 @@ func (s *Session) Secret(ctx context.Context, id string) ([]byte, error) {
 	return m.field(1)
 }
 
-// Credential asks the client for a login.
-func (s *Session) Credential(ctx context.Context, host string) (session.Credential, error) {
-	m, err := s.c.unary(ctx, "/moby.filesync.v1.Auth/Credentials", text(host))
-	if status.Code(err) == codes.Unimplemented {
-		return session.Credential{}, nil
-	}
-	if err != nil {
-		return session.Credential{}, failed(ctx, err, "the login for %s", host)
-	}
-	name, err := m.field(1)
-	if err != nil {
-		return session.Credential{}, err
-	}
-	secret, err := m.field(2)
-	if len(name) == 0 {
-		return session.Credential{IdentityToken: string(secret)}, err
-	}
-	return session.Credential{Username: string(name), Password: string(secret)}, err
-}
-
 // SSH connects to an agent of the client.
 func (s *Session) SSH(ctx context.Context, id string) (io.ReadWriteCloser, error) {
 	if id == "" {
