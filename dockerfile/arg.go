@@ -8,6 +8,7 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/dockerfile/lint"
+	"github.com/strata-build/strata/graph"
 )
 
 // sbomArgs steer attestations, and are no variables of a step.
@@ -48,7 +49,7 @@ func (p *planner) predefined(args map[string]string) *env {
 	b, t := p.req.BuildPlatform, p.target
 	for _, kv := range [][2]string{
 		{"BUILDPLATFORM", shortPlatform(b)}, {"BUILDOS", b.OS}, {"BUILDOSVERSION", b.OSVersion}, {"BUILDARCH", b.Architecture}, {"BUILDVARIANT", b.Variant},
-		{"TARGETPLATFORM", FormatPlatform(t)}, {"TARGETOS", t.OS}, {"TARGETOSVERSION", t.OSVersion}, {"TARGETARCH", t.Architecture}, {"TARGETVARIANT", t.Variant},
+		{"TARGETPLATFORM", graph.FormatPlatform(t)}, {"TARGETOS", t.OS}, {"TARGETOSVERSION", t.OSVersion}, {"TARGETARCH", t.Architecture}, {"TARGETVARIANT", t.Variant},
 		{"TARGETSTAGE", stage},
 	} {
 		if v, ok := args[kv[0]]; ok {

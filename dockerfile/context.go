@@ -136,7 +136,7 @@ func (p *planner) namedContext(name string, pf *graph.Platform) (*namedContext, 
 	if pf == nil {
 		pf = &p.target
 	}
-	for _, key := range []string{name + "::" + FormatPlatform(NormalizePlatform(*pf)), name} {
+	for _, key := range []string{name + "::" + graph.FormatPlatform(graph.NormalizePlatform(*pf)), name} {
 		if v, ok := p.req.Contexts[key]; ok {
 			return &namedContext{p: p, key: key, source: v}, nil
 		}

@@ -80,7 +80,7 @@ func (s *stage) setPlatform(l *lint.Linter, known []string) error {
 		}
 		return err
 	}
-	pf, err := ParsePlatform(v.Text)
+	pf, err := graph.ParsePlatform(v.Text)
 	if err != nil {
 		return invalidf("failed to parse platform %s: %w", flag, err).WithHint("write it as os/arch or os/arch/variant, such as linux/amd64 or linux/arm/v7")
 	}
@@ -249,7 +249,7 @@ func (s *stage) pull(ctx context.Context, ref reference.Named, pf graph.Platform
 		op := &graph.Image{Ref: full, Mode: p.req.ResolveMode}
 		f.edge = edge(graph.New(op, nil, graph.On(pf), graph.Named("%s", s.stepName("FROM "+full)), graph.From(s.at()...)))
 		if got := res.Config.Platform(); got.OS != pf.OS || got.Architecture != pf.Architecture {
-			lint.InvalidBaseImagePlatform(p.lint.With(s.inst.Comments), s.at(), written, FormatPlatform(pf), FormatPlatform(NormalizePlatform(got)))
+			lint.InvalidBaseImagePlatform(p.lint.With(s.inst.Comments), s.at(), written, graph.FormatPlatform(pf), graph.FormatPlatform(graph.NormalizePlatform(got)))
 		}
 	}
 	s.take(f, pf)
@@ -274,7 +274,7 @@ func (s *stage) pullError(err error) error {
 
 // detect takes the platform of an image when none was asked for and this machine can run the image's.
 func (p *planner) detect(c *image.Config, want graph.Platform) graph.Platform {
-	got := NormalizePlatform(c.Platform())
+	got := graph.NormalizePlatform(c.Platform())
 	if got.OS == want.OS && got.Architecture == want.Architecture {
 		return want
 	}

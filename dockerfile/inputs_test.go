@@ -118,13 +118,13 @@ func TestPlatforms(t *testing.T) {
 		"linux/arm/6": "linux/arm/v6", "aarch64": "linux/arm64", "armel": "linux/arm/v6", "windows(10.0.1)/amd64": "windows(10.0.1)/amd64",
 		"windows(10.0.1)+win32k/amd64": "windows(10.0.1)+win32k/amd64", "linux/riscv64": "linux/riscv64", "linux/amd64/v3": "linux/amd64/v3",
 	} {
-		p, err := ParsePlatform(in)
-		if err != nil || FormatPlatform(p) != want {
-			t.Errorf("%s: %s, %v", in, FormatPlatform(p), err)
+		p, err := graph.ParsePlatform(in)
+		if err != nil || graph.FormatPlatform(p) != want {
+			t.Errorf("%s: %s, %v", in, graph.FormatPlatform(p), err)
 		}
 	}
 	for _, bad := range []string{"", "/", "linux/", "toaster", "a/b/c/d", "linux/a b", "windows(1/amd64"} {
-		if _, err := ParsePlatform(bad); diag.KindOf(err) != diag.Invalid {
+		if _, err := graph.ParsePlatform(bad); diag.KindOf(err) != diag.Invalid {
 			t.Errorf("%q is accepted", bad)
 		}
 	}

@@ -23,7 +23,7 @@ func (s *stage) stepName(what string) string {
 		if s.platform != nil {
 			pf = *s.platform
 		}
-		b.WriteString(FormatPlatform(pf) + s.crossSuffix(pf) + " ")
+		b.WriteString(graph.FormatPlatform(pf) + s.crossSuffix(pf) + " ")
 	}
 	if s.name != "" {
 		b.WriteString(s.name + " ")
@@ -40,7 +40,7 @@ func (s *stage) crossSuffix(pf graph.Platform) string {
 	var t graph.Platform
 	if v, ok := s.env.Get("TARGETPLATFORM"); ok {
 		var err error
-		if t, err = ParsePlatform(v); err != nil {
+		if t, err = graph.ParsePlatform(v); err != nil {
 			return ""
 		}
 	} else {
@@ -56,11 +56,11 @@ func (s *stage) crossSuffix(pf graph.Platform) string {
 		if t.Architecture == "" {
 			t.Architecture = pf.Architecture
 		}
-		t = NormalizePlatform(t)
+		t = graph.NormalizePlatform(t)
 	}
 	switch {
 	case t.OS != pf.OS:
-		return "->" + FormatPlatform(t)
+		return "->" + graph.FormatPlatform(t)
 	case t.Architecture != pf.Architecture:
 		return "->" + strings.TrimPrefix(shortPlatform(t), t.OS+"/")
 	}

@@ -191,7 +191,7 @@ func (s *stage) title2() string {
 }
 
 func (st *step) outputAPI(op *graph.Layers) ([]byte, error) {
-	pf := NormalizePlatform(*st.platform)
+	pf := graph.NormalizePlatform(*st.platform)
 	api := image.OutputAPI{
 		APIVersion: 1, MaxLayers: op.Max, Mode: op.Mode,
 		Platform: image.OutputPlatform{OS: pf.OS, Architecture: pf.Architecture, Variant: pf.Variant},

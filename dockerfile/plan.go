@@ -124,10 +124,10 @@ func (sh *shared) defaults() error {
 	if req.BuildPlatform.OS == "" {
 		req.BuildPlatform = hostPlatform()
 	}
-	req.BuildPlatform = NormalizePlatform(req.BuildPlatform)
+	req.BuildPlatform = graph.NormalizePlatform(req.BuildPlatform)
 	pfs := make([]graph.Platform, len(req.Platforms))
 	for i, p := range req.Platforms {
-		pfs[i] = NormalizePlatform(p)
+		pfs[i] = graph.NormalizePlatform(p)
 	}
 	req.Platforms = pfs
 	sh.multi = req.MultiPlatform || len(pfs) > 1
@@ -232,13 +232,13 @@ func (p *planner) finish(s *stage) image.Target {
 			cfg.OSFeatures = slices.Clone(p.target.OSFeatures)
 		}
 	}
-	n := NormalizePlatform(cfg.Platform())
+	n := graph.NormalizePlatform(cfg.Platform())
 	cfg.OS, cfg.Architecture, cfg.Variant = n.OS, n.Architecture, n.Variant
 	pf := p.target
 	if p.implicit {
 		pf = n
 	}
-	t := image.Target{ID: FormatPlatform(pf), Root: s.root, Platform: pf, Config: cfg, Base: s.from}
+	t := image.Target{ID: graph.FormatPlatform(pf), Root: s.root, Platform: pf, Config: cfg, Base: s.from}
 	t.Seal(s.sealed)
 	return t
 }

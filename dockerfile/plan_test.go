@@ -134,7 +134,7 @@ func request(t *testing.T, name string, data []byte) Request {
 		case "target":
 			req.Target = value
 		case "platform":
-			p, err := ParsePlatform(value)
+			p, err := graph.ParsePlatform(value)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -156,7 +156,7 @@ func request(t *testing.T, name string, data []byte) Request {
 		case "output-layers":
 			req.OutputLayers = append(req.OutputLayers, value)
 		case "runnable":
-			p, _ := ParsePlatform(value)
+			p, _ := graph.ParsePlatform(value)
 			req.Runnable = append(req.Runnable, p)
 		default:
 			t.Fatalf("%s: unknown setting %q", name, key)
@@ -233,7 +233,7 @@ func renderPlan(w *strings.Builder, plan *image.Plan) {
 			}
 			fmt.Fprintf(w, "%d. %s [%s]", num[v], v.Op.Kind(), strings.Join(in, " "))
 			if v.Platform.OS != "" {
-				fmt.Fprintf(w, " on %s", FormatPlatform(v.Platform))
+				fmt.Fprintf(w, " on %s", graph.FormatPlatform(v.Platform))
 			}
 			if v.NoCache {
 				fmt.Fprint(w, " no-cache")

@@ -1,128 +1,17 @@
 package dockerfile
 
 import (
-	"regexp"
 	"runtime"
-	"strings"
 
-	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 )
-
-var platformPart = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
-
-// ParsePlatform reads "os", "arch", "os/arch" or "os/arch/variant"; the os may carry a version, "windows(10.0.17763)".
-// Other names of architectures are turned into Go's: "x86_64" is amd64, "aarch64" arm64.
-func ParsePlatform(s string) (graph.Platform, error) {
-	bad := func() (graph.Platform, error) {
-		err := diag.Errorf(diag.Invalid, "%q is not a platform", s)
-		return graph.Platform{}, err.WithHint("write it as os/arch or os/arch/variant, such as linux/amd64 or linux/arm/v7")
-	}
-	parts := strings.Split(s, "/")
-	var p graph.Platform
-	if head, rest, ok := strings.Cut(parts[0], "("); ok {
-		version, tail, ok := strings.Cut(rest, ")")
-		if !ok || tail != "" && !strings.HasPrefix(tail, "+") {
-			return bad()
-		}
-		parts[0], p.OSVersion = head, version
-		if tail != "" {
-			p.OSFeatures = strings.Split(tail[1:], "+")
-		}
-	}
-	for _, part := range parts {
-		if !platformPart.MatchString(part) {
-			return bad()
-		}
-	}
-	switch len(parts) {
-	case 1:
-		switch w := strings.ToLower(parts[0]); {
-		case isOS(w):
-			p.OS, p.Architecture = w, runtime.GOARCH
-		case isArch(w):
-			p.OS, p.Architecture = "linux", w
-		default:
-			return bad()
-		}
-	case 2:
-		p.OS, p.Architecture = strings.ToLower(parts[0]), strings.ToLower(parts[1])
-	case 3:
-		p.OS, p.Architecture, p.Variant = strings.ToLower(parts[0]), strings.ToLower(parts[1]), strings.ToLower(parts[2])
-	default:
-		return bad()
-	}
-	return NormalizePlatform(p), nil
-}
-
-func isOS(s string) bool {
-	switch s {
-	case "linux", "windows", "darwin", "macos", "freebsd", "netbsd", "openbsd", "solaris", "illumos", "aix", "android", "dragonfly", "plan9", "wasip1", "js":
-		return true
-	}
-	return false
-}
-
-func isArch(s string) bool {
-	switch s {
-	case "386", "amd64", "arm", "arm64", "ppc64", "ppc64le", "mips", "mipsle", "mips64", "mips64le", "riscv64", "s390x", "loong64", "wasm",
-		"i386", "x86_64", "x86-64", "aarch64", "armhf", "armel":
-		return true
-	}
-	return false
-}
-
-// NormalizePlatform replaces other names of systems and architectures by Go's and drops the variants that are implied.
-func NormalizePlatform(p graph.Platform) graph.Platform {
-	p.OS, p.Architecture, p.Variant = strings.ToLower(p.OS), strings.ToLower(p.Architecture), strings.ToLower(p.Variant)
-	if p.OS == "macos" {
-		p.OS = "darwin"
-	}
-	switch p.Architecture {
-	case "i386":
-		p.Architecture, p.Variant = "386", ""
-	case "x86_64", "x86-64":
-		p.Architecture = "amd64"
-	case "aarch64":
-		p.Architecture = "arm64"
-	case "armhf":
-		p.Architecture, p.Variant = "arm", "v7"
-	case "armel":
-		p.Architecture, p.Variant = "arm", "v6"
-	}
-	switch {
-	case p.Architecture == "amd64" && p.Variant == "v1", p.Architecture == "arm64" && (p.Variant == "v8" || p.Variant == "8"):
-		p.Variant = ""
-	case p.Architecture == "arm" && p.Variant == "":
-		p.Variant = "v7"
-	case p.Architecture == "arm" && len(p.Variant) == 1:
-		p.Variant = "v" + p.Variant
-	}
-	return p
-}
-
-// FormatPlatform is the inverse of ParsePlatform.
-func FormatPlatform(p graph.Platform) string {
-	s := p.OS
-	if p.OSVersion != "" {
-		s += "(" + p.OSVersion + ")"
-		for _, f := range p.OSFeatures {
-			s += "+" + f
-		}
-	}
-	s += "/" + p.Architecture
-	if p.Variant != "" {
-		s += "/" + p.Variant
-	}
-	return s
-}
 
 // shortPlatform leaves the version of the system out.
 func shortPlatform(p graph.Platform) string {
 	p.OSVersion = ""
-	return FormatPlatform(p)
+	return graph.FormatPlatform(p)
 }
 
 func hostPlatform() graph.Platform {
-	return NormalizePlatform(graph.Platform{OS: "linux", Architecture: runtime.GOARCH})
+	return graph.NormalizePlatform(graph.Platform{OS: "linux", Architecture: runtime.GOARCH})
 }

@@ -11,34 +11,6 @@ import (
 	"github.com/strata-build/strata/graph"
 )
 
-// NormalPlatform returns p with the usual names: aarch64 is arm64, and the variant that an architecture has anyway is left out
-// (arm64's v8, amd64's v1) or filled in (arm's v7). The rules are those of Docker's images.
-func NormalPlatform(p graph.Platform) graph.Platform {
-	p.OS, p.Architecture, p.Variant = strings.ToLower(p.OS), strings.ToLower(p.Architecture), strings.ToLower(p.Variant)
-	switch p.Architecture {
-	case "x86_64", "x86-64":
-		p.Architecture = "amd64"
-	case "i386", "i486", "i586", "i686", "x86":
-		p.Architecture, p.Variant = "386", ""
-	case "aarch64":
-		p.Architecture = "arm64"
-	case "armhf":
-		p.Architecture, p.Variant = "arm", "v7"
-	case "armel":
-		p.Architecture, p.Variant = "arm", "v6"
-	}
-	if p.Variant != "" && p.Variant[0] >= '0' && p.Variant[0] <= '9' {
-		p.Variant = "v" + p.Variant
-	}
-	switch {
-	case p.Architecture == "arm64" && p.Variant == "v8", p.Architecture == "amd64" && p.Variant == "v1":
-		p.Variant = ""
-	case p.Architecture == "arm" && p.Variant == "":
-		p.Variant = "v7"
-	}
-	return p
-}
-
 // level returns the variant as a number: what a machine of one level runs, one of a higher level runs too.
 func level(p graph.Platform) int {
 	if p.Variant == "" {
@@ -53,7 +25,7 @@ func level(p graph.Platform) int {
 
 // score says how well an image for have serves want: 0 not at all, and more for a nearer variant.
 func score(want, have graph.Platform) int {
-	want, have = NormalPlatform(want), NormalPlatform(have)
+	want, have = graph.NormalizePlatform(want), graph.NormalizePlatform(have)
 	if want.OS != have.OS || want.Architecture != have.Architecture {
 		return 0
 	}
@@ -110,11 +82,11 @@ func ChooseManifest(name string, want graph.Platform, all []Descriptor) (Descrip
 func NoPlatform(name string, want graph.Platform, have []graph.Platform) error {
 	var names []string
 	for _, p := range have {
-		if p.OS != "" && !slices.Contains(names, FormatPlatform(p)) {
-			names = append(names, FormatPlatform(p))
+		if p.OS != "" && !slices.Contains(names, graph.FormatPlatform(p)) {
+			names = append(names, graph.FormatPlatform(p))
 		}
 	}
-	err := diag.Errorf(diag.NotFound, "%s: there is no image for %s", name, FormatPlatform(want))
+	err := diag.Errorf(diag.NotFound, "%s: there is no image for %s", name, graph.FormatPlatform(want))
 	if len(names) == 0 {
 		return err
 	}
@@ -127,13 +99,4 @@ func PlatformOf(p *ocispec.Platform) graph.Platform {
 		return graph.Platform{}
 	}
 	return graph.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
-}
-
-// FormatPlatform writes a platform as users do: "linux/arm/v7".
-func FormatPlatform(p graph.Platform) string {
-	s := p.OS + "/" + p.Architecture
-	if p.Variant != "" {
-		s += "/" + p.Variant
-	}
-	return s
 }

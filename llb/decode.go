@@ -13,7 +13,6 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
-	"github.com/strata-build/strata/image"
 )
 
 // Limits of Options that are zero.
@@ -346,7 +345,7 @@ func platform(p *pb.Platform) graph.Platform {
 	if p == nil {
 		return graph.Platform{}
 	}
-	return image.NormalPlatform(graph.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures})
+	return graph.NormalizePlatform(graph.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures})
 }
 
 // checkPath refuses what no system call takes.

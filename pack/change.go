@@ -239,7 +239,7 @@ func Rebase(im, from, to *Image) (*Image, error) {
 			WithHint("compare them with 'strata image layers'")
 	}
 	if im.Platform.OS != to.Platform.OS || im.Platform.Architecture != to.Platform.Architecture {
-		return nil, diag.Errorf(diag.Invalid, "%s is for %s, %s for %s", im.Name, image.FormatPlatform(im.Platform), to.Name, image.FormatPlatform(to.Platform))
+		return nil, diag.Errorf(diag.Invalid, "%s is for %s, %s for %s", im.Name, graph.FormatPlatform(im.Platform), to.Name, graph.FormatPlatform(to.Platform))
 	}
 	c := im.Config.Clone()
 	c.Extra = im.Config.Extra

@@ -93,7 +93,7 @@ func (i *Image) Pin(limit int) graph.Digest {
 // graph.ResolvePull asks the registry, graph.ResolveLocal only the store. A missing platform is an error that lists those
 // there are.
 func (im *Images) Resolve(ctx context.Context, op *graph.Image, p graph.Platform) (*Image, error) {
-	q := question{kind: "image", ref: op.Ref, mode: op.Mode, platform: image.FormatPlatform(image.NormalPlatform(p)) + p.OSVersion}
+	q := question{kind: "image", ref: op.Ref, mode: op.Mode, platform: graph.FormatPlatform(graph.NormalizePlatform(p)) + p.OSVersion}
 	img, err := im.once(ctx, q, func() (*Image, error) { return im.lookup(ctx, op, p) })
 	if err != nil {
 		return nil, err

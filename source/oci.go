@@ -8,7 +8,6 @@ import (
 	"github.com/strata-build/strata/archive"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
-	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/store"
 )
 
@@ -35,7 +34,7 @@ func (im *Images) ResolveLayout(ctx context.Context, op *graph.OCILayout, p grap
 
 // ResolvePath is ResolveLayout for a path of this machine.
 func (im *Images) ResolvePath(ctx context.Context, location, ref string, p graph.Platform) (*Image, error) {
-	q := question{kind: "layout", ref: ref, store: location, platform: image.FormatPlatform(image.NormalPlatform(p)) + p.OSVersion}
+	q := question{kind: "layout", ref: ref, store: location, platform: graph.FormatPlatform(graph.NormalizePlatform(p)) + p.OSVersion}
 	return im.once(ctx, q, func() (*Image, error) {
 		a, err := im.archive(ctx, location)
 		if err != nil {

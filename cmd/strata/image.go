@@ -16,7 +16,6 @@ import (
 
 	"github.com/strata-build/strata/cmd/strata/progress"
 	"github.com/strata-build/strata/diag"
-	"github.com/strata-build/strata/dockerfile"
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
@@ -69,7 +68,7 @@ func listImages(w io.Writer, images []engine.ImageInfo, full bool) error {
 	for _, im := range images {
 		var platforms []string
 		for _, p := range im.Platforms {
-			platforms = append(platforms, dockerfile.FormatPlatform(p.Platform))
+			platforms = append(platforms, graph.FormatPlatform(p.Platform))
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", im.Name, shortID(im.ID, full), strings.Join(platforms, ","), ago(im.Updated), bytesText(im.Size))
 	}
@@ -103,7 +102,7 @@ func newImageImport(c *cli) *cobra.Command {
 	}
 	cmd.Flags().StringArrayVarP(&opt.Changes, "change", "c", nil, "Apply a Dockerfile instruction to the image's configuration")
 	cmd.Flags().StringVarP(&opt.Message, "message", "m", "", "Comment of the layer in the image's history")
-	parsedFlag(cmd.Flags(), spec{"platform", "platform", "", "Platform of the image (default that of this machine)"}, dockerfile.ParsePlatform, func(p graph.Platform) { opt.Platform = p })
+	parsedFlag(cmd.Flags(), spec{"platform", "platform", "", "Platform of the image (default that of this machine)"}, graph.ParsePlatform, func(p graph.Platform) { opt.Platform = p })
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		opt.Name = args[1]
 		return c.withInput(args[0], func(r io.Reader) error {

@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/strata-build/strata/diag"
-	"github.com/strata-build/strata/dockerfile"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/layer"
 	"github.com/strata-build/strata/pack"
@@ -39,7 +38,7 @@ func newImageAssemble(c *cli) *cobra.Command {
 	d.flags(fs)
 	s.flags(fs)
 	f.flags(fs)
-	parsedFlag(fs, spec{"platform", "platform", "", "Platform of the image (default that of this machine, or of the base)"}, dockerfile.ParsePlatform, func(p graph.Platform) { f.arch = p })
+	parsedFlag(fs, spec{"platform", "platform", "", "Platform of the image (default that of this machine, or of the base)"}, graph.ParsePlatform, func(p graph.Platform) { f.arch = p })
 	fs.StringVar(&base, "base", "", "Image that the layers go on")
 	fs.IntVar(&most, "max-layers", 127, "Merge the upper layers if there are more than this")
 	cmd.RunE = func(cmd *cobra.Command, names []string) error {

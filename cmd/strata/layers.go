@@ -15,7 +15,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/strata-build/strata/diag"
-	"github.com/strata-build/strata/dockerfile"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/layer"
 	"github.com/strata-build/strata/pack"
@@ -191,7 +190,7 @@ func (d *destination) flags(fs *pflag.FlagSet) {
 }
 
 func (d *destination) reading(fs *pflag.FlagSet) {
-	parsedFlag(fs, spec{"platform", "platform", "", "Platform of the image (default that of this machine)"}, dockerfile.ParsePlatform, func(p graph.Platform) { d.platform = p })
+	parsedFlag(fs, spec{"platform", "platform", "", "Platform of the image (default that of this machine)"}, graph.ParsePlatform, func(p graph.Platform) { d.platform = p })
 	fs.BoolVar(&d.schema1, "schema1", false, "Read manifests of schema 1, whose content nobody can verify")
 }
 

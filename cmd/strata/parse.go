@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/strata-build/strata/diag"
-	"github.com/strata-build/strata/dockerfile"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/session"
 )
@@ -239,7 +238,7 @@ func parseBytes(s string) (int64, error) {
 func parsePlatforms(s string) ([]graph.Platform, error) {
 	var out []graph.Platform
 	for part := range strings.SplitSeq(s, ",") {
-		p, err := dockerfile.ParsePlatform(strings.TrimSpace(part))
+		p, err := graph.ParsePlatform(strings.TrimSpace(part))
 		if err != nil {
 			return nil, err
 		}

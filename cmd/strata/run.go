@@ -13,7 +13,6 @@ import (
 
 	"github.com/strata-build/strata/cmd/strata/progress"
 	"github.com/strata-build/strata/diag"
-	"github.com/strata-build/strata/dockerfile"
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/registry"
@@ -49,7 +48,7 @@ func newRun(c *cli) *cobra.Command {
 	parsedFlag(fs, spec{"volume,v", "list", "", "Mount a file or directory: SOURCE:TARGET[:ro]"}, parseBind, func(b engine.Bind) { req.Binds = append(req.Binds, b) })
 	fs.BoolVar(&req.ReadOnly, "read-only", false, "Make the root file system read-only")
 	bytesFlag(fs, "memory,m", "Memory limit", &req.Limits.Memory)
-	parsedFlag(fs, spec{"platform", "platform", "", "Platform of the image (default that of this machine)"}, dockerfile.ParsePlatform, func(p graph.Platform) { req.Platform = p })
+	parsedFlag(fs, spec{"platform", "platform", "", "Platform of the image (default that of this machine)"}, graph.ParsePlatform, func(p graph.Platform) { req.Platform = p })
 	fs.Var(&parsed{kind: "command", set: func(s string) error {
 		req.Entrypoint = []string{s}
 		if s == "" {
