@@ -18,6 +18,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/term"
@@ -44,9 +45,9 @@ func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
 // run is the program; it returns the exit code.
 func run(args []string, in io.Reader, out, errw io.Writer) int {
-	ctx, stop := interruptible(errw)
-	defer stop()
 	c := &cli{in: in, out: out, err: errw}
+	ctx, stop := c.interruptible()
+	defer stop()
 	root := newRoot(c)
 	root.SetArgs(args)
 	root.SetIn(in)
@@ -68,7 +69,7 @@ func run(args []string, in io.Reader, out, errw io.Writer) int {
 }
 
 // interruptible returns a context that the first Ctrl-C (or SIGTERM) cancels; the second ends the program.
-func interruptible(errw io.Writer) (context.Context, func()) {
+func (c *cli) interruptible() (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
@@ -79,12 +80,15 @@ func interruptible(errw io.Writer) (context.Context, func()) {
 		case <-done:
 			return
 		}
-		fmt.Fprintln(errw, "\rstopping; press Ctrl-C again to stop at once")
+		const text = "stopping; press Ctrl-C again to stop at once"
+		if d := c.shown.Load(); d == nil || !d.Say(text) {
+			fmt.Fprintln(c.err, "\r"+text)
+		}
 		cancel(diag.Errorf(diag.Canceled, "canceled by the user"))
 		select {
 		case <-signals:
 			// The display may have hidden the cursor.
-			fmt.Fprint(errw, showCursor(errw))
+			fmt.Fprint(c.err, showCursor(c.err))
 			os.Exit(130)
 		case <-done:
 		}
@@ -109,6 +113,7 @@ func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 type cli struct {
 	in       io.Reader
 	out, err io.Writer
+	shown    atomic.Pointer[progress.Display] // the latest display
 
 	root, config, runtime string
 	gcBytes               int64
@@ -149,7 +154,9 @@ func (c *cli) with(ctx context.Context, f func(builder) error) (err error) {
 // display starts a progress display on standard error.
 func (c *cli) display(mode progress.Mode) *progress.Display {
 	_, noColor := os.LookupEnv("NO_COLOR")
-	return progress.New(progress.Options{Mode: mode, Out: c.err, Color: !noColor, ASCII: !utf8Locale()})
+	d := progress.New(progress.Options{Mode: mode, Out: c.err, Color: !noColor, ASCII: !utf8Locale()})
+	c.shown.Store(d)
+	return d
 }
 
 // utf8Locale tells from the locale's variables, the first that is set, whether the terminal shows UTF-8.

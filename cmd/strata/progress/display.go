@@ -137,6 +137,21 @@ func (d *Display) Close(err error) {
 	<-d.ended
 }
 
+// Say puts a line of the program's own among the settled ones. It returns false, and does nothing, if the display draws no
+// live lines that would be in the way of somebody who just prints it, or draws them no more.
+func (d *Display) Say(text string) bool {
+	select {
+	case <-d.quit:
+		return false
+	default:
+	}
+	if _, draws := d.render.(*terminal); !draws {
+		return false
+	}
+	d.Sink()(event.Event{Kind: event.Message, Time: d.now(), Text: text})
+	return true
+}
+
 // Tail returns the last lines of the output of the step that failed. It may be called after Close.
 func (d *Display) Tail() []string {
 	if s := d.board.failure(); s != nil {
