@@ -12,8 +12,10 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/strata-build/strata/diag"
 )
@@ -155,7 +157,7 @@ func (c *client) watch(custom time.Duration, end context.CancelCauseFunc) {
 		ctx, cancel := context.WithTimeout(c.ctx, within)
 		_, err := health.Check(ctx, &grpc_health_v1.HealthCheckRequest{})
 		cancel()
-		if err == nil {
+		if err == nil || status.Code(err) == codes.Unimplemented { // then it answers, though it does not know the question
 			failed = 0
 			continue
 		}
