@@ -109,5 +109,10 @@ func signFixtures(ctx context.Context, l layout, upstreamDir string) error {
 			}
 		}
 	}
+	// The scripts leave an agent that serves the keys: the tests start their own.
+	stop := exec.CommandContext(ctx, "gpgconf", "--homedir", filepath.Join(dir, "gnupg"), "--kill", "all")
+	if out, err := stop.CombinedOutput(); err != nil {
+		return fmt.Errorf("gpgconf: %w\n%s", err, out)
+	}
 	return os.WriteFile(filepath.Join(dir, "complete"), nil, 0o644)
 }

@@ -50,6 +50,7 @@ func makeStandIns(t tools) (*standIns, error) {
 	s := &standIns{bundles: map[string][]byte{}, images: map[string]*imageSpec{
 		"library/busybox:latest":        busybox("latest"),
 		"library/busybox:stable":        busybox("stable"),
+		"library/busybox_amd64:latest":  busybox("compatibility"),
 		"library/busybox:stable-musl":   busybox("stable-musl"),
 		"library/busybox:1.34.1-uclibc": busybox("1.34.1-uclibc"),
 		"library/alpine:latest":         {layers: [][]entry{base.alpine()}, config: containerConfig{Env: []string{pathEnv}, Cmd: []string{"/bin/sh"}}},

@@ -29,7 +29,7 @@ var hosts = map[string]string{
 
 // enter makes the world around this process, which must be in mount, network and process namespaces of its own: private
 // /proc, /tmp, /run, /etc and /opt, a loopback, and one link with the stand-in hosts' addresses, through which everything
-// else goes nowhere.
+// else goes nowhere (a veth pair, the other end of which nobody reads).
 func enter(l layout, upstreamDir string, authority []byte) error {
 	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("private mounts: %w", err)
@@ -115,12 +115,14 @@ func configure(upstreamDir string, authority []byte) error {
 func network() error {
 	script := `set -e
 ip link set lo up
-ip link add uplink type dummy
+ip link add uplink type veth peer name nowhere
 ip addr add ` + hostAddr + `/16 dev uplink
 ip addr add ` + githubAddr + `/16 dev uplink
+ip link set nowhere up
 ip link set uplink up
+ip neigh add 198.18.255.254 lladdr 02:00:00:00:00:01 dev uplink
 ip route add default via 198.18.255.254
-sysctl -qw net.ipv4.ip_forward=1 || echo 1 >/proc/sys/net/ipv4/ip_forward`
+echo 1 >/proc/sys/net/ipv4/ip_forward`
 	out, err := exec.Command("sh", "-c", script).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("the world's network: %w: %s", err, strings.TrimSpace(string(out)))
