@@ -33,6 +33,11 @@ type Syncer interface {
 	Sync(ctx context.Context, op *graph.Local, progress func(n int64, end bool)) (Dir, error)
 }
 
+// Layouts is a session that has images in a store of content. Layout brings one to this machine, for a platform.
+type Layouts interface {
+	Layout(ctx context.Context, op *graph.OCILayout, p graph.Platform) (Dir, error)
+}
+
 // Uploader is a session that can send a stream which a URL of the host [UploadHost] names.
 type Uploader interface {
 	Upload(ctx context.Context, path string) (io.ReadCloser, error)

@@ -8,6 +8,7 @@ import (
 	"github.com/strata-build/strata/archive"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/session"
 	"github.com/strata-build/strata/store"
 )
 
@@ -18,7 +19,7 @@ func (im *Images) ResolveLayout(ctx context.Context, op *graph.OCILayout, p grap
 	if im.env.Session == nil {
 		return nil, diag.Errorf(diag.NotFound, "%s: there is no client that has the layout", op.Ref)
 	}
-	dir, err := im.env.Session.Dir(ctx, op.Store)
+	dir, err := im.layoutDir(ctx, op, p)
 	if err != nil {
 		return nil, err
 	}
@@ -30,6 +31,14 @@ func (im *Images) ResolveLayout(ctx context.Context, op *graph.OCILayout, p grap
 		location, ref = filepath.Join(location, below), name
 	}
 	return im.ResolvePath(ctx, location, ref, p)
+}
+
+// layoutDir is the directory that a layout is in, or that it is brought to.
+func (im *Images) layoutDir(ctx context.Context, op *graph.OCILayout, p graph.Platform) (session.Dir, error) {
+	if s, ok := im.env.Session.(session.Layouts); ok && !strings.Contains(op.Ref, "//") {
+		return s.Layout(ctx, op, p)
+	}
+	return im.env.Session.Dir(ctx, op.Store)
 }
 
 // ResolvePath is ResolveLayout for a path of this machine.

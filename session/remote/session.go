@@ -35,6 +35,9 @@ type Session struct {
 	mu    sync.Mutex
 	held  []*slot
 	bound map[string]string // names of directories -> ids of sessions
+
+	layoutMu sync.Mutex
+	layouts  map[string]*layoutFetch
 }
 
 var (
