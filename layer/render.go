@@ -3,6 +3,7 @@ package layer
 import (
 	"archive/tar"
 	"io"
+	"maps"
 	"strings"
 	"time"
 
@@ -143,7 +144,7 @@ func header(e *Entry, opt TarOptions) (*tar.Header, error) {
 		return nil, diag.Errorf(diag.Internal, "%q has the unknown type %q", e.Path, byte(e.Type))
 	}
 	for k, v := range e.Xattrs {
-		if k != "security.capability" && !opt.AllXattrs && !(opt.UserXattrs && strings.HasPrefix(k, "user.")) {
+		if !opt.keeps(k) {
 			continue
 		}
 		if h.PAXRecords == nil {
@@ -152,6 +153,33 @@ func header(e *Entry, opt TarOptions) (*tar.Header, error) {
 		h.PAXRecords[xattrRecord+k] = v
 	}
 	return h, nil
+}
+
+// keeps reports whether an attribute is written.
+func (opt TarOptions) keeps(xattr string) bool {
+	return opt.AllXattrs || xattr == "security.capability" || opt.UserXattrs && strings.HasPrefix(xattr, "user.")
+}
+
+// Written returns the entry as it would be read again from a tar that was written with the options: with a bounded time, and
+// without attributes that are left out. The entry itself stays as it is.
+func Written(e *Entry, opt TarOptions) *Entry {
+	late := opt.Epoch != nil && e.ModTime.After(*opt.Epoch)
+	drops := false
+	for k := range e.Xattrs {
+		drops = drops || !opt.keeps(k)
+	}
+	if !late && !drops {
+		return e
+	}
+	c := *e
+	if late {
+		c.ModTime = *opt.Epoch
+	}
+	if drops {
+		c.Xattrs = maps.Clone(e.Xattrs)
+		maps.DeleteFunc(c.Xattrs, func(k, _ string) bool { return !opt.keeps(k) })
+	}
+	return &c
 }
 
 // ustar renders a header in the USTAR format (POSIX.1-1988), or reports that it needs PAX. It gives the same bytes as

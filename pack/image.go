@@ -114,12 +114,13 @@ func (im *Image) addLayers(blobs []image.Descriptor, at *place) error {
 // TitleAnnotation holds a layer's name.
 const TitleAnnotation = "org.opencontainers.image.title"
 
-// NewLayer makes a layer of entries, which WriteEntries would write with the options. No tar is made before one is needed.
+// NewLayer makes a layer of entries as WriteEntries would write them with the options. No tar is made before one is needed.
 func NewLayer(name string, entries []*layer.Entry, opt layer.TarOptions) *Layer {
-	if entries == nil {
-		entries = []*layer.Entry{}
+	own := make([]*layer.Entry, len(entries))
+	for i, e := range entries {
+		own[i] = layer.Written(e, opt)
 	}
-	return &Layer{Name: name, entries: entries, opt: opt, virtual: true}
+	return &Layer{Name: name, entries: own, opt: layer.TarOptions{AllXattrs: true}, virtual: true}
 }
 
 // TarLayer makes a layer of a tar in a file, in any compression that layer.Decompress knows. The bytes stay as they are.
