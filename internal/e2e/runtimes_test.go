@@ -205,11 +205,12 @@ func hasConfig(t *testing.T, form string, raw []byte, health bool) {
 func TestRuntimes(t *testing.T) {
 	needBuild(t)
 	p := takePhoto(t)
-	t.Run("docker", func(t *testing.T) { inDocker(t, p) })
-	t.Run("podman", func(t *testing.T) { inPodman(t, p) })
-	t.Run("containerd", func(t *testing.T) { inContainerd(t, p) })
-	t.Run("skopeo", func(t *testing.T) { inSkopeo(t, p) })
-	t.Run("umoci", func(t *testing.T) { inUmoci(t, p) })
+	for name, run := range map[string]func(*testing.T, *photo){"docker": inDocker, "podman": inPodman, "containerd": inContainerd, "skopeo": inSkopeo, "umoci": inUmoci} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			run(t, p)
+		})
+	}
 }
 
 func inDocker(t *testing.T, p *photo) {
