@@ -86,8 +86,8 @@ func TestPodman(t *testing.T) {
 	}
 }
 
-// What buildah and docker make of images is covered by export's tests: the files come from the same code.
-func TestSameFilesAsExport(t *testing.T) {
+// The files of each format, sorted; in the legacy form a repeated layer is a symlink.
+func TestFilesOfFormats(t *testing.T) {
 	files, _ := written(t)
 	for f, want := range map[Format]string{
 		OCIArchive: "blobs/sha256/ index.json oci-layout", DockerArchive: "blobs/sha256/ index.json manifest.json oci-layout",
