@@ -68,7 +68,10 @@ func (e *Env) deliver(ctx context.Context, dest string, asTar bool, files []arch
 			return diag.Errorf(diag.Invalid, "a directory is needed to write to, not a file").WithHint("use dest=DIRECTORY, or tar=true")
 		}
 		defer e.step("copying files")()
-		return archive.WriteDir(ctx, out.Dir, files)
+		if err := archive.WriteDir(ctx, out.Dir, files); err != nil || out.Send == nil {
+			return err
+		}
+		return out.Send(ctx)
 	}
 	return e.stream(out, func(w io.Writer) error { return archive.WriteTar(ctx, w, files) })
 }

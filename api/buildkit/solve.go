@@ -194,10 +194,10 @@ func outputs(exporters []*control.Exporter, epoch *time.Time) (engine.Outputs, e
 			}
 			o.Attrs["manifest"] = "true"
 		case "oci", "docker", "tar":
-			if tar, err := strconv.ParseBool(x.Attrs["tar"]); err == nil && !tar {
-				return engine.Outputs{}, unsupported("output %s: tar=false is not supported over this protocol: leave it out to get an archive", x.Type)
-			}
 			o.Dest = remote.ToFile + strconv.Itoa(i)
+			if asTar, err := strconv.ParseBool(x.Attrs["tar"]); err == nil && !asTar {
+				o.Dest = remote.ToStore + strconv.Itoa(i)
+			}
 		}
 		outs = append(outs, o)
 	}

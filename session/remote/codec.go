@@ -114,6 +114,13 @@ func (m *message) number(n protowire.Number) (int64, error) {
 	return int64(out), nil
 }
 
+// integer appends an integer field; 0 is left out.
+func (m *message) integer(n protowire.Number, v int64) {
+	if v != 0 {
+		m.raw = protowire.AppendVarint(protowire.AppendTag(m.raw, n, protowire.VarintType), uint64(v))
+	}
+}
+
 // add appends a string field.
 func (m *message) add(n protowire.Number, v string) {
 	m.raw = protowire.AppendString(protowire.AppendTag(m.raw, n, protowire.BytesType), v)

@@ -7,6 +7,8 @@ import (
 	"io"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // chunk is how many bytes of a stream go into one message.
@@ -57,6 +59,9 @@ func (p *pipe) Write(b []byte) (int, error) {
 				return 0, io.ErrClosedPipe
 			}
 		}
+		if status.Code(err) == codes.AlreadyExists {
+			return 0, errHave
+		}
 		return 0, failed(p.ctx, err, "a stream of the client")
 	}
 	return len(b), nil
@@ -88,25 +93,46 @@ func (w writer) Write(b []byte) (n int, err error) {
 
 // file is a stream to a file of the client. Close waits until the client has all of it.
 type file struct {
-	pipe *pipe
-	buf  *bufio.Writer
+	pipe     *pipe
+	buf      *bufio.Writer
+	unwanted bool // the client has it already: the rest goes nowhere
 }
 
-func (f *file) Write(b []byte) (int, error) { return f.buf.Write(b) }
+func (f *file) Write(b []byte) (int, error) {
+	if f.unwanted {
+		return len(b), nil
+	}
+	n, err := f.buf.Write(b)
+	if errors.Is(err, errHave) {
+		f.unwanted = true
+		return len(b), nil
+	}
+	return n, err
+}
 
 func (f *file) Close() error {
 	defer f.pipe.done()
+	if f.unwanted {
+		return nil
+	}
 	if err := f.buf.Flush(); err != nil {
+		if errors.Is(err, errHave) {
+			return nil
+		}
 		return err
 	}
 	if err := f.pipe.stream.CloseSend(); err != nil {
 		return failed(f.pipe.ctx, err, "a stream of the client")
 	}
-	if err := f.pipe.stream.RecvMsg(&message{}); err != nil && !errors.Is(err, io.EOF) {
+	err := f.pipe.stream.RecvMsg(&message{})
+	if err != nil && !errors.Is(err, io.EOF) && status.Code(err) != codes.AlreadyExists {
 		return failed(f.pipe.ctx, err, "a stream of the client")
 	}
 	return nil
 }
+
+// errHave says that the client has the file already.
+var errHave = errors.New("the client has it already")
 
 // Abort ends the stream without telling the client that it is complete.
 func (f *file) Abort() { f.pipe.done() }

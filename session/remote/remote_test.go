@@ -3,6 +3,7 @@ package remote
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/tonistiigi/fsutil"
 	"github.com/tonistiigi/fsutil/types"
 	"google.golang.org/grpc"
@@ -31,6 +33,8 @@ type fakeClient struct {
 	dirs   map[string]func(grpc.ServerStream) error
 	out    bytes.Buffer
 	outDir string
+	blobs  map[string][]byte
+	reads  int
 	sent   metadata.MD // of the last call
 }
 
@@ -65,6 +69,25 @@ func (f *fakeClient) handle(_ any, s grpc.ServerStream) error {
 			}
 			f.out.Write(b)
 		}
+	case "/containerd.services.content.v1.Content/Write":
+		for {
+			if err := s.RecvMsg(&m); err != nil {
+				return nil
+			}
+			d, _ := m.field(4)
+			if _, ok := f.blobs[string(d)]; ok {
+				return status.Error(codes.AlreadyExists, "there")
+			}
+			b, _ := m.field(6)
+			f.out.Write(b)
+			if act, _ := m.number(1); act == actCommit {
+				f.blobs[string(d)] = bytes.Clone(f.out.Bytes())
+				f.out.Reset()
+			}
+			if err := s.SendMsg(&message{}); err != nil {
+				return err
+			}
+		}
 	case "/moby.sshforward.v1.SSH/ForwardAgent":
 		for {
 			if err := s.RecvMsg(&m); err != nil {
@@ -84,6 +107,15 @@ func (f *fakeClient) handle(_ any, s grpc.ServerStream) error {
 		return err
 	}
 	switch method {
+	case "/containerd.services.content.v1.Content/Read":
+		f.reads++
+		b, ok := f.blobs[string(arg)]
+		if !ok || first("buildkit-attachable-store-id") != "oci:layout" {
+			return status.Error(codes.NotFound, "no blob")
+		}
+		out := &message{}
+		out.raw = protowire.AppendBytes(protowire.AppendTag(nil, 2, protowire.BytesType), b)
+		return s.SendMsg(out)
 	case "/moby.buildkit.secrets.v1.Secrets/GetSecret":
 		if string(arg) != "token" {
 			return status.Error(codes.NotFound, "nope")
@@ -443,5 +475,68 @@ func TestOutputs(t *testing.T) {
 	}
 	if _, err := s.Output(t.Context(), "1"); diag.KindOf(err) != diag.NotFound {
 		t.Errorf("an unknown output: %v", err)
+	}
+}
+
+func TestLayouts(t *testing.T) {
+	f := &fakeClient{blobs: map[string][]byte{}}
+	put := func(b string) string {
+		d := digest.FromString(b).String()
+		f.blobs[d] = []byte(b)
+		return fmt.Sprintf(`{"mediaType":"x","digest":%q,"size":%d`, d, len(b))
+	}
+	layer := put("layer") + "}"
+	manifest := put(`{"config":` + put("{}") + `},"layers":[` + layer + `]}`)
+	other := put(`{"layers":[{"mediaType":"x","digest":"sha256:` + strings.Repeat("0", 64) + `","size":1}]}`)
+	index := `{"manifests":[` + manifest + `,"platform":{"os":"linux","architecture":"amd64"}},` + other + `,"platform":{"os":"linux","architecture":"s390x"}}]}`
+	put(index)
+	m := manager(t)
+	attach(t, m, "s", alice, f)
+	op := &graph.OCILayout{Ref: "layout@" + digest.FromString(index).String(), Store: "layout"}
+	for i := range 2 {
+		s := open(t, m, "s", alice)
+		dir, err := s.Layout(t.Context(), op, graph.Platform{OS: "linux", Architecture: "amd64"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		blobs, err := os.ReadDir(filepath.Join(dir.Path, "blobs/sha256"))
+		if err != nil || len(blobs) != 4 {
+			t.Errorf("%d blobs, %v", len(blobs), err)
+		}
+		if f.reads != 4 {
+			t.Errorf("build %d: %d blobs were read", i, f.reads)
+		}
+		s.Close()
+	}
+	s := open(t, m, "s", alice)
+	f.blobs[digest.FromString("fake").String()] = []byte("other")
+	for ref, want := range map[string]diag.Kind{
+		"layout": diag.Invalid, "layout@sha256:../../x": diag.Invalid, "layout@" + digest.FromString("none").String(): diag.NotFound,
+		"layout@" + digest.FromString("fake").String(): diag.Invalid,
+	} {
+		if _, err := s.Layout(t.Context(), &graph.OCILayout{Ref: ref, Store: "layout"}, graph.Platform{}); diag.KindOf(err) != want {
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
+}
+
+func TestContentStoreOutput(t *testing.T) {
+	f := &fakeClient{blobs: map[string][]byte{}}
+	m := manager(t)
+	attach(t, m, "s", alice, f)
+	for range 2 { // the second time all is there
+		o, err := open(t, m, "s", alice).Output(t.Context(), ToStore+"0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := strings.Repeat("x", chunk+5)
+		write(t, o.Dir, "blobs/sha256/"+digest.FromString(data).Encoded(), data)
+		write(t, o.Dir, "blobs/sha256/"+digest.FromString("").Encoded(), "")
+		if err := o.Send(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if len(f.blobs) != 2 || string(f.blobs[digest.FromString(data).String()]) != data {
+			t.Errorf("%d blobs", len(f.blobs))
+		}
 	}
 }

@@ -280,8 +280,9 @@ func (s *Session) Upload(ctx context.Context, path string) (io.ReadCloser, error
 
 // Kinds of destinations: an output's id is one of them and the number of the exporter.
 const (
-	ToDir  = "dir:"
-	ToFile = "file:"
+	ToDir   = "dir:"
+	ToFile  = "file:"
+	ToStore = "store:"
 )
 
 // Output returns a stream to the client's file, or a directory whose content Send sends. The id is ToDir or ToFile and the
@@ -289,6 +290,9 @@ const (
 func (s *Session) Output(ctx context.Context, id string) (session.Output, error) {
 	const method = "/moby.filesync.v1.FileSend/DiffCopy"
 	kind, number, ok := strings.Cut(id, ":")
+	if kind+":" == ToStore {
+		return s.toStore(ctx)
+	}
 	if !ok || !s.c.told(method) {
 		return session.Output{}, diag.Errorf(diag.NotFound, "the client takes no files")
 	}

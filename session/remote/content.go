@@ -1,0 +1,95 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/strata-build/strata/session"
+)
+
+// toStore is a directory for an OCI layout whose blobs Send puts into the client's content store. The client writes the index
+// itself, from the descriptor in the answer to its build.
+func (s *Session) toStore(ctx context.Context) (session.Output, error) {
+	dir, err := os.MkdirTemp(s.m.slots.root, outgoing)
+	if err != nil {
+		return session.Output{}, err
+	}
+	context.AfterFunc(ctx, func() { _ = os.RemoveAll(dir) })
+	return session.Output{Dir: dir, Send: func(ctx context.Context) error {
+		defer os.RemoveAll(dir)
+		blobs, err := os.ReadDir(filepath.Join(dir, "blobs/sha256"))
+		if err != nil {
+			return err
+		}
+		for _, b := range blobs {
+			if err := s.c.put(ctx, filepath.Join(dir, "blobs/sha256", b.Name()), digest.NewDigestFromEncoded(digest.SHA256, b.Name())); err != nil {
+				return err
+			}
+		}
+		return nil
+	}}, nil
+}
+
+// Actions of containerd's content API.
+const (
+	actWrite  = 1
+	actCommit = 2
+)
+
+// put writes one blob into the client's content store; one that is there stays.
+func (c *client) put(ctx context.Context, path string, d digest.Digest) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	ctx, done := c.call(ctx, map[string][]string{"buildkit-attachable-store-id": {"export"}})
+	defer done()
+	stream, err := c.cc.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/containerd.services.content.v1.Content/Write")
+	if err != nil {
+		return failed(ctx, err, "the client's content store")
+	}
+	buf := make([]byte, chunk)
+	for at := int64(0); ; {
+		n, rerr := io.ReadFull(f, buf)
+		if rerr != nil && !errors.Is(rerr, io.EOF) && !errors.Is(rerr, io.ErrUnexpectedEOF) {
+			return rerr
+		}
+		m := &message{}
+		m.integer(1, actWrite)
+		last := at+int64(n) == st.Size()
+		if last {
+			m = &message{}
+			m.integer(1, actCommit)
+		}
+		m.add(2, "strata-"+d.String())
+		m.integer(3, st.Size())
+		m.add(4, d.String())
+		m.integer(5, at)
+		m.raw = protowire.AppendBytes(protowire.AppendTag(m.raw, 6, protowire.BytesType), buf[:n])
+		at += int64(n)
+		if err = stream.SendMsg(m); err == nil || errors.Is(err, io.EOF) {
+			err = stream.RecvMsg(&message{}) // where an error is told, too
+		}
+		switch {
+		case status.Code(err) == codes.AlreadyExists, err == nil && last:
+			_ = stream.CloseSend() // all is there
+			return nil
+		case err != nil:
+			return failed(ctx, err, "the client's content store")
+		}
+	}
+}
