@@ -24,6 +24,15 @@
 //	stats, err := layer.WriteTar(ctx, gz, dir, layer.TarOptions{Epoch: epoch})
 //	err = gz.Close()
 //
+// Looking. [Index] lists a tar, with contents that are read again by offset; an [FS] is what a stack of such lists shows,
+// without unpacking it. [FromPath] lists a plain directory with the metadata that options give it. A [Virtual] layer is a
+// list and a digest, whose tar is made when somebody reads it.
+//
+//	entries, err := layer.Index(ctx, file, file)
+//	fs := layer.NewFS()
+//	err = fs.Add(entries)
+//	stats, err := layer.WriteEntries(ctx, w, fs.Entries(), layer.TarOptions{AllXattrs: true})
+//
 // Tar profile 1: depth first, the children of a directory in byte order of their names; directories end in "/"; no root
 // entry; whole seconds, clamped to the epoch; USTAR where it fits, else PAX; no user names; symlinks 0777; xattrs by an
 // allow-list; the first path of a hard-linked file is the file; two zero blocks at the end and nothing after them.
