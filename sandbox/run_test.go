@@ -231,7 +231,8 @@ func TestCancel(t *testing.T) {
 func TestLimits(t *testing.T) {
 	b := newBox(t)
 	_, exit := b.sh(t, "head -c 200000000 /dev/zero | tail -c 150000000 | wc -c; exit 7", func(s *Spec) { s.Limits.Memory = 16 << 20 })
-	if exit.Code != 7 || !exit.OOMKilled {
+	// The kernel may end the shell as well, if the memory of its victim is not free soon enough.
+	if exit.Code != 7 && exit.Code != 137 || !exit.OOMKilled {
 		t.Errorf("%+v", exit)
 	}
 	out, _ := b.sh(t, "i=0; while [ $i -lt 20 ]; do sleep 5 & i=$((i+1)); done; echo all", func(s *Spec) { s.Limits.PIDs = 5 })
