@@ -88,6 +88,12 @@ func buildTests(ctx context.Context, l layout, packages []string, modFile string
 	return nil
 }
 
+// sshSign signs what git names last with a user's key; the signature is put beside it.
+const sshSign = `#!/bin/sh
+for buffer; do :; done
+exec ssh-keygen -Y sign -f "$(dirname "$0")/.ssh/%s.id_ed25519" -n git "$buffer" >/dev/null
+`
+
 // signFixtures makes the keys with which the tests sign, by upstream's own scripts.
 func signFixtures(ctx context.Context, l layout, upstreamDir string) error {
 	dir := l.path("sign")
@@ -107,6 +113,12 @@ func signFixtures(ctx context.Context, l layout, upstreamDir string) error {
 			if out, err := cmd.CombinedOutput(); err != nil {
 				return fmt.Errorf("%s: %w\n%s", script, err, out)
 			}
+		}
+	}
+	// Upstream's program for git's ssh signatures knows the calls of newer gits only: with others tags stay unsigned.
+	for _, user := range []string{"user1", "user2"} {
+		if err := os.WriteFile(filepath.Join(dir, user+".git_ssh_sign.sh"), fmt.Appendf(nil, sshSign, user), 0o755); err != nil {
+			return err
 		}
 	}
 	// The scripts leave an agent that serves the keys: the tests start their own.

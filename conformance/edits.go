@@ -39,7 +39,7 @@ func referenceDigest(t *testing.T, name, actual string) string {
 // them; stand-ins have others. Where upstream expects certain bytes of an export, the bytes that the reference makes of the
 // same images are expected instead.
 func edits(s *standIns) map[string][]edit {
-	page := sha256.Sum256([]byte(buildREADM))
+	page := sha256.Sum256([]byte(buildREADME))
 	return map[string][]edit{
 		"client/policy_test.go": {
 			{"sha256:3614ca5eacf0a3a1bcc361c939202a974b4902b9334ff36eb29ffe9011aaad83", s.images["library/busybox:1.34.1-uclibc"].desc.Digest},

@@ -96,7 +96,7 @@ func sites(mirror string) http.Handler {
 		}
 		http.ServeFile(w, r, filepath.Join(mirror, "data/docker/registry/v2/blobs", alg, hash[:2], hash, "data"))
 	})
-	mux.Handle("raw.githubusercontent.com/moby/buildkit/v0.10.1/README.md", page(buildREADM))
+	mux.Handle("raw.githubusercontent.com/moby/buildkit/v0.10.1/README.md", page(buildREADME))
 	mux.Handle("raw.githubusercontent.com/moby/moby/v20.10.21/README.md", page(mobyREADME))
 	mux.Handle("dl-cdn.alpinelinux.org/apk/", http.StripPrefix("/apk/", http.FileServer(http.Dir(filepath.Join(mirror, "apk")))))
 	mux.Handle("dl-cdn.alpinelinux.org/", page("index\n"))

@@ -17,10 +17,10 @@ const (
 		"operator:x:37:37:Operator:/var:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\n"
 	group = "root:x:0:\ndaemon:x:1:\nbin:x:2:\nsys:x:3:\nadm:x:4:\ntty:x:5:\ndisk:x:6:\nmail:x:8:\nwheel:x:10:root\n" +
 		"www-data:x:33:\noperator:x:37:\nusers:x:100:\nnobody:x:65534:\n"
-	shadow     = "root:*:::::::\nnobody:*:::::::\n"
-	pathEnv    = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	buildREADM = "# BuildKit\n\nThis page stands in for BuildKit's README.\n"
-	mobyREADME = "The Moby Project\n================\n\nThis page stands in for Moby's README.\n"
+	shadow      = "root:*:::::::\nnobody:*:::::::\n"
+	pathEnv     = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	buildREADME = "# BuildKit\n\nThis page stands in for BuildKit's README.\n"
+	mobyREADME  = "The Moby Project\n================\n\nThis page stands in for Moby's README.\n"
 )
 
 // standIns are the images that the tests ask for, by the names under which the mirror holds them.
@@ -80,7 +80,11 @@ func makeStandIns(t tools) (*standIns, error) {
 		layers: [][]entry{{{path: "bin/", mode: 0o755}, {path: "bin/dockerfile-frontend", mode: 0o755, content: frontend}}},
 		config: containerConfig{
 			Env: []string{pathEnv}, Entrypoint: []string{"/bin/dockerfile-frontend"},
-			Labels: map[string]string{"moby.buildkit.frontend.network.none": "true"},
+			Labels: map[string]string{ // as in upstream's frontend/dockerfile/cmd/dockerfile-frontend/Dockerfile
+				"moby.buildkit.frontend.network.none": "true",
+				"moby.buildkit.frontend.caps": "moby.buildkit.frontend.inputs,moby.buildkit.frontend.subrequests,moby.buildkit.frontend.contexts," +
+					"moby.buildkit.frontend.gitquerystring,moby.buildkit.frontend.contexts.zstd",
+			},
 		},
 	}
 	if err := s.gateway.build(); err != nil {
@@ -130,7 +134,7 @@ func busyboxEntries(t tools) (*rootFiles, error) {
 }
 
 // own are the applets that ./applets gives, in all images with a shell.
-var own = []string{"adduser", "addgroup", "nc"}
+var own = []string{"adduser", "addgroup", "nc", "ttysize"}
 
 func directories(names ...string) []entry {
 	out := make([]entry, 0, len(names))
@@ -185,11 +189,13 @@ func (r *rootFiles) busybox(marker, content string) []entry {
 }
 
 func (r *rootFiles) alpine() []entry {
-	out := directories("bin", "dev", "etc", "etc/apk", "home", "lib", "media", "media/cdrom", "mnt", "opt", "proc", "root", "run", "sbin", "srv",
+	out := directories("bin", "dev", "etc", "etc/apk", "etc/ssl", "etc/ssl/certs", "home", "lib", "media", "media/cdrom", "mnt", "opt", "proc", "root", "run", "sbin", "srv",
 		"sys", "tmp", "usr", "usr/bin", "usr/lib", "usr/local", "usr/local/bin", "usr/sbin", "usr/share", "var", "var/cache", "var/tmp")
 	out = append(out, r.shell(softLink)...)
 	out = append(out, accounts()...)
 	return append(out, symlink("sbin/apk", "/bin/standin-applets"), symlink("usr/bin/env", "/bin/env"),
+		entry{path: "etc/ssl/certs/ca-certificates.crt", mode: 0o644, content: []byte("# no authority is trusted\n")},
+		symlink("etc/ssl/cert.pem", "certs/ca-certificates.crt"),
 		entry{path: "etc/alpine-release", mode: 0o644, content: []byte("3.18.0\n")},
 		entry{path: "etc/os-release", mode: 0o644, content: []byte("NAME=\"Alpine Linux\"\nID=alpine\nVERSION_ID=3.18.0\n")})
 }
