@@ -117,4 +117,3 @@ func FormatPlatform(p Platform) string {
 	}
 	return s
 }
-
