@@ -70,3 +70,35 @@ func FuzzDecompress(f *testing.F) {
 		}
 	})
 }
+
+// FuzzIndex lists any bytes as a tar and stacks them twice; what it accepts can be written and listed again.
+func FuzzIndex(f *testing.F) {
+	f.Add((&maker{}).dir("d").file("d/f", "x").hard("h", "d/f").link("l", "d").file("l/.wh.x", "").file("d/.wh..wh..opq", "").end())
+	f.Add((&maker{}).link("a", "b").link("b", "../a").file(".wh.a", "").xattr("x", "user.k", "v").end())
+	f.Fuzz(func(t *testing.T, data []byte) {
+		entries, err := Index(t.Context(), bytes.NewReader(data), bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		for _, e := range entries {
+			if e.Size > 1<<20 {
+				return
+			}
+		}
+		for _, fs := range []*FS{NewFS(), NewUpper(nil)} {
+			if fs.Add(entries) != nil {
+				continue
+			}
+			if fs.Add(entries) != nil { // a layer may be there twice, but some are impossible the second time
+				continue
+			}
+			var b bytes.Buffer
+			if _, err := WriteEntries(t.Context(), &b, fs.Entries(), TarOptions{AllXattrs: true}); err != nil {
+				continue // names that a tar cannot hold, content that is cut off
+			}
+			if _, err := Index(t.Context(), bytes.NewReader(b.Bytes()), bytes.NewReader(b.Bytes())); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}

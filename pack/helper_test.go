@@ -3,7 +3,6 @@ package pack
 import (
 	"archive/tar"
 	"bytes"
-	"encoding/json"
 	"io"
 	"log"
 	"net/http"
@@ -11,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -189,16 +187,3 @@ func needs(t *testing.T, tools ...string) {
 		}
 	}
 }
-
-func readJSON(t *testing.T, path string, v any) {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err == nil {
-		err = json.Unmarshal(b, v)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func sorted(s []string) []string { return slices.Sorted(slices.Values(s)) }

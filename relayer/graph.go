@@ -13,7 +13,6 @@ type dependencies struct {
 	group  []int   // of each component: its strongly connected part
 	parts  [][]int // of each part: its components
 	needs  [][]int // of each part: parts that it depends on, sorted
-	order  []int   // parts, those that need others first
 	reach  []bitset
 	closed []int64 // bytes of a part and all that it needs
 }

@@ -1,6 +1,7 @@
 package relayer
 
 import (
+	"bufio"
 	"context"
 	"encoding/csv"
 	"encoding/json"
@@ -11,8 +12,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-
-	"bufio"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/layer"

@@ -14,7 +14,7 @@ func sqliteRows(data []byte, table string, f func(row [][]byte) error) error {
 	if len(data) < 100 || !bytes.HasPrefix(data, []byte("SQLite format 3\x00")) {
 		return diag.Errorf(diag.Invalid, "not a database of SQLite")
 	}
-	db := sqlite{data: data, page: int(binary.BigEndian.Uint16(data[16:]))}
+	db := sqlite{data: data, page: int(binary.BigEndian.Uint16(data[16:])), seen: map[int]bool{}}
 	if db.page == 1 {
 		db.page = 65536
 	}
@@ -23,7 +23,7 @@ func sqliteRows(data []byte, table string, f func(row [][]byte) error) error {
 	}
 	db.usable = db.page - int(data[20])
 	root := 0
-	err := db.table(1, 0, func(row [][]byte) error { // type, name, tbl_name, rootpage, sql
+	err := db.table(1, func(row [][]byte) error { // type, name, tbl_name, rootpage, sql
 		if len(row) >= 4 && string(row[0]) == "table" && string(row[1]) == table {
 			for _, b := range row[3] {
 				root = root<<8 | int(b)
@@ -37,7 +37,7 @@ func sqliteRows(data []byte, table string, f func(row [][]byte) error) error {
 	if root == 0 {
 		return diag.Errorf(diag.Invalid, "the database has no table %s", table)
 	}
-	return db.table(root, 0, f)
+	return db.table(root, f)
 }
 
 var errSQLite = diag.Errorf(diag.Invalid, "the database is damaged")
@@ -45,6 +45,7 @@ var errSQLite = diag.Errorf(diag.Invalid, "the database is damaged")
 type sqlite struct {
 	data         []byte
 	page, usable int
+	seen         map[int]bool // pages of trees: one that is there twice would be walked without end
 }
 
 func (db *sqlite) at(n int) ([]byte, error) {
@@ -54,12 +55,13 @@ func (db *sqlite) at(n int) ([]byte, error) {
 	return db.data[(n-1)*db.page : n*db.page], nil
 }
 
-// table walks a table's b-tree. Depth is bounded, so that a page that leads to itself ends.
-func (db *sqlite) table(n, depth int, f func([][]byte) error) error {
+// table walks a table's b-tree.
+func (db *sqlite) table(n int, f func([][]byte) error) error {
 	p, err := db.at(n)
-	if err != nil || depth > 20 {
+	if err != nil || db.seen[n] {
 		return errSQLite
 	}
+	db.seen[n] = true
 	head := 0
 	if n == 1 {
 		head = 100
@@ -82,7 +84,7 @@ func (db *sqlite) table(n, depth int, f func([][]byte) error) error {
 			return errSQLite
 		}
 		if interior {
-			err = db.table(int(binary.BigEndian.Uint32(p[off:])), depth+1, f)
+			err = db.table(int(binary.BigEndian.Uint32(p[off:])), f)
 		} else {
 			err = db.row(p[off:], f)
 		}
@@ -91,7 +93,7 @@ func (db *sqlite) table(n, depth int, f func([][]byte) error) error {
 		}
 	}
 	if interior {
-		return db.table(int(binary.BigEndian.Uint32(p[head+8:])), depth+1, f)
+		return db.table(int(binary.BigEndian.Uint32(p[head+8:])), f)
 	}
 	return nil
 }
