@@ -9,7 +9,7 @@ export GOFLAGS := -buildvcs=false
 # What a machine needs to build and run steps; what only the tests need besides.
 PACKAGES := runc ca-certificates git iproute2 nftables busybox-static
 DEMO_PACKAGES := $(PACKAGES) mmdebstrap curl
-TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry docker.io containerd podman skopeo umoci openssh-client zstd xz-utils bzip2 attr gnupg e2fsprogs
+TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry docker.io containerd podman skopeo umoci openssh-client zstd xz-utils bzip2 attr gnupg e2fsprogs gcc libc6-dev
 
 .PHONY: build clients demo test lint fuzz bench docs clean
 
