@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -91,11 +92,11 @@ func (e *Engine) Build(ctx context.Context, req Request, s session.Session, sink
 			return nil, err
 		}
 	}
-	meta, err := j.Export(ctx, plan, Outputs{outs}, ExportOptions{Epoch: req.Epoch})
+	said, err := j.Export(ctx, plan, Outputs{outs}, ExportOptions{Epoch: req.Epoch})
 	if err != nil {
 		return nil, err
 	}
-	return response(meta, len(plan.Targets)), nil
+	return response(said, len(plan.Targets)), nil
 }
 
 // dockerfile is the request as the frontend takes it.
@@ -204,8 +205,13 @@ func annotate(attrs map[string]string, a string) error {
 	return nil
 }
 
-// response tells what was made of a number of targets.
-func response(meta map[string]string, targets int) *Response {
+// response tells what was made of a number of targets. Of two values for one key the first output's stays, as a client that
+// wrote one file would expect of the output it named first.
+func response(said []map[string]string, targets int) *Response {
+	meta := map[string]string{}
+	for _, m := range slices.Backward(said) {
+		maps.Copy(meta, m)
+	}
 	resp := &Response{Metadata: map[string]any{}}
 	for k, v := range meta {
 		resp.Metadata[k] = readable(k, v)

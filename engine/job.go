@@ -171,8 +171,8 @@ type ExportOptions struct {
 }
 
 // Export solves the targets of a plan and exports them as one result. What exporters will need is made as early as possible.
-// It returns what they say, under BuildKit's keys.
-func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt ExportOptions) (map[string]string, error) {
+// It returns what each of them says, under BuildKit's keys.
+func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt ExportOptions) ([]map[string]string, error) {
 	stop := j.b.packEarly(ctx, plan, outs.x, opt.Epoch)
 	defer stop()
 	set, err := j.b.solve(ctx, plan)
@@ -185,7 +185,11 @@ func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt Ex
 	if err != nil {
 		return nil, err
 	}
-	return export.Metadata(receipts), nil
+	said := make([]map[string]string, len(receipts))
+	for i, r := range receipts {
+		said[i] = r.Metadata
+	}
+	return said, nil
 }
 
 // localDir brings a directory of the client here, and says what of it the tree is.

@@ -131,6 +131,7 @@ type UsageItem struct {
 	Size            int64
 	Created, Used   time.Time
 	InUse           bool
+	Why             string // it is in use: "image docker.io/library/debian:12"
 }
 
 // Problem is something that Check found.

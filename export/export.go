@@ -187,17 +187,3 @@ func receipt(names []string, p *packed) (*Receipt, error) {
 	r.Metadata["containerimage.descriptor"] = base64.StdEncoding.EncodeToString(b)
 	return r, nil
 }
-
-// Metadata merges what several exporters tell the client; of two values for one key the first exporter's stays, as a
-// client that wrote one file would expect of the output it named first.
-func Metadata(receipts []*Receipt) map[string]string {
-	m := map[string]string{}
-	for _, r := range receipts {
-		for k, v := range r.Metadata {
-			if _, ok := m[k]; !ok {
-				m[k] = v
-			}
-		}
-	}
-	return m
-}

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	control "github.com/moby/buildkit/api/services/control"
@@ -142,6 +143,9 @@ func (s *Server) usage(ctx context.Context) ([]*control.UsageRecord, error) {
 	}
 	var out []*control.UsageRecord
 	for _, u := range all {
+		if strings.HasPrefix(u.Why, "image ") {
+			continue // images are no cache: nobody prunes them here
+		}
 		out = append(out, &control.UsageRecord{
 			ID: u.ID, InUse: u.InUse, Size: u.Size, CreatedAt: timestamppb.New(u.Created), LastUsedAt: timestamppb.New(u.Used), UsageCount: 1,
 			Description: u.Label, RecordType: usageType(u.Kind), Mutable: usageType(u.Kind) == typeCache,

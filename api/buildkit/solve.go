@@ -127,9 +127,13 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 	if opt.Epoch == nil {
 		opt.Epoch = epoch
 	}
-	resp, err := job.Export(ctx, plan, outs, opt)
+	said, err := job.Export(ctx, plan, outs, opt)
 	if err != nil {
 		return nil, err
+	}
+	resp := map[string]string{}
+	for _, m := range said {
+		maps.Copy(resp, m) // of two values clients expect the last exporter's
 	}
 	for k, v := range res.meta {
 		if strings.HasPrefix(k, "frontend.") || strings.HasPrefix(k, "result.") {
@@ -194,6 +198,13 @@ func outputs(exporters []*control.Exporter, epoch *time.Time) (engine.Outputs, e
 			}
 			o.Attrs["manifest"] = "true"
 		case "oci", "docker", "tar":
+			if x.Type == "docker" && x.Attrs["compression"] == "" {
+				o.Attrs = maps.Clone(x.Attrs)
+				if o.Attrs == nil {
+					o.Attrs = map[string]string{}
+				}
+				o.Attrs["compression"] = "gzip" // BuildKit's default
+			}
 			o.Dest = remote.ToFile + strconv.Itoa(i)
 			if asTar, err := strconv.ParseBool(x.Attrs["tar"]); err == nil && !asTar {
 				o.Dest = remote.ToStore + strconv.Itoa(i)
