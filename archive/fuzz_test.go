@@ -287,8 +287,13 @@ func seeds(f *testing.F) [][]byte {
 	legacy, err := LegacyFiles([]Set{set})
 	write(slices.DeleteFunc(legacy, func(o Output) bool { return o.Name == "manifest.json" }), err)
 	for _, links := range [][2]string{
-		{"manifest.json", "../../canary"}, {"index.json", "/proc/self/environ"}, {"manifest.json", "manifest.json"}, {"a", "b/a"}, {"repositories", "x/../repositories/y"},
-		{strings.Repeat("0", 64) + "/json", "../../../canary"}, {"manifest.json", strings.Repeat("a/", 2000) + "b"},
+		{"manifest.json", "../../canary"},
+		{"index.json", "/proc/self/environ"},
+		{"manifest.json", "manifest.json"},
+		{"a", "b/a"},
+		{"repositories", "x/../repositories/y"},
+		{strings.Repeat("0", 64) + "/json", "../../../canary"},
+		{"manifest.json", strings.Repeat("a/", 2000) + "b"},
 	} {
 		var b bytes.Buffer
 		w := tar.NewWriter(&b)

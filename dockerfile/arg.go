@@ -48,8 +48,16 @@ func (p *planner) predefined(args map[string]string) *env {
 	e := newEnv()
 	b, t := p.req.BuildPlatform, p.target
 	for _, kv := range [][2]string{
-		{"BUILDPLATFORM", shortPlatform(b)}, {"BUILDOS", b.OS}, {"BUILDOSVERSION", b.OSVersion}, {"BUILDARCH", b.Architecture}, {"BUILDVARIANT", b.Variant},
-		{"TARGETPLATFORM", graph.FormatPlatform(t)}, {"TARGETOS", t.OS}, {"TARGETOSVERSION", t.OSVersion}, {"TARGETARCH", t.Architecture}, {"TARGETVARIANT", t.Variant},
+		{"BUILDPLATFORM", shortPlatform(b)},
+		{"BUILDOS", b.OS},
+		{"BUILDOSVERSION", b.OSVersion},
+		{"BUILDARCH", b.Architecture},
+		{"BUILDVARIANT", b.Variant},
+		{"TARGETPLATFORM", graph.FormatPlatform(t)},
+		{"TARGETOS", t.OS},
+		{"TARGETOSVERSION", t.OSVersion},
+		{"TARGETARCH", t.Architecture},
+		{"TARGETVARIANT", t.Variant},
 		{"TARGETSTAGE", stage},
 	} {
 		if v, ok := args[kv[0]]; ok {

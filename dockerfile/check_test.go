@@ -40,8 +40,10 @@ func TestCheckGolden(t *testing.T) {
 }
 
 func TestCheckConfigFromArgument(t *testing.T) {
-	req := Request{Source: &diag.Source{Name: "Dockerfile", Data: []byte("# check=skip=all\nFROM alpine AS A\n")},
-		BuildArgs: map[string]string{"BUILDKIT_DOCKERFILE_CHECK": "error=true"}}
+	req := Request{
+		Source:    &diag.Source{Name: "Dockerfile", Data: []byte("# check=skip=all\nFROM alpine AS A\n")},
+		BuildArgs: map[string]string{"BUILDKIT_DOCKERFILE_CHECK": "error=true"},
+	}
 	res, err := Check(t.Context(), req, newFake())
 	if err != nil {
 		t.Fatal(err)

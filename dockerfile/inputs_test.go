@@ -19,8 +19,10 @@ func TestReadInputs(t *testing.T) {
 		kind   diag.Kind
 	}{
 		{name: "plain", files: map[string]string{"dockerfile:/Dockerfile": "FROM a", "context:/.dockerignore": "x"}, source: "Dockerfile=FROM a", ignore: ".dockerignore=x"},
-		{name: "beside the Dockerfile", files: map[string]string{"dockerfile:/Dockerfile": "FROM a", "dockerfile:/Dockerfile.dockerignore": "y", "context:/.dockerignore": "x"},
-			source: "Dockerfile=FROM a", ignore: "Dockerfile.dockerignore=y"},
+		{
+			name: "beside the Dockerfile", files: map[string]string{"dockerfile:/Dockerfile": "FROM a", "dockerfile:/Dockerfile.dockerignore": "y", "context:/.dockerignore": "x"},
+			source: "Dockerfile=FROM a", ignore: "Dockerfile.dockerignore=y",
+		},
 		{name: "lower case", files: map[string]string{"dockerfile:/dockerfile": "FROM b"}, source: "Dockerfile=FROM b"},
 		{name: "other name", req: Request{Filename: "sub/My.Dockerfile", DockerfileDir: "files"}, files: map[string]string{"files:/sub/My.Dockerfile": "FROM c"}, source: "sub/My.Dockerfile=FROM c"},
 		{name: "missing", kind: diag.NotFound},
@@ -101,8 +103,10 @@ func TestParseGit(t *testing.T) {
 			t.Errorf("%s: %v %+v", s, ok, g)
 		}
 	}
-	for _, bad := range []string{"https://h/b.git?tag=a&branch=b", "https://h/b.git?ref=a#b", "https://h/b.git?ref=", "https://h/b.git?what=1", "https://h/b.git?mtime=now",
-		"https://h/b.git?submodules=perhaps", "https://h/b.git?ref=a&ref=b"} {
+	for _, bad := range []string{
+		"https://h/b.git?tag=a&branch=b", "https://h/b.git?ref=a#b", "https://h/b.git?ref=", "https://h/b.git?what=1", "https://h/b.git?mtime=now",
+		"https://h/b.git?submodules=perhaps", "https://h/b.git?ref=a&ref=b",
+	} {
 		if _, ok, err := ParseGit(bad, true); !ok || diag.KindOf(err) != diag.Invalid {
 			t.Errorf("%s: %v %v", bad, ok, err)
 		}

@@ -222,36 +222,56 @@ func TestSources(t *testing.T) {
 		state llb.State
 		want  graph.Op
 	}{
-		{llb.Image("alpine:3", llb.ResolveModeForcePull, llb.WithLayerLimit(2), llb.WithImageChecksum(hello), llb.MarkImageInternal),
-			&graph.Image{Ref: "docker.io/library/alpine:3", Mode: graph.ResolvePull, LayerLimit: 2, Checksum: hello, Record: "internal"}},
+		{
+			llb.Image("alpine:3", llb.ResolveModeForcePull, llb.WithLayerLimit(2), llb.WithImageChecksum(hello), llb.MarkImageInternal),
+			&graph.Image{Ref: "docker.io/library/alpine:3", Mode: graph.ResolvePull, LayerLimit: 2, Checksum: hello, Record: "internal"},
+		},
 		{llb.Image("alpine", llb.ResolveModeDefault), &graph.Image{Ref: "docker.io/library/alpine:latest"}},
 		{llb.Image("alpine", llb.ResolveModePreferLocal), &graph.Image{Ref: "docker.io/library/alpine:latest", Mode: graph.ResolveLocal}},
-		{llb.OCILayout("not/real@"+hello, llb.OCIStore("sess", "store"), llb.OCILayerLimit(1)),
-			&graph.OCILayout{Ref: "not/real@" + hello, Store: "store", Session: "sess", LayerLimit: 1}},
-		{llb.ImageBlob("example.com/x@"+hello, llb.Filename("f"), llb.Chmod(0o640), llb.Chown(5, 6)),
-			&graph.Blob{Ref: "example.com/x@" + hello, Filename: "f", Mode: 0o640, UID: 5, GID: 6}},
-		{llb.OCILayoutBlob("example.com/x@"+hello, llb.ImageBlobOCIStore("sess", "store"), llb.Filename("a/../b")),
-			&graph.Blob{Ref: "example.com/x@" + hello, Layout: true, Store: "store", Session: "sess", Filename: "b"}},
-		{llb.Git("https://github.com/moby/buildkit.git", "v1:sub", llb.KeepGitDir(), llb.GitSkipSubmodules(), llb.GitChecksum("abcd"), llb.GitMTimeCommit(), llb.GitFetchByCommit(),
-			llb.AuthTokenSecret("tok"), llb.AuthHeaderSecret("hdr")),
+		{
+			llb.OCILayout("not/real@"+hello, llb.OCIStore("sess", "store"), llb.OCILayerLimit(1)),
+			&graph.OCILayout{Ref: "not/real@" + hello, Store: "store", Session: "sess", LayerLimit: 1},
+		},
+		{
+			llb.ImageBlob("example.com/x@"+hello, llb.Filename("f"), llb.Chmod(0o640), llb.Chown(5, 6)),
+			&graph.Blob{Ref: "example.com/x@" + hello, Filename: "f", Mode: 0o640, UID: 5, GID: 6},
+		},
+		{
+			llb.OCILayoutBlob("example.com/x@"+hello, llb.ImageBlobOCIStore("sess", "store"), llb.Filename("a/../b")),
+			&graph.Blob{Ref: "example.com/x@" + hello, Layout: true, Store: "store", Session: "sess", Filename: "b"},
+		},
+		{
+			llb.Git("https://github.com/moby/buildkit.git", "v1:sub", llb.KeepGitDir(), llb.GitSkipSubmodules(), llb.GitChecksum("abcd"), llb.GitMTimeCommit(), llb.GitFetchByCommit(),
+				llb.AuthTokenSecret("tok"), llb.AuthHeaderSecret("hdr")),
 			&graph.Git{
 				Remote: "https://github.com/moby/buildkit.git", Ref: "v1", Subdir: "sub", Checksum: "abcd", KeepDir: true, SkipSubmodules: true, FetchByCommit: true,
 				MTimeCommit: true, AuthToken: "tok", AuthHeader: "hdr",
-			}},
-		{llb.Git("https://github.com/moby/buildkit.git", "", llb.GitChecksum("abcd"), llb.GitCheckoutBundle(), llb.GitBundleURL("oci-layout+blob://x/y@"+hello, llb.GitBundleOCIStore("sess", "store"))),
+			},
+		},
+		{
+			llb.Git("https://github.com/moby/buildkit.git", "", llb.GitChecksum("abcd"), llb.GitCheckoutBundle(), llb.GitBundleURL("oci-layout+blob://x/y@"+hello, llb.GitBundleOCIStore("sess", "store"))),
 			&graph.Git{
 				Remote: "https://github.com/moby/buildkit.git", Checksum: "abcd", Bundle: true, BundleFrom: "oci-layout+blob://x/y@" + hello, Store: "store", Session: "sess",
 				AuthToken: "GIT_AUTH_TOKEN", AuthHeader: "GIT_AUTH_HEADER",
-			}},
-		{llb.HTTP("http://example.com/s", llb.VerifyPGPSignature(llb.HTTPSignatureInfo{PubKey: []byte("K"), Signature: []byte("S")})),
-			&graph.HTTP{URL: "http://example.com/s", Signature: &graph.HTTPVerify{PubKey: "K", Signature: "S"}}},
-		{llb.Git("git@github.com:moby/buildkit.git", "main", llb.KnownSSHHosts("github.com ssh-ed25519 AAAA"), llb.MountSSHSock("agent")),
-			&graph.Git{Remote: "git@github.com:moby/buildkit.git", Ref: "main", SSH: "agent", KnownHosts: "github.com ssh-ed25519 AAAA\n", AuthToken: "GIT_AUTH_TOKEN", AuthHeader: "GIT_AUTH_HEADER"}},
+			},
+		},
+		{
+			llb.HTTP("http://example.com/s", llb.VerifyPGPSignature(llb.HTTPSignatureInfo{PubKey: []byte("K"), Signature: []byte("S")})),
+			&graph.HTTP{URL: "http://example.com/s", Signature: &graph.HTTPVerify{PubKey: "K", Signature: "S"}},
+		},
+		{
+			llb.Git("git@github.com:moby/buildkit.git", "main", llb.KnownSSHHosts("github.com ssh-ed25519 AAAA"), llb.MountSSHSock("agent")),
+			&graph.Git{Remote: "git@github.com:moby/buildkit.git", Ref: "main", SSH: "agent", KnownHosts: "github.com ssh-ed25519 AAAA\n", AuthToken: "GIT_AUTH_TOKEN", AuthHeader: "GIT_AUTH_HEADER"},
+		},
 		{llb.Git("github.com/moby/buildkit", ""), &graph.Git{Remote: "https://github.com/moby/buildkit", AuthToken: "GIT_AUTH_TOKEN", AuthHeader: "GIT_AUTH_HEADER"}},
-		{llb.HTTP("https://example.com/a?b=c", llb.Checksum(hello), llb.Filename("n"), llb.Chmod(0o755), llb.Chown(7, 8), llb.Header(llb.HTTPHeader{Accept: "x/y", UserAgent: "me"}), llb.AuthHeaderSecret("s")),
-			&graph.HTTP{URL: "https://example.com/a?b=c", Checksum: hello, Filename: "n", Mode: 0o755, UID: 7, GID: 8, Header: map[string]string{"Accept": "x/y", "User-Agent": "me"}, AuthHeader: "s"}},
-		{llb.Local("ctx", llb.SessionID("s1"), llb.IncludePatterns([]string{"a", "b"}), llb.ExcludePatterns([]string{"c"}), llb.FollowPaths([]string{"l"}), llb.SharedKeyHint("k"), llb.MetadataOnlyTransfer([]string{"go.mod"})),
-			&graph.Local{Name: "ctx", Session: "s1", Include: []string{"a", "b"}, Exclude: []string{"c"}, Follow: []string{"l"}, SharedKey: "k", Metadata: true, MetaExcl: []string{"go.mod"}}},
+		{
+			llb.HTTP("https://example.com/a?b=c", llb.Checksum(hello), llb.Filename("n"), llb.Chmod(0o755), llb.Chown(7, 8), llb.Header(llb.HTTPHeader{Accept: "x/y", UserAgent: "me"}), llb.AuthHeaderSecret("s")),
+			&graph.HTTP{URL: "https://example.com/a?b=c", Checksum: hello, Filename: "n", Mode: 0o755, UID: 7, GID: 8, Header: map[string]string{"Accept": "x/y", "User-Agent": "me"}, AuthHeader: "s"},
+		},
+		{
+			llb.Local("ctx", llb.SessionID("s1"), llb.IncludePatterns([]string{"a", "b"}), llb.ExcludePatterns([]string{"c"}), llb.FollowPaths([]string{"l"}), llb.SharedKeyHint("k"), llb.MetadataOnlyTransfer([]string{"go.mod"})),
+			&graph.Local{Name: "ctx", Session: "s1", Include: []string{"a", "b"}, Exclude: []string{"c"}, Follow: []string{"l"}, SharedKey: "k", Metadata: true, MetaExcl: []string{"go.mod"}},
+		},
 		{llb.Local("ctx", llb.LocalUniqueID("u")), &graph.Local{Name: "ctx", Unique: "u"}},
 		{llb.Local("ctx", llb.SessionID("sub:s1")), &graph.Local{Name: "sub-ctx", Session: "s1"}},
 	} {

@@ -41,8 +41,10 @@ func (b *bridge) subrequest(ctx context.Context, id string, req dockerfile.Reque
 	case askDescribe:
 		var all []question
 		for _, q := range [][2]string{
-			{askOutline, "List all parameters current build target supports"}, {askTargets, "List all targets current build supports"},
-			{askLint, "Lint source code"}, {askDescribe, "List available subrequest types"},
+			{askOutline, "List all parameters current build target supports"},
+			{askTargets, "List all targets current build supports"},
+			{askLint, "Lint source code"},
+			{askDescribe, "List available subrequest types"},
 		} {
 			all = append(all, question{
 				Name: q[0], Version: "1.0.0", Type: "rpc", Description: q[1], Metadata: []named{{"result.json"}, {"result.txt"}},

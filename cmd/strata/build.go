@@ -23,18 +23,17 @@ import (
 
 // buildFlags are the flags of build that are not fields of the request.
 type buildFlags struct {
-	req         engine.Request
-	file        string
-	secrets     map[string]session.SecretSource
-	ssh         map[string][]string
-	outputs     []output
-	push, load  bool
-	epoch       string
-	iidFile     string
-	metaFile    string
-	progress    string
-	quiet       bool
-	annotations []string
+	req        engine.Request
+	file       string
+	secrets    map[string]session.SecretSource
+	ssh        map[string][]string
+	outputs    []output
+	push, load bool
+	epoch      string
+	iidFile    string
+	metaFile   string
+	progress   string
+	quiet      bool
 }
 
 func newBuild(c *cli) *cobra.Command {

@@ -27,7 +27,6 @@ type serving struct {
 	entitlements []string
 	labels       []string
 	parallel     int
-	gcBytes      int64
 	asBuildKit   bool
 }
 

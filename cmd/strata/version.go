@@ -39,8 +39,12 @@ func newVersion(c *cli) *cobra.Command {
 			return printJSON(c.out, v)
 		}
 		for _, row := range [][2]string{
-			{"strata", strings.TrimSpace(v.Strata + " " + v.Commit)}, {"go", v.Go + " " + v.Platform}, {"runtime", v.Runtime},
-			{"git", v.Git}, {"kernel", v.Kernel}, {"features", strings.Join(v.Features, ", ")},
+			{"strata", strings.TrimSpace(v.Strata + " " + v.Commit)},
+			{"go", v.Go + " " + v.Platform},
+			{"runtime", v.Runtime},
+			{"git", v.Git},
+			{"kernel", v.Kernel},
+			{"features", strings.Join(v.Features, ", ")},
 		} {
 			fmt.Fprintf(c.out, "%-9s %s\n", row[0], row[1])
 		}

@@ -59,6 +59,7 @@ func hit(n int) event.Event   { return event.Event{Kind: event.Done, Vertex: id(
 func broke(n int, err string) event.Event {
 	return event.Event{Kind: event.Done, Vertex: id(n), Error: err}
 }
+
 func moved(n int, item string, current, total int64) event.Event {
 	return event.Event{Kind: event.Progress, Vertex: id(n), Item: item, Action: "downloading", Current: current, Total: total, Complete: current == total}
 }
