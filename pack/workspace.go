@@ -349,6 +349,15 @@ func (s *Source) Images(ctx context.Context) ([]*Image, error) {
 	return out, nil
 }
 
+// Chosen reads the image for one platform, or those of all platforms for the zero one.
+func (s *Source) Chosen(ctx context.Context, p graph.Platform) ([]*Image, error) {
+	if p.OS == "" {
+		return s.Images(ctx)
+	}
+	im, err := s.Image(ctx, p)
+	return []*Image{im}, err
+}
+
 // Image is Open followed by Source.Image.
 func (w *Workspace) Image(ctx context.Context, name string, p graph.Platform) (*Image, error) {
 	s, err := w.Open(ctx, name)

@@ -14,7 +14,7 @@ func sqliteRows(data []byte, table string, f func(row [][]byte) error) error {
 	if len(data) < 100 || !bytes.HasPrefix(data, []byte("SQLite format 3\x00")) {
 		return diag.Errorf(diag.Invalid, "not a database of SQLite")
 	}
-	db := sqlite{data: data, page: int(binary.BigEndian.Uint16(data[16:])), seen: map[int]bool{}}
+	db := sqlite{data: data, page: int(binary.BigEndian.Uint16(data[16:])), seen: map[int]bool{}, left: 2 * int64(len(data))}
 	if db.page == 1 {
 		db.page = 65536
 	}
@@ -45,6 +45,7 @@ var errSQLite = diag.Errorf(diag.Invalid, "the database is damaged")
 type sqlite struct {
 	data         []byte
 	page, usable int
+	left         int64        // bytes of rows that may still come: rows cannot overlap
 	seen         map[int]bool // pages of trees: one that is there twice would be walked without end
 }
 
@@ -103,6 +104,9 @@ func (db *sqlite) row(cell []byte, f func([][]byte) error) error {
 	size, n := varint(cell)
 	_, m := varint(cell[n:])
 	if n == 0 || m == 0 || size < 0 || size > int64(len(db.data)) {
+		return errSQLite
+	}
+	if db.left -= size; db.left < 0 {
 		return errSQLite
 	}
 	cell = cell[n+m:]

@@ -212,13 +212,14 @@ func newImageRelayer(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "relayer [OPTIONS] IMAGE", Short: "Cut an image into layers by the packages in it", Args: args(1, 1, "one image"),
 		Long: "Cut an image into layers by the packages in it, so that an update of one sends its layer and the top one only. The files stay as they are.\n" +
+			"All platforms come along unless --platform names one.\n" +
 			"The plan is kept in annotations; --previous keeps every package in the layer where the image before had it, and takes the blobs of what did\n" +
 			"not change from there.\n\n" + imageNames,
 		Example: "  strata image relayer --push -t registry:5000/app:2 --previous registry:5000/app:1 app.tar",
 	}
 	fs := cmd.Flags()
 	d.flags(fs)
-	d.reading(fs)
+	d.readingAll(fs)
 	fs.StringVar(&previous, "previous", "", "Image whose plan is kept")
 	fs.StringArrayVar(&generators, "generator", nil, "What to look for, in this order: xattr, dpkg, apk, rpm, pacman, nix, python, node, binary, big (default all)")
 	parsedFlag(fs, spec{"algorithm", "name", "auto", "How packages are put into layers: " + strings.Join(relayer.Algorithms(), ", ")}, oneOf(relayer.Algorithms()...), func(s string) { opt.Algorithm = s })
@@ -239,26 +240,32 @@ func newImageRelayer(c *cli) *cobra.Command {
 			}
 		}
 		return c.workspace(d.schema1, func(w *pack.Workspace) error {
-			im, err := w.Image(cmd.Context(), args[0], d.platform)
+			src, err := w.Open(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			images, err := src.Chosen(cmd.Context(), d.platform)
 			if err != nil {
 				return err
 			}
 			var t pack.Target
-			if previous != "" {
-				before, err := w.Image(cmd.Context(), previous, im.Platform)
-				if err != nil {
+			for i, im := range images {
+				o := opt
+				if previous != "" {
+					before, err := w.Image(cmd.Context(), previous, im.Platform)
+					if err != nil {
+						return err
+					}
+					if o.Previous, err = before.Plan(); err != nil {
+						return diag.Errorf(diag.KindOf(err), "%s: %w", previous, err)
+					}
+					t.Reuse = append(t.Reuse, before)
+				}
+				if images[i], err = w.Relayer(cmd.Context(), im, o); err != nil {
 					return err
 				}
-				if opt.Previous, err = before.Plan(); err != nil {
-					return diag.Errorf(diag.KindOf(err), "%s: %w", previous, err)
-				}
-				t.Reuse = []*pack.Image{before}
 			}
-			cut, err := w.Relayer(cmd.Context(), im, opt)
-			if err != nil {
-				return err
-			}
-			return c.write(cmd.Context(), w, &d, []*pack.Image{cut}, t)
+			return c.write(cmd.Context(), w, &d, images, t)
 		})
 	}
 	return cmd
@@ -308,25 +315,18 @@ func newImageConvert(c *cli) *cobra.Command {
 		Example: "  strata image convert --format docker-archive -o app.tar registry:5000/app:1\n  strata image convert --compression zstd --push -t registry:5000/app:zstd app.tar",
 	}
 	d.flags(cmd.Flags())
-	d.reading(cmd.Flags())
+	d.readingAll(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return c.workspace(d.schema1, func(w *pack.Workspace) error {
 			src, err := w.Open(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			if d.platform.OS == "" {
-				images, err := src.Images(cmd.Context())
-				if err != nil {
-					return err
-				}
-				return c.write(cmd.Context(), w, &d, images, pack.Target{Index: src.Index})
-			}
-			im, err := src.Image(cmd.Context(), d.platform)
+			images, err := src.Chosen(cmd.Context(), d.platform)
 			if err != nil {
 				return err
 			}
-			return c.write(cmd.Context(), w, &d, []*pack.Image{im}, pack.Target{})
+			return c.write(cmd.Context(), w, &d, images, pack.Target{Index: src.Index})
 		})
 	}
 	return cmd

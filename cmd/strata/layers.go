@@ -189,8 +189,12 @@ func (d *destination) flags(fs *pflag.FlagSet) {
 	fs.BoolVar(&d.json, "json", false, "Print what was written as JSON")
 }
 
-func (d *destination) reading(fs *pflag.FlagSet) {
-	parsedFlag(fs, spec{"platform", "platform", "", "Platform of the image (default that of this machine)"}, graph.ParsePlatform, func(p graph.Platform) { d.platform = p })
+func (d *destination) reading(fs *pflag.FlagSet) { d.readingFrom(fs, "that of this machine") }
+
+func (d *destination) readingAll(fs *pflag.FlagSet) { d.readingFrom(fs, "all") }
+
+func (d *destination) readingFrom(fs *pflag.FlagSet, def string) {
+	parsedFlag(fs, spec{"platform", "platform", "", "Platform of the image (default " + def + ")"}, graph.ParsePlatform, func(p graph.Platform) { d.platform = p })
 	fs.BoolVar(&d.schema1, "schema1", false, "Read manifests of schema 1, whose content nobody can verify")
 }
 
