@@ -43,8 +43,8 @@ func TestParseOutput(t *testing.T) {
 	var ends []string
 	out := parseOutput(strings.NewReader(sampleOutput), func(name string, _ result) { ends = append(ends, name) })
 	want := map[string]result{
-		"TestIntegration/TestA/worker=oci":                  {Status: fail, Reason: "failed to solve sha256:…"},
-		"TestIntegration/TestB/worker=oci/frontend=builtin": {Status: skip, Reason: "needs more (cni_network)"},
+		"TestIntegration/TestA/worker=oci":                  {Status: fail, Reason: "a_test.go:10: failed to solve sha256:…"},
+		"TestIntegration/TestB/worker=oci/frontend=builtin": {Status: skip, Reason: "sandbox.go:210: needs more (cni_network)"},
 		"TestIntegration/TestC/worker=oci":                  {Status: pass},
 	}
 	if len(out.results) != len(want) || len(ends) != len(want) {

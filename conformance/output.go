@@ -3,7 +3,9 @@ package main
 import (
 	"bufio"
 	"io"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -55,7 +57,7 @@ func parseOutput(r io.Reader, done func(name string, res result)) *output {
 			if name := m[3]; len(m[1]) == 4 && o.started[name] {
 				res := result{Status: strings.ToLower(m[2])}
 				if res.Status != pass {
-					res.Reason = o.reason(name, res.Status)
+					res.Reason = o.reason(name)
 				}
 				o.results[name] = res
 				done(name, res)
@@ -80,51 +82,67 @@ func readLine(r *bufio.Reader) (string, error) {
 }
 
 // reason finds why a test failed or was skipped in what it and the tests below it logged.
-func (o *output) reason(name, status string) string {
-	var found string
-	for test, lines := range o.logs {
+func (o *output) reason(name string) string {
+	var asserted, logged string
+	for _, test := range slices.Sorted(maps.Keys(o.logs)) {
 		if test != name && !strings.HasPrefix(test, name+"/") {
 			continue
 		}
-		text := assertion(lines)
-		if text == "" && status == skip {
-			text = lastLog(lines)
+		if text := assertion(o.logs[test]); asserted == "" {
+			asserted = text
 		}
-		if text != "" && (found == "" || test == name) {
-			found = text
+		if text := lastLog(o.logs[test]); text != "" {
+			logged = text
 		}
 	}
-	return found
+	switch {
+	case asserted != "":
+		return asserted
+	case logged != "":
+		return logged
+	}
+	return "it gave no reason"
 }
 
-// assertion gives the error of the first failed assertion: from "Error:" to the stack or the next field.
+// assertion gives the place and the error of the first failed assertion: from "Error:" to the stack or the next field.
 func assertion(lines []string) string {
 	var out []string
-	in := false
+	place, in := "", false
 	for _, line := range lines {
 		text := strings.TrimSpace(line)
 		switch {
 		case !in && strings.HasPrefix(text, "Error:"):
 			in = true
 			out = append(out, strings.TrimSpace(strings.TrimPrefix(text, "Error:")))
-		case in && (strings.HasPrefix(text, "Test:") || strings.HasPrefix(text, "Messages:") || strings.HasPrefix(text, "Error Trace:")):
-			return oneLine(out)
+		case !in && bareLog.MatchString(text):
+			place = text
+		case in && fieldLine.MatchString(text):
+			return oneLine(place, out)
 		case in && text != "" && !stackLine.MatchString(text):
 			out = append(out, text)
 		}
 	}
-	return oneLine(out)
+	return oneLine(place, out)
 }
 
-var logPrefix = regexp.MustCompile(`^\S+\.go:\d+: `)
+var (
+	bareLog   = regexp.MustCompile(`^\S+\.go:\d+:$`)
+	logPrefix = regexp.MustCompile(`^\S+\.go:\d+: `)
+	fieldLine = regexp.MustCompile(`^(Test|Messages|Error Trace|Diff):`)
+)
 
+// lastLog gives the last line that a test logged itself: after it come the daemon's logs, from sandbox.go.
 func lastLog(lines []string) string {
-	for i := len(lines) - 1; i >= 0; i-- {
-		if text := strings.TrimSpace(lines[i]); logPrefix.MatchString(text) {
-			return oneLine([]string{logPrefix.ReplaceAllString(text, "")})
+	last := ""
+	for _, line := range lines {
+		if text := strings.TrimSpace(line); logPrefix.MatchString(text) && !strings.HasPrefix(text, "sandbox.go:20") {
+			last = text
 		}
 	}
-	return ""
+	if last == "" {
+		return ""
+	}
+	return oneLine("", []string{last})
 }
 
 // unstable are parts of messages that differ from run to run.
@@ -138,9 +156,13 @@ var unstable = []struct {
 	{regexp.MustCompile(`\b[a-z0-9]{25}\b`), "…"},
 }
 
-func oneLine(lines []string) string {
+// oneLine joins lines after the place where they were logged, without what differs from run to run.
+func oneLine(place string, lines []string) string {
 	text := strings.Join(strings.Fields(strings.Join(lines, " ")), " ")
 	text = strings.TrimPrefix(text, "Received unexpected error: ")
+	if text != "" && place != "" {
+		text = place + " " + text
+	}
 	for _, u := range unstable {
 		text = u.pattern.ReplaceAllString(text, u.by)
 	}
