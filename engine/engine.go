@@ -78,20 +78,27 @@ func Open(ctx context.Context, opt Options) (*Engine, error) {
 	return e, nil
 }
 
-// patience is how long an owner may take to end.
-const patience = time.Minute
+const (
+	patience = time.Minute            // how long an owner that leaves may take to end
+	grace    = 200 * time.Millisecond // how long the kernel may take to end one that was killed, which nothing shows at first
+)
 
 // openStore takes the root. What the steps of a dead owner left is removed before its layers are looked at.
 func (e *Engine) openStore(ctx context.Context) error {
 	opt := store.Options{Log: e.log, MaxBytes: e.opt.GCBytes, Serves: e.opt.Serves, Orphaned: func() { e.steps.sweep(ctx) }}
-	for until := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		st, err := store.Open(e.opt.Root, opt)
 		if err == nil {
 			e.store = st
 			return nil
 		}
-		if held, ok := errors.AsType[*store.LockedError](err); !ok || !held.Leaving || time.Now().After(until) {
+		held, ok := errors.AsType[*store.LockedError](err)
+		waited := time.Since(start)
+		switch {
+		case !ok || waited > patience || !held.Leaving && waited > grace:
 			return err
+		case held.Serves && opt.Serves:
+			return err // it can be called
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

@@ -76,12 +76,22 @@ func (s *Store) owner(f *os.File) *LockedError {
 			continue
 		}
 		held.PID, held.Serves = pid, word == serving
-		// Of a process that is gone, a child that was just being started may hold the lock a moment longer.
-		held.Leaving = word == leaving || errors.Is(unix.Kill(pid, 0), unix.ESRCH)
+		held.Leaving = word == leaving || ended(pid)
 		return held
 	}
 	held.Leaving = true // it comes or goes
 	return held
+}
+
+// ended reports whether a process is gone, or its first thread is. The lock may be held a moment longer then: by other threads
+// that are ending too, or by a child that was just being started.
+func ended(pid int) bool {
+	if errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+		return true
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, state, _ := strings.Cut(string(b), ") ") // the name before may hold anything, but ends there
+	return err == nil && (strings.HasPrefix(state, "Z") || strings.HasPrefix(state, "X"))
 }
 
 // Leave says in the lock that this owner takes no more work and is about to close the store, so that the next one waits
