@@ -74,7 +74,7 @@ func (s *execStep) agent(ctx context.Context, m graph.Mount) (string, error) {
 		if id == "" {
 			id = "default"
 		}
-		return "", diag.Errorf(diag.NotFound, "no SSH key %q forwarded from the client", id).WithHint("give it with --ssh %s", id)
+		return "", diag.Errorf(diag.NotFound, "no SSH key %q forwarded from the client: %w", id, err).WithHint("give it with --ssh %s", id)
 	}
 	dir, err := s.tempDir()
 	if err != nil {

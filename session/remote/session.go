@@ -265,10 +265,12 @@ func (s *Session) SSH(ctx context.Context, id string) (io.ReadWriteCloser, error
 		id = "default"
 	}
 	if _, err := s.c.unary(ctx, "/moby.sshforward.v1.SSH/CheckAgent", text(id)); err != nil {
-		if status.Code(err) == codes.Unimplemented {
-			return nil, diag.Errorf(diag.NotFound, "ssh agent %q was not given to this build", id).WithHint("give it with --ssh %s", id)
+		switch status.Code(err) {
+		case codes.Canceled, codes.DeadlineExceeded, codes.Unavailable:
+			return nil, failed(ctx, err, "ssh agent %q", id)
 		}
-		return nil, failed(ctx, err, "ssh agent %q", id)
+		// Clients say in any way that they do not have it.
+		return nil, diag.Errorf(diag.NotFound, "ssh agent %q: %s", id, status.Convert(err).Message()).WithHint("give it with --ssh %s", id)
 	}
 	return s.c.pipe(ctx, "/moby.sshforward.v1.SSH/ForwardAgent", map[string][]string{"buildkit.ssh.id": {id}})
 }
