@@ -17,7 +17,8 @@ type build struct {
 	journal *journal
 	bridge  *bridge // nil until the session is there
 	ready   chan struct{}
-	owner   string // connection of the client, which alone may call the bridge
+	results []*control.Descriptor // images that were exported
+	owner   string                // connection of the client, which alone may call the bridge
 }
 
 // builds are those under way.

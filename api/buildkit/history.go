@@ -71,10 +71,10 @@ func public(attrs map[string]string) map[string]string {
 }
 
 // end notes how a build ended, and forgets the oldest.
-func (h *history) end(ref string, resp map[string]string, err error) {
+func (h *history) end(b *build, resp map[string]string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	r := h.records[ref]
+	r := h.records[b.ref]
 	if r == nil {
 		return
 	}
@@ -82,6 +82,13 @@ func (h *history) end(ref string, resp map[string]string, err error) {
 	rec := r.CloneVT()
 	rec.CompletedAt, rec.ExporterResponse, rec.Generation = timestamppb.Now(), resp, rec.Generation+1
 	rec.NumTotalSteps, rec.NumCompletedSteps, rec.NumCachedSteps, rec.NumWarnings = int32(total), int32(done), int32(cached), int32(warnings)
+	rec.Result = &control.BuildResultInfo{Results: map[int64]*control.Descriptor{}}
+	for i, d := range b.results {
+		rec.Result.Results[int64(i)] = d
+		if i == 0 {
+			rec.Result.ResultDeprecated = d
+		}
+	}
 	if err != nil {
 		rec.Error = status.Convert(toStatus(err)).Proto()
 	}

@@ -2,6 +2,8 @@ package buildkit
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"maps"
 	"slices"
@@ -10,6 +12,7 @@ import (
 	"time"
 
 	control "github.com/moby/buildkit/api/services/control"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
@@ -47,7 +50,7 @@ func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control
 	}
 	b.journal.close()
 	if !req.Internal {
-		s.history.end(req.Ref, resp, err)
+		s.history.end(b, resp, err)
 	}
 	s.builds.remove(b)
 	if err != nil {
@@ -134,6 +137,9 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 	resp := map[string]string{}
 	for _, m := range said {
 		maps.Copy(resp, m) // of two values clients expect the last exporter's
+		if d := descriptorOf(m); d != nil {
+			b.results = append(b.results, d)
+		}
 	}
 	for k, v := range res.meta {
 		if strings.HasPrefix(k, "frontend.") || strings.HasPrefix(k, "result.") {
@@ -213,6 +219,16 @@ func outputs(exporters []*control.Exporter, epoch *time.Time) (engine.Outputs, e
 		outs = append(outs, o)
 	}
 	return engine.NewOutputs(outs, epoch)
+}
+
+// descriptorOf is what an exporter says that it has made, nil if that is no image.
+func descriptorOf(said map[string]string) *control.Descriptor {
+	raw, err := base64.StdEncoding.DecodeString(said["containerimage.descriptor"])
+	var d ocispec.Descriptor
+	if err != nil || json.Unmarshal(raw, &d) != nil || d.Digest == "" {
+		return nil
+	}
+	return &control.Descriptor{MediaType: d.MediaType, Digest: d.Digest.String(), Size: d.Size, Annotations: d.Annotations}
 }
 
 var errEnded = errors.New("the build has ended")
