@@ -12,6 +12,7 @@ import (
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/session"
+	"github.com/strata-build/strata/store"
 	"github.com/strata-build/strata/tree"
 )
 
@@ -40,6 +41,11 @@ type Input struct {
 
 // Root is the state root.
 func (e *Engine) Root() string { return e.store.Root() }
+
+// OpenBlob reads a blob of the store, such as a manifest.
+func (e *Engine) OpenBlob(ctx context.Context, d graph.Digest) (*store.Blob, error) {
+	return e.store.OpenBlob(ctx, d)
+}
 
 // NewJob starts a build. It ends with ctx or with Close.
 func (e *Engine) NewJob(ctx context.Context, opt JobOptions) *Job {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -109,6 +110,11 @@ func rangeOf(s diag.Span) *pb.Range {
 type noJob struct{ ref string }
 
 func (e *noJob) Error() string { return "no such job " + e.ref }
+
+// notFound has the code by which clients of a content store tell that a blob is missing.
+func notFound(d digest.Digest) error {
+	return status.Errorf(codes.NotFound, "content %s: not found", d)
+}
 
 func unsupported(format string, args ...any) error {
 	return diag.Errorf(diag.Unsupported, format, args...)

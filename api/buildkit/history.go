@@ -107,6 +107,23 @@ func (h *history) drop(r *record) {
 	h.tell(control.BuildHistoryEventType_DELETED, r.BuildHistoryRecord)
 }
 
+// images are the images that the builds in the history have made.
+func (h *history) images() []*control.Descriptor {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	seen := map[string]bool{}
+	var out []*control.Descriptor
+	for _, r := range h.records {
+		for _, d := range r.GetResult().GetResults() {
+			if !seen[d.Digest] {
+				seen[d.Digest] = true
+				out = append(out, d)
+			}
+		}
+	}
+	return out
+}
+
 // find returns a build that has ended.
 func (h *history) find(ref string) *record {
 	h.mu.Lock()

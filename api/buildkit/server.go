@@ -107,6 +107,7 @@ func (s *Server) server(l *Endpoint) *grpc.Server {
 	)
 	control.RegisterControlServer(g, s)
 	gateway.RegisterLLBBridgeServer(g, bridgeServer{s: s})
+	g.RegisterService(s.contentAPI(), s)
 	h := health.NewServer()
 	h.SetServingStatus("", grpc_health_v1.HealthCheckResponse_SERVING)
 	grpc_health_v1.RegisterHealthServer(g, h)
