@@ -55,6 +55,7 @@ func buildPrograms(ctx context.Context, l layout) (tools, error) {
 	t := tools{busybox: "/bin/busybox", applets: l.path("images", "applets"), frontend: l.path("images", "dockerfile-frontend")}
 	for out, pkg := range map[string]string{
 		l.bin("buildctl"):             upstream + "/cmd/buildctl",
+		l.bin("silo"):                 "./s3",
 		l.path("reference/buildkitd"): upstream + "/cmd/buildkitd",
 		t.applets:                     "./applets",
 		t.frontend:                    upstream + "/frontend/dockerfile/cmd/dockerfile-frontend",
@@ -62,6 +63,9 @@ func buildPrograms(ctx context.Context, l layout) (tools, error) {
 		if err := build(out, pkg); err != nil {
 			return t, err
 		}
+	}
+	if err := relink("silo", l.bin("mc")); err != nil {
+		return t, err
 	}
 	registry, err := exec.LookPath("docker-registry")
 	if err != nil {

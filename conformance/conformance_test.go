@@ -41,7 +41,7 @@ panic: test timed out`
 
 func TestParseOutput(t *testing.T) {
 	var ends []string
-	out := parseOutput(strings.NewReader(sampleOutput), func(name string, _ result) { ends = append(ends, name) })
+	out := parseOutput(strings.NewReader(strings.ReplaceAll(strings.ReplaceAll(sampleOutput, "===", "\x16==="), "---", "\x16---")), func(name string, _ result) { ends = append(ends, name) })
 	want := map[string]result{
 		"TestIntegration/TestA/worker=oci":                  {Status: fail, Reason: "a_test.go:10: failed to solve sha256:…"},
 		"TestIntegration/TestB/worker=oci/frontend=builtin": {Status: skip, Reason: "sandbox.go:210: needs more (cni_network)"},

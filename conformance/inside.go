@@ -76,7 +76,7 @@ func inside(ctx context.Context, planFile string) error {
 	if err != nil {
 		return err
 	}
-	if err := enter(l, p.Upstream, authority); err != nil {
+	if err := enter(p.Upstream, authority); err != nil {
 		return err
 	}
 	if err := serveHosts(cert, l.path("mirror")); err != nil {

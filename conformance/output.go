@@ -31,7 +31,7 @@ type output struct {
 
 var (
 	eventLine  = regexp.MustCompile(`^=== (RUN|PAUSE|CONT|NAME)\s+(\S+)$`)
-	resultLine = regexp.MustCompile(`^( *)--- (PASS|FAIL|SKIP): (\S+) \(`)
+	resultLine = regexp.MustCompile(`^ *--- (PASS|FAIL|SKIP): (\S+) \(`)
 	// The keys are those of upstream's matrices: a test below a sandbox test may have a name of the same form.
 	sandboxed = regexp.MustCompile(`^[^/]+/[^/]+/worker=oci(/(env|frontend|history|netmode|network\.host|secmode|security\.insecure)=[^/]*)*$`)
 	stackLine = regexp.MustCompile(`^(github\.com/|golang\.org/|google\.golang\.org/|runtime\.|main\.|net/|testing\.|/|\d+ v?\d|\d+ \S+ /)`)
@@ -40,22 +40,25 @@ var (
 // logLimit bounds the lines kept per test: the daemon's log comes after the reason.
 const logLimit = 200
 
-// parseOutput reads the verbose output of a test binary. done is called at each end of a sandbox test, which is a test one
-// level below the top: deeper ones belong to it.
+// parseOutput reads the output of a test binary with -test.v=test2json, which marks the lines of the testing package with
+// \x16 and prints results as they come. done is called at each end of a sandbox test; tests below it belong to it.
 func parseOutput(r io.Reader, done func(name string, res result)) *output {
 	o := &output{started: map[string]bool{}, results: map[string]result{}, logs: map[string][]string{}}
 	current := ""
 	lines := bufio.NewReaderSize(r, 1<<16)
 	for {
 		line, err := readLine(lines)
+		if i := strings.LastIndexByte(line, '\x16'); i >= 0 {
+			line = line[i+1:]
+		}
 		if m := eventLine.FindStringSubmatch(line); m != nil {
 			current = m[2]
 			if m[1] == "RUN" && sandboxed.MatchString(current) {
 				o.started[current] = true
 			}
 		} else if m := resultLine.FindStringSubmatch(line); m != nil {
-			if name := m[3]; len(m[1]) == 4 && o.started[name] {
-				res := result{Status: strings.ToLower(m[2])}
+			if name := m[2]; o.started[name] {
+				res := result{Status: strings.ToLower(m[1])}
 				if res.Status != pass {
 					res.Reason = o.reason(name)
 				}

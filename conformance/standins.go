@@ -134,7 +134,7 @@ func busyboxEntries(t tools) (*rootFiles, error) {
 }
 
 // own are the applets that ./applets gives, in all images with a shell.
-var own = []string{"adduser", "addgroup", "nc", "ttysize"}
+var own = []string{"adduser", "addgroup", "nc", "ttysize", "wget"}
 
 func directories(names ...string) []entry {
 	out := make([]entry, 0, len(names))

@@ -30,7 +30,7 @@ var hosts = map[string]string{
 // enter makes the world around this process, which must be in mount, network and process namespaces of its own: private
 // /proc, /tmp, /run, /etc and /opt, a loopback, and one link with the stand-in hosts' addresses, through which everything
 // else goes nowhere (a veth pair, the other end of which nobody reads).
-func enter(l layout, upstreamDir string, authority []byte) error {
+func enter(upstreamDir string, authority []byte) error {
 	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("private mounts: %w", err)
 	}

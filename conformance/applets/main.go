@@ -1,5 +1,5 @@
 // Applets are the programs that the stand-in images need and Debian's busybox does not have: adduser, addgroup, nc with unix
-// sockets, ttysize, apk and hellofs. It is one static program under several names, as busybox is.
+// sockets, ttysize, wget with a time limit, apk and hellofs. It is one static program under several names, as busybox is.
 //
 //	adduser -D -u 1000 -G testgroup testuser
 //	nc -l -s local:/socket.sock
@@ -14,7 +14,9 @@ import (
 )
 
 func main() {
-	commands := map[string]func(args []string) error{"adduser": adduser, "addgroup": addgroup, "nc": netcat, "apk": apk, "hellofs": hellofs, "ttysize": ttysize}
+	commands := map[string]func(args []string) error{
+		"adduser": adduser, "addgroup": addgroup, "nc": netcat, "ttysize": ttysize, "wget": wget, "apk": apk, "hellofs": hellofs,
+	}
 	name, args := filepath.Base(os.Args[0]), os.Args[1:]
 	if commands[name] == nil && len(args) > 0 {
 		name, args = args[0], args[1:]
