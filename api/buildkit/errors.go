@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"strings"
 
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
@@ -59,7 +60,10 @@ func toStatus(err error) error {
 		st.Code, st.Message = int32(codes.NotFound), n.Error()
 	}
 	if d, ok := errors.AsType[*diag.Error](err); ok {
-		if d.Hint != "" {
+		switch {
+		case strings.HasPrefix(d.Hint, "did you mean"):
+			st.Message += " (" + d.Hint + ")" // as BuildKit writes it
+		case d.Hint != "":
 			st.Message += "\nhint: " + d.Hint
 		}
 		for _, at := range d.At {
