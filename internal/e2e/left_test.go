@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // left lists what belongs to the site's steps and is still there: processes, mounts, control groups, links, firewall
@@ -51,6 +52,12 @@ func (s *site) leftOfSteps() []string {
 // leftOfEngine lists what no engine that ended may leave.
 func (s *site) leftOfEngine() []string {
 	runDir, owner := s.owner()
+	// The kernel takes network namespaces, and the links in them, away some time after their last process.
+	for until := time.Now().Add(deadline); time.Now().Before(until); time.Sleep(5 * time.Millisecond) {
+		if ports, _ := filepath.Glob("/sys/class/net/s" + owner + "*"); len(ports) == 0 {
+			break
+		}
+	}
 	var out []string
 	for _, pattern := range []string{
 		"/sys/fs/cgroup/strata-" + owner, "/sys/fs/cgroup/*/strata-" + owner, "/sys/class/net/strata-" + owner, "/sys/class/net/s" + owner + "*",
