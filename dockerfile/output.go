@@ -81,6 +81,34 @@ func (p *planner) addOutputs() error {
 		s.inst.Commands = append([]instructions.Command{c}, s.inst.Commands...)
 		s.total++
 	}
+	return p.addRelayer()
+}
+
+// relayerDir is the directory of the OUTPUT that divides a target. No instruction follows it, so nothing sees the directory.
+const relayerDir = "/.strata-layers"
+
+// addRelayer ends the target with an OUTPUT that divides its root file system: `strata build --relayer`.
+func (p *planner) addRelayer() error {
+	if p.req.Relayer == "" {
+		return nil
+	}
+	s, err := p.findTarget()
+	if err != nil {
+		return err
+	}
+	for _, c := range s.inst.Commands {
+		if c, ok := c.(*outputCommand); ok {
+			return invalidf("the stage makes its own layers with %s, so they cannot be divided again", c.code).WithHint("drop --relayer, or use OUTPUT --generator=%s", p.req.Relayer)
+		}
+	}
+	code := "OUTPUT --generator=" + p.req.Relayer + " " + relayerDir
+	c, err := parseOutput(own{code: code, name: "OUTPUT", location: s.inst.Location, comments: s.inst.Comments},
+		map[string]string{"generator": p.req.Relayer}, []string{relayerDir})
+	if err != nil {
+		return err
+	}
+	s.inst.Commands = append(s.inst.Commands, c)
+	s.total++
 	return nil
 }
 

@@ -24,6 +24,7 @@ type Request struct {
 	Runnable      []graph.Platform // what this machine can run besides BuildPlatform
 	MultiPlatform bool             // make an index even of one platform
 	Squash        bool             // merge all layers above the base image into one
+	Relayer       string           // divide the target's root file system into layers by components, with this generator and its options; "" = no
 	OutputLayers  []string         // "STAGE:/dir[,mode=…]": an OUTPUT at the beginning of a stage
 	Rerun         bool             // run the steps that make layers again, with an empty input
 

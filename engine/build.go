@@ -105,7 +105,7 @@ func (b *build) dockerfile(req *Request) dockerfile.Request {
 		Filename: req.Dockerfile, Target: req.Target, BuildArgs: req.BuildArgs, Labels: req.Labels, Platforms: req.Platforms,
 		NoCache: req.NoCache, NoCacheFilter: req.NoCacheFilter, ContextURL: req.Context, LocalDocker: req.LocalFile,
 		Contexts: req.BuildContexts, Network: req.Network, ExtraHosts: req.ExtraHosts, Limits: req.Limits, Epoch: req.Epoch,
-		Squash: req.Squash, OutputLayers: req.OutputLayers,
+		Squash: req.Squash, OutputLayers: req.OutputLayers, Relayer: req.Relayer,
 	}
 	if req.Pull {
 		d.ResolveMode = graph.ResolvePull

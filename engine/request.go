@@ -30,6 +30,7 @@ type Request struct {
 	Outputs       []Output     // empty = the result stays in the cache
 	Epoch         *time.Time   // SOURCE_DATE_EPOCH
 	Squash        bool         // merge all layers above the base image into one
+	Relayer       string       // divide the image into layers by components: a generator, with its options
 	OutputLayers  []string     // STAGE:/dir: the stage makes its own layers there, as with OUTPUT
 	VerifyOutput  bool         // run the steps that make layers again, without input, and compare
 	Check         bool         // lint only

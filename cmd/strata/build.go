@@ -78,6 +78,8 @@ func (b *buildFlags) sourceFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&r.Pull, "pull", false, "Look for newer versions of the base images")
 	fs.BoolVar(&r.Squash, "squash", false, "Merge all layers above the base image into one")
 	fs.StringArrayVar(&r.OutputLayers, "output-layers", nil, "Let a stage make its own layers in a directory, as OUTPUT does: STAGE:/DIR[,mode=append]")
+	fs.StringVar(&r.Relayer, "relayer", "", "Divide the image into layers by packages and other components: a GENERATOR[,NAME=VALUE], auto if none is named")
+	fs.Lookup("relayer").NoOptDefVal = "auto"
 	fs.BoolVar(&r.VerifyOutput, "verify-output", false, "Make the layers of OUTPUT again without input, and compare")
 	fs.BoolVar(&r.Check, "check", false, "Check the Dockerfile for mistakes and build nothing")
 	parsedFlag(fs, spec{"call", "method", "", "What to do: build, check, outline or targets"}, parseCall, func(s string) { r.Call = s })
