@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -28,7 +29,7 @@ func main() {
 	flag.StringVar(&o.groups, "groups", "", "`names` of the groups to run, separated by commas (default all)")
 	flag.StringVar(&o.run, "run", "", "`regexp` of the functions to run, such as TestCopy.* (default all)")
 	flag.BoolVar(&o.subset, "subset", false, "run the sixty functions that CI runs")
-	flag.StringVar(&o.results, "results", "", "`file` to write the results to")
+	flag.StringVar(&o.results, "results", "", "`file` to write the results to; a part of the tests replaces its lines")
 	flag.StringVar(&o.reference, "reference", "reference.txt", "`file` with the results of the real buildkitd")
 	flag.StringVar(&o.check, "check", "", "results `file` whose passed tests must pass again")
 	flag.IntVar(&o.parallel, "parallel", 4, "`sandboxes` at once")
@@ -135,7 +136,15 @@ func (o options) report(got results) error {
 		}
 	}
 	if o.results != "" {
-		if err := got.write(o.results, reference); err != nil {
+		// A part of the tests replaces its part of the file.
+		all := results{}
+		if o.subset || o.groups != "" || o.run != "" {
+			if all, err = readResults(o.results); err != nil {
+				return err
+			}
+		}
+		maps.Copy(all, got)
+		if err := all.write(o.results, reference); err != nil {
 			return err
 		}
 	}
