@@ -20,8 +20,8 @@ import (
 const (
 	typeManifest = "application/vnd.docker.distribution.manifest.v2+json"
 	typeConfig   = "application/vnd.docker.container.image.v1+json"
-	typeLayer    = "application/vnd.docker.image.rootfs.diff.tar.gzip"
-	typeForeign  = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+	typeLayer    = "application/vnd.docker.image.rootfs.diff.tar"
+	typeForeign  = "application/vnd.docker.image.rootfs.foreign.diff.tar"
 	typeIndex    = "application/vnd.oci.image.index.v1+json"
 )
 
@@ -72,6 +72,7 @@ type imageSpec struct {
 	config  containerConfig
 	history []history         // of all layers; made up if it is nil
 	foreign map[int]string    // layers that are foreign, and where they are fetched from
+	plain   bool              // layers are not compressed
 	blobs   map[string][]byte // filled by build: digest to bytes
 	layer   []descriptor      // filled by build
 	desc    descriptor        // filled by build: the manifest
@@ -92,9 +93,14 @@ func (s *imageSpec) build() error {
 			return err
 		}
 		diffIDs = append(diffIDs, digestOf(raw))
-		d := s.add(typeLayer, compress(raw))
+		suffix := ".gzip"
+		blob := compress(raw)
+		if s.plain {
+			suffix, blob = "", raw
+		}
+		d := s.add(typeLayer+suffix, blob)
 		if url, ok := s.foreign[i]; ok {
-			d.MediaType, d.URLs = typeForeign, []string{url + d.Digest}
+			d.MediaType, d.URLs = typeForeign+suffix, []string{url + d.Digest}
 		}
 		s.layer = append(s.layer, d)
 	}

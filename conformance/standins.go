@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"os"
@@ -65,7 +66,7 @@ func makeStandIns(t tools) (*standIns, error) {
 		"tonistiigi/hellofs:latest": {layers: [][]entry{{base.applet("hellofs")}}, config: containerConfig{Env: []string{pathEnv}}},
 		"cpuguy83/buildkit-foreign:latest": {
 			layers: [][]entry{{{path: "foreign", mode: 0o644, content: []byte("foreign\n")}}, {{path: "local", mode: 0o644, content: []byte("local\n")}}},
-			config: containerConfig{Env: []string{pathEnv}}, foreign: map[int]string{0: "https://example.com/foreign/"},
+			config: containerConfig{Env: []string{pathEnv}}, foreign: map[int]string{0: "https://example.com/foreign/"}, plain: true,
 		},
 		"docker/buildkit-syft-scanner:stable-1": {
 			layers: [][]entry{base.busybox("etc/release-of-stand-in", "scanner")},
@@ -130,8 +131,20 @@ func busyboxEntries(t tools) (*rootFiles, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the applets of %s: %w", t.busybox, err)
 	}
+	for from, to := range hidden {
+		// Names stand in one sorted table, ended by zeros.
+		old, renamed := []byte("\x00"+from+"\x00"), []byte("\x00"+to+"\x00")
+		if bytes.Count(box, old) != 1 {
+			return nil, fmt.Errorf("%s has not one applet %s", t.busybox, from)
+		}
+		box = bytes.Replace(box, old, renamed, 1)
+	}
 	return &rootFiles{box: box, applets: applets, names: strings.Fields(string(list))}, nil
 }
+
+// hidden are applets of busybox that get another name, in the same place of the alphabet, since its shell takes its own
+// applets rather than what PATH has.
+var hidden = map[string]string{"nc": "nb", "wget": "wgea"}
 
 // own are the applets that ./applets gives, in all images with a shell.
 var own = []string{"adduser", "addgroup", "nc", "ttysize", "wget"}

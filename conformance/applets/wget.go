@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -10,7 +11,11 @@ import (
 	"time"
 )
 
-// wget is busybox's, but for -T SECONDS, in which Debian's static busybox crashes: that bounds the whole download here.
+// hidden is the name of busybox's wget in the images.
+const hidden = "wgea"
+
+// wget is busybox's, which has another name in the stand-in images, but for -T SECONDS, in which Debian's static busybox
+// crashes: that bounds the whole download here.
 func wget(args []string) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -23,9 +28,11 @@ func wget(args []string) error {
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(seconds)*time.Second)
 		defer cancel()
 	}
-	cmd := exec.CommandContext(ctx, "/bin/busybox", append([]string{"wget"}, args...)...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd := exec.CommandContext(ctx, "/bin/busybox", append([]string{hidden}, args...)...)
+	var messages bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, &messages
 	err := cmd.Run()
+	_, _ = os.Stderr.Write(bytes.ReplaceAll(messages.Bytes(), []byte(hidden+":"), []byte("wget:")))
 	if ctx.Err() != nil {
 		return errors.New("download timed out")
 	}
