@@ -41,6 +41,9 @@ func makeBundle(packages []string) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
+		if target, err := os.Stat(name); err == nil && target.IsDir() {
+			continue // /bin may be a link to /usr/bin
+		}
 		if info.Mode().IsRegular() || info.Mode()&fs.ModeSymlink != 0 {
 			names[name] = true
 		}
