@@ -6,10 +6,12 @@ import (
 	"compress/gzip"
 	"errors"
 	"io"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
 )
@@ -152,5 +154,28 @@ func TestNameServer(t *testing.T) {
 	}
 	if m := ask("elsewhere.invalid."); m.RCode != dnsmessage.RCodeNameError {
 		t.Errorf("a name that does not exist: %v", m.RCode)
+	}
+}
+
+func TestHungTestsAreFailed(t *testing.T) {
+	const log = "=== RUN   TestI/TestA/worker=oci\n=== RUN   TestI/TestB/worker=oci\n    sandbox.go:147: sandbox timeout reached, stopping worker\n"
+	out := parseOutput(strings.NewReader(log), func(string, result) {})
+	out.failHung()
+	if len(out.results) != 1 || out.results["TestI/TestB/worker=oci"].Reason != hungReason {
+		t.Errorf("results %v, want that TestB hung", out.results)
+	}
+	if !hung(out.results, "TestB") || hung(out.results, "TestA") {
+		t.Error("TestB must count as hung and TestA not")
+	}
+}
+
+func TestWatchdogEndsASilentCommand(t *testing.T) {
+	w := newWatchdog(50 * time.Millisecond)
+	if err := w.run(exec.Command("sleep", "60")); err == nil || !w.fired {
+		t.Errorf("error %v, fired %v: the command must be ended", err, w.fired)
+	}
+	w = newWatchdog(time.Minute)
+	if err := w.run(exec.Command("true")); err != nil || w.fired {
+		t.Errorf("error %v, fired %v: the command must end by itself", err, w.fired)
 	}
 }

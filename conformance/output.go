@@ -74,6 +74,29 @@ func parseOutput(r io.Reader, done func(name string, res result)) *output {
 	}
 }
 
+const hungReason = "it hung: upstream cancelled its sandbox, and it went on waiting"
+
+// failHung gives a result to the tests that hang: those whose sandbox timed out, or all without a result if there are none.
+func (o *output) failHung() {
+	var late, rest []string
+	for name := range o.started {
+		if _, ok := o.results[name]; ok {
+			continue
+		}
+		if slices.ContainsFunc(o.logs[name], func(line string) bool { return strings.Contains(line, "sandbox timeout reached") }) {
+			late = append(late, name)
+		} else {
+			rest = append(rest, name)
+		}
+	}
+	if len(late) == 0 {
+		late = rest
+	}
+	for _, name := range late {
+		o.results[name] = result{Status: fail, Reason: hungReason}
+	}
+}
+
 // readLine reads a line and cuts off what is beyond the buffer.
 func readLine(r *bufio.Reader) (string, error) {
 	line, more, err := r.ReadLine()

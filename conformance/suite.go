@@ -90,13 +90,27 @@ func (s *suite) environment(g testGroup, parallel int) []string {
 	return env
 }
 
-// run runs the functions of a group, all of them if functions is empty; each may be a regular expression. Tests that a
-// crash of the test binary left without a result, and those that failed, are run again.
+// run runs the functions of a group, all of them if functions is empty; each may be a regular expression. Every top function
+// is a run of its own, so that one that hangs or crashes keeps nothing else from running.
 func (s *suite) run(ctx context.Context, g testGroup, functions []string) (map[string]result, error) {
+	results := map[string]result{}
+	for _, top := range g.tops {
+		got, err := s.runTop(ctx, g, top, functions)
+		maps.Copy(results, got)
+		if err != nil {
+			return results, err
+		}
+	}
+	return results, nil
+}
+
+// runTop runs functions below a top function. Tests that a crash of the test binary left without a result, and those that
+// failed, are run again.
+func (s *suite) runTop(ctx context.Context, g testGroup, top string, functions []string) (map[string]result, error) {
 	results := map[string]result{}
 	parallel, started := s.parallel, map[string]bool{}
 	for try := 0; ; try++ {
-		out, err := s.once(ctx, g, functions, parallel)
+		out, err := s.once(ctx, g, top, functions, parallel)
 		if err != nil {
 			return results, err
 		}
@@ -110,6 +124,7 @@ func (s *suite) run(ctx context.Context, g testGroup, functions []string) (map[s
 			}
 		}
 		functions = again(results, started)
+		functions = slices.DeleteFunc(functions, func(f string) bool { return hung(results, f) })
 		if len(functions) == 0 || try >= s.retries {
 			break
 		}
@@ -123,6 +138,51 @@ func (s *suite) run(ctx context.Context, g testGroup, functions []string) (map[s
 	return results, nil
 }
 
+// idleLimit is longer than a sandbox may take, after which upstream cancels its context: a test that says nothing for that
+// long waits for something that does not come.
+const idleLimit = 6 * time.Minute
+
+// watchdog ends a command that says nothing for a while.
+type watchdog struct {
+	limit time.Duration
+	said  chan struct{}
+	fired bool // read it after run
+}
+
+func newWatchdog(limit time.Duration) *watchdog {
+	return &watchdog{limit: limit, said: make(chan struct{}, 1)}
+}
+
+func (w *watchdog) Write(b []byte) (int, error) {
+	select {
+	case w.said <- struct{}{}:
+	default:
+	}
+	return len(b), nil
+}
+
+func (w *watchdog) run(cmd *exec.Cmd) error {
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	timer := time.NewTimer(w.limit)
+	defer timer.Stop()
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case <-w.said:
+			timer.Reset(w.limit)
+		case <-timer.C:
+			w.fired = true
+			_ = cmd.Process.Kill()
+			return <-ended
+		}
+	}
+}
+
 // again gives the functions of tests that have failed or have no result.
 func again(results map[string]result, started map[string]bool) []string {
 	set := map[string]bool{}
@@ -134,13 +194,23 @@ func again(results map[string]result, started map[string]bool) []string {
 	return slices.Sorted(maps.Keys(set))
 }
 
+// hung says whether a test of a function hung: it would again.
+func hung(results map[string]result, function string) bool {
+	for name, r := range results {
+		if strings.Split(name, "/")[1] == function && r.Reason == hungReason {
+			return true
+		}
+	}
+	return false
+}
+
 // once runs a test binary to its end.
-func (s *suite) once(ctx context.Context, g testGroup, functions []string, parallel int) (*output, error) {
+func (s *suite) once(ctx context.Context, g testGroup, top string, functions []string, parallel int) (*output, error) {
 	pattern := ".*"
 	if len(functions) > 0 {
 		pattern = "^(" + strings.Join(functions, "|") + ")$"
 	}
-	run := fmt.Sprintf("^(%s)$/%s/^worker=oci$", strings.Join(g.tops, "|"), pattern)
+	run := fmt.Sprintf("^%s$/%s/^worker=oci$", top, pattern)
 	file, err := os.OpenFile(s.layout.path("logs", g.name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return nil, err
@@ -159,12 +229,16 @@ func (s *suite) once(ctx context.Context, g testGroup, functions []string, paral
 	r, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = w, w
 	parsed := make(chan *output)
+	idle := newWatchdog(idleLimit)
 	go func() {
-		parsed <- parseOutput(io.TeeReader(r, file), func(name string, res result) { fmt.Fprintf(s.progress, "%s %s %s\n", res.Status, g.name, name) })
+		parsed <- parseOutput(io.TeeReader(r, io.MultiWriter(file, idle)), func(name string, res result) { fmt.Fprintf(s.progress, "%s %s %s\n", res.Status, g.name, name) })
 	}()
-	runErr := cmd.Run()
+	runErr := idle.run(cmd)
 	_ = w.Close()
 	out := <-parsed
+	if idle.fired {
+		out.failHung()
+	}
 	if exit := new(exec.ExitError); runErr != nil && !errors.As(runErr, &exit) {
 		return out, fmt.Errorf("%s: %w", g.name, runErr)
 	}
