@@ -33,7 +33,7 @@ func main() {
 	flag.StringVar(&o.reference, "reference", "reference.txt", "`file` with the results of the real buildkitd")
 	flag.StringVar(&o.check, "check", "", "results `file` whose passed tests must pass again")
 	flag.IntVar(&o.parallel, "parallel", 4, "`sandboxes` at once")
-	flag.IntVar(&o.retries, "retries", 1, "`times` that tests which failed are run again, one by one")
+	flag.IntVar(&o.retries, "retries", 1, "`times` that tests which failed are run again, fewer at once")
 	flag.StringVar(&o.inside, "inside", "", "for its own use")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -128,7 +128,7 @@ func (s *suite) runTop(ctx context.Context, g testGroup, top string, functions [
 		if len(functions) == 0 || try >= s.retries {
 			break
 		}
-		parallel = 1
+		parallel = max(1, s.parallel/2)
 	}
 	for name := range started {
 		if _, ok := results[name]; !ok {
