@@ -28,7 +28,7 @@ type Options struct {
 	Root           string
 	Log            *slog.Logger // for operators; nil = none
 	Tenant         string       // part of every cache key
-	MaxParallel    int          // steps at once; 0 = the number of processors, at least 4
+	MaxParallel    int          // steps at once; 0 = four for each processor, at least 16: steps wait for disks and networks more than they compute
 	GCBytes        int64        // cap of the state; 0 = the store's own
 	RegistryConfig string       // TOML file, see registry.LoadHosts; "" = none
 	Runtime        string       // path or name of the OCI runtime; "" = runc
@@ -63,7 +63,7 @@ func Open(ctx context.Context, opt Options) (*Engine, error) {
 		opt.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
 	if opt.MaxParallel <= 0 {
-		opt.MaxParallel = max(4, runtime.NumCPU())
+		opt.MaxParallel = max(16, 4*runtime.NumCPU())
 	}
 	e := &Engine{opt: opt, log: opt.Log}
 	if err := e.openBox(); err != nil {
