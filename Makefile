@@ -30,10 +30,11 @@ demo:
 	@$(MAKE) --no-print-directory build
 	@examples/demo/run $(BIN)
 
-# test installs what the tests need and runs them all, those that need root included; -race where no root is needed.
+# test installs what the tests need and runs them all, those that need root included; -race where no root is needed. Results
+# are not taken from the cache: the end-to-end tests build the program themselves, which the cache does not see.
 test:
 	@scripts/packages $(TEST_PACKAGES)
-	$(GO) test -timeout 15m ./...
+	$(GO) test -count=1 -timeout 20m ./...
 	$(GO) test -race -short -timeout 10m ./diag ./graph ./image ./event ./session ./solve ./dockerfile/... ./registry ./cmd/strata/progress
 
 lint:
