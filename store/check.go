@@ -40,15 +40,20 @@ type checker struct {
 	batch *Batch
 	trash []string
 	bad   map[LayerID]bool
+	again bool // after the database was saved from damage
 }
 
 // Check verifies the store: the checksums of all records, that what is named exists, and with Full the contents. The store
 // can be used meanwhile. The error is about the check itself; what it finds are the problems.
 func (s *Store) Check(ctx context.Context, opt CheckOptions) ([]Problem, error) {
-	c := &checker{s: s, opt: opt, batch: &Batch{s: s}, bad: map[LayerID]bool{}}
+	return s.check(ctx, opt, false)
+}
+
+func (s *Store) check(ctx context.Context, opt CheckOptions, again bool) ([]Problem, error) {
+	c := &checker{s: s, opt: opt, batch: &Batch{s: s}, bad: map[LayerID]bool{}, again: again}
 	for _, step := range []func(context.Context) error{c.log, c.database, c.records, c.layers, c.blobs} {
 		if err := step(ctx); err != nil {
-			return c.found, s.fail("cannot check the store", err)
+			return s.checkFailed(ctx, c, err)
 		}
 	}
 	// What names a layer or a blob comes last, when the bad ones are known.
@@ -61,6 +66,25 @@ func (s *Store) Check(ctx context.Context, opt CheckOptions) ([]Problem, error) 
 		return c.found, s.fail("cannot check the store", err)
 	}
 	return c.found, c.repair()
+}
+
+// checkFailed reports why a check ended early. A database that cannot be read to its end is a finding; what a repair saves of
+// it is checked again.
+func (s *Store) checkFailed(ctx context.Context, c *checker, err error) ([]Problem, error) {
+	damage, ok := errors.AsType[*damageError](err)
+	if !ok || c.again {
+		return c.found, s.fail("cannot check the store", err)
+	}
+	c.problem("database", "meta.db", damage.Error())
+	if !c.opt.Repair {
+		return c.found, nil
+	}
+	s.damaged(damage) // in the background
+	for s.rebuilding.Load() && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	more, err := s.check(ctx, c.opt, true)
+	return append(c.found, more...), err
 }
 
 func (c *checker) problem(kind, id, what string) {
