@@ -116,11 +116,12 @@ func (f *File) Uses(i int) *Selector {
 }
 
 func (a *Action) ownerFrom(i int) bool {
-	o := a.owner()
+	o := a.Owner()
 	return o != nil && (o.User != "" && o.UserIn == i || o.Group != "" && o.GroupIn == i)
 }
 
-func (a *Action) owner() *Owner {
+// Owner returns the owner that the action gives to what it writes, nil if it names none.
+func (a *Action) Owner() *Owner {
 	switch {
 	case a.Copy != nil:
 		return a.Copy.Owner

@@ -66,7 +66,7 @@ func checkFile(op *graph.File, inputs int) error {
 		if a.Copy != nil {
 			refs = append(refs, a.From)
 		}
-		if o := ownerOf(&a); o != nil {
+		if o := a.Owner(); o != nil {
 			refs = append(refs, o.UserIn, o.GroupIn)
 		}
 		for _, ref := range refs {
@@ -88,20 +88,6 @@ func checkFile(op *graph.File, inputs int) error {
 	}
 	if len(outs) == 0 {
 		return diag.Errorf(diag.Invalid, "a file step without outputs")
-	}
-	return nil
-}
-
-func ownerOf(a *graph.Action) *graph.Owner {
-	switch {
-	case a.Copy != nil:
-		return a.Copy.Owner
-	case a.Mkfile != nil:
-		return a.Mkfile.Owner
-	case a.Mkdir != nil:
-		return a.Mkdir.Owner
-	case a.Symlink != nil:
-		return a.Symlink.Owner
 	}
 	return nil
 }

@@ -28,7 +28,7 @@ func (o ids) meta(mode uint32, t *time.Time) tree.Meta {
 // owner resolves the owner of what an action makes. A name that the tree does not know is root, as with BuildKit. A
 // negative GID stands for the user's own group.
 func (l *fileLayer) owner(ctx context.Context, a *graph.Action) (ids, error) {
-	o := ownerOf(a)
+	o := a.Owner()
 	if o == nil {
 		return ids{}, nil
 	}
