@@ -311,7 +311,7 @@ func (im *Image) Plan() (relayer.Plan, error) {
 // Relayer cuts the image's file system into layers by its components. Nothing is written yet: the layers are lists of what
 // is where in the old ones.
 func (w *Workspace) Relayer(ctx context.Context, im *Image, opt relayer.Options) (*Image, error) {
-	fs, err := w.FS(ctx, im)
+	fs, err := w.stack(ctx, im.Layers, layer.NewFS())
 	if err != nil {
 		return nil, err
 	}

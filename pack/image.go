@@ -46,6 +46,7 @@ type Layer struct {
 	virtual bool // the entries are all there is
 	plain   plainTar
 	packed  map[layer.Compression]archive.Blob
+	check   *check // of the tar's digest, while the entries are in use already
 }
 
 // plainTar is an uncompressed tar that can be read at any place.
@@ -173,27 +174,39 @@ func (l *Layer) MediaType() string { return l.blob.MediaType }
 // Entries lists what is in a layer, in the order of its tar. The first call reads all of it, and verifies it. Contents can
 // be read until the workspace is closed.
 func (w *Workspace) Entries(ctx context.Context, l *Layer) ([]*layer.Entry, error) {
+	if err := w.listed(ctx, l); err != nil {
+		return nil, err
+	}
+	return l.entries, l.check.wait(ctx)
+}
+
+// listed is Entries but for the end of the verification, which [Workspace.checked] waits for.
+func (w *Workspace) listed(ctx context.Context, l *Layer) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.entries != nil {
-		return l.entries, nil
+		return nil
 	}
 	if err := w.readBlob(ctx, l); err != nil {
-		return nil, diag.Errorf(diag.KindOf(err), "layer %s: %w", l.blob.Digest, err)
+		return diag.Errorf(diag.KindOf(err), "layer %s: %w", l.blob.Digest, err)
 	}
-	return l.entries, nil
+	return nil
 }
 
-// readBlob reads a layer's blob to its end and verifies both of its digests.
+// readBlob lists what is in a layer's blob and verifies both of its digests; that of a plain tar in a file in the background.
 func (w *Workspace) readBlob(ctx context.Context, l *Layer) error {
 	r, err := l.at.open(ctx, l.blob)
 	if err != nil {
 		return err
 	}
-	if f, ok := r.(archive.File); ok {
+	f, ok := r.(archive.File)
+	if ok {
 		w.onClose(f.Close) // entries may read from it
 	} else {
 		defer r.Close()
+	}
+	if t, known := layer.TypeOf(l.blob.MediaType); ok && known && t == layer.Uncompressed && l.blob.Digest == l.diffID {
+		return w.indexPlain(ctx, l, f)
 	}
 	var in io.Reader = r
 	var blob *layer.DigestReader // nil: the blob is the tar, whose digest is checked anyway
@@ -207,7 +220,7 @@ func (w *Workspace) readBlob(ctx context.Context, l *Layer) error {
 		return err
 	}
 	defer plain.Close()
-	if f, ok := r.(archive.File); ok && t == layer.Uncompressed {
+	if ok && t == layer.Uncompressed {
 		l.plain.at = f
 	}
 	want := l.diffID
@@ -219,6 +232,20 @@ func (w *Workspace) readBlob(ctx context.Context, l *Layer) error {
 	}
 	if blob != nil && blob.Digest() != l.blob.Digest {
 		return diag.Errorf(diag.Invalid, "its bytes have the digest %s", blob.Digest())
+	}
+	return nil
+}
+
+// indexPlain lists the entries of a plain tar in a file and begins to verify it.
+func (w *Workspace) indexPlain(ctx context.Context, l *Layer, f io.ReaderAt) (err error) {
+	size := l.blob.Size
+	if l.entries, err = layer.Index(ctx, io.NewSectionReader(f, 0, size), f); err != nil {
+		return err
+	}
+	l.check = w.check(io.NewSectionReader(f, 0, size), l.diffID)
+	l.size, l.plain, l.opt = size, plainTar{f, size}, layer.TarOptions{AllXattrs: true}
+	if l.entries == nil {
+		l.entries = []*layer.Entry{}
 	}
 	return nil
 }
@@ -277,14 +304,17 @@ func (l *Layer) hash(ctx context.Context, to io.Writer) error {
 
 // FS returns the file system that an image shows.
 func (w *Workspace) FS(ctx context.Context, im *Image) (*layer.FS, error) {
-	return w.stack(ctx, im.Layers, layer.NewFS())
+	fs, err := w.stack(ctx, im.Layers, layer.NewFS())
+	if err != nil {
+		return nil, err
+	}
+	return fs, w.checked(ctx)
 }
 
-// stack reads layers, several at a time, and adds them to a file system.
+// stack lists layers, several at a time, and adds them to a file system. They are verified when an image is written.
 func (w *Workspace) stack(ctx context.Context, layers []*Layer, fs *layer.FS) (*layer.FS, error) {
 	err := w.each(ctx, layers, func(l *Layer, _ int) error {
-		_, err := w.Entries(ctx, l)
-		return err
+		return w.listed(ctx, l)
 	})
 	if err != nil {
 		return nil, err

@@ -3,6 +3,7 @@ package pack
 import (
 	"context"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 
@@ -32,13 +33,20 @@ type Workspace struct {
 	mu    sync.Mutex
 	temp  string
 	close []func() error
+
+	checks  []*check
+	slots   chan struct{} // of checks: how many blobs are hashed at once
+	closing chan struct{} // closed by Close
 }
 
 // New makes a workspace.
-func New(opt Options) *Workspace { return &Workspace{opt: opt} }
+func New(opt Options) *Workspace {
+	return &Workspace{opt: opt, slots: make(chan struct{}, max(2, runtime.GOMAXPROCS(0))), closing: make(chan struct{})}
+}
 
 // Close removes the temporary files and closes what images were read from.
 func (w *Workspace) Close() error {
+	w.endChecks()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var first error

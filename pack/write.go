@@ -101,6 +101,9 @@ func (w *Workspace) Write(ctx context.Context, images []*Image, t Target) (*Rece
 		}
 		set.Images = append(set.Images, x)
 	}
+	if err := w.checked(ctx); err != nil {
+		return nil, err
+	}
 	if err := p.index(&set); err != nil {
 		return nil, err
 	}
