@@ -32,7 +32,7 @@ demo:
 
 # test installs what the tests need and runs them all, those that need root included; -race where no root is needed. Results
 # are not taken from the cache: the end-to-end tests build the program themselves, which the cache does not see.
-test:
+test: clients
 	@scripts/packages $(TEST_PACKAGES)
 	$(GO) test -count=1 -timeout 20m ./...
 	$(GO) test -race -short -timeout 10m ./diag ./graph ./image ./event ./session ./solve ./dockerfile/... ./registry ./cmd/strata/progress
