@@ -32,7 +32,9 @@ type Options struct {
 	GCBytes        int64        // cap of the state; 0 = the store's own
 	RegistryConfig string       // TOML file, see registry.LoadHosts; "" = none
 	Runtime        string       // path or name of the OCI runtime; "" = runc
-	Serves         bool         // other processes can call this engine: who finds the root in use is told so
+	Network        NetworkConfig
+	Devices        DeviceOptions
+	Serves         bool // other processes can call this engine: who finds the root in use is told so
 }
 
 // Engine builds images. It owns its state root until it is closed. Its methods may be called at the same time.
@@ -105,6 +107,12 @@ func (e *Engine) openStore(ctx context.Context) error {
 		}
 	}
 }
+
+// NetworkConfig says what the network of steps is.
+type NetworkConfig = sandbox.NetworkConfig
+
+// Network says what the default network of steps is: bridge, cni, host or none.
+func (e *Engine) Network() string { return string(e.box.Network()) }
 
 // Leave says that this engine takes no more work and is about to be closed: who wants the root next waits for it.
 func (e *Engine) Leave() { e.store.Leave() }

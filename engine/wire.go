@@ -25,7 +25,9 @@ func (e *Engine) openBox() error {
 	if err != nil {
 		return err
 	}
-	e.box, err = sandbox.New(sandbox.Options{Root: filepath.Join(RunDir(), id), Binary: e.opt.Runtime, Log: e.log, Warn: e.tellAll})
+	e.box, err = sandbox.New(sandbox.Options{
+		Root: filepath.Join(RunDir(), id), Binary: e.opt.Runtime, Network: e.opt.Network, Devices: e.devices(), Log: e.log, Warn: e.tellAll,
+	})
 	e.steps = &swept{box: e.box, log: e.log}
 	return err
 }
@@ -134,7 +136,7 @@ func (r runner) run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 		return one(b.http.Fetch(ctx, o, s.V.ID))
 	case *graph.Exec:
 		return r.e.execs.Run(ctx, o, s.In, op.ExecEnv{
-			Session: b.session, Platform: s.V.Platform, Tenant: r.e.opt.Tenant, Allowed: b.allowed,
+			Session: b.session, Platform: s.V.Platform, Tenant: r.e.opt.Tenant, Allowed: b.allowed, Devices: b.devicesOf,
 			Known: func(ctx context.Context, p *graph.Previous) ([]op.Known, error) { return b.known(ctx, p, s.V.Platform) },
 			Log: func(stream int, data []byte) {
 				s.Emit(event.Event{Kind: event.Log, Stream: stream, Data: data})

@@ -30,11 +30,12 @@ type ExecEnv struct {
 	Platform graph.Platform                // that the command is for; zero = this machine's
 	// Allowed says by an error whether the build may have a network and a confinement. Nil allows the defaults, and no network.
 	Allowed func(graph.Network, graph.Security) error
+	// Devices returns the devices that the step gets of those that it asks for, or why it cannot have them. Nil refuses all.
+	Devices func([]graph.Device) ([]graph.Device, error)
 	Tenant  string // whose cache mounts are used
 	// Known finds layers that a step which makes layers need not make again. Nil finds none.
 	Known         func(context.Context, *graph.Previous) ([]Known, error)
 	NoCacheMounts bool // cache mounts begin as new ones, and what is written to them is dropped
-	DNS           sandbox.DNS
 }
 
 // Run runs the command with the inputs mounted and returns what the mounts with an output hold afterwards, by output
@@ -130,9 +131,13 @@ func (s *execStep) prepare(ctx context.Context) error {
 	}
 	s.dir = dir
 	s.later(func() error { cleanup(); return nil })
+	devices, err := s.devices()
+	if err != nil {
+		return err
+	}
 	s.spec = sandbox.Spec{
 		Args: s.op.Args, Env: withProxy(slices.Clone(s.op.Env), s.op.Proxy), Cwd: s.op.Cwd, User: s.op.User, Hostname: s.op.Hostname, Network: s.op.Network, Security: s.op.Security,
-		ExtraHosts: s.op.ExtraHosts, Devices: s.op.Devices, Limits: s.op.Limits, DNS: s.env.DNS,
+		ExtraHosts: s.op.ExtraHosts, Devices: devices, Limits: s.op.Limits,
 	}
 	caches, err := s.cacheMounts(ctx)
 	if err != nil {
@@ -148,6 +153,16 @@ func (s *execStep) prepare(ctx context.Context) error {
 	}
 	s.spec.Env = withDefault(s.spec.Env, "PATH", strings.TrimPrefix(defaultPath, "PATH="))
 	return nil
+}
+
+func (s *execStep) devices() ([]graph.Device, error) {
+	switch {
+	case len(s.op.Devices) == 0:
+		return nil, nil
+	case s.env.Devices == nil:
+		return nil, diag.Errorf(diag.Denied, "the step asks for devices, and the build may have none")
+	}
+	return s.env.Devices(s.op.Devices)
 }
 
 // defaultPath is for commands whose environment has no PATH.

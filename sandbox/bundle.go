@@ -37,7 +37,7 @@ func (b *bundle) writeFiles(p *plan, net *lease) error {
 	if err != nil {
 		return err
 	}
-	for name, data := range map[string][]byte{p.hosts: hosts, p.resolv: net.resolv.override(p.DNS).bytes()} {
+	for name, data := range map[string][]byte{p.hosts: hosts, p.resolv: net.resolv.bytes()} {
 		if err := writeFile(name, data, 0o644); err != nil {
 			return diag.Errorf(diag.Unavailable, "cannot prepare the step: %w", err)
 		}

@@ -1,167 +1,176 @@
 package sandbox
 
 import (
-	"encoding/json"
-	"errors"
-	"io/fs"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 )
 
-// cdiDirs are where device vendors describe their devices; later ones win.
+// defaultCDIDirs are where device vendors describe their devices; later ones win.
 // https://github.com/cncf-tags/container-device-interface/blob/main/SPEC.md
-var cdiDirs = []string{"/etc/cdi", "/var/run/cdi"}
+var defaultCDIDirs = []string{"/etc/cdi", "/var/run/cdi"}
+
+// deviceClass is the annotation by which several devices have one more name.
+const deviceClass = "org.mobyproject.buildkit.device.class"
+
+// Devices are descriptions of this machine's devices by its vendors, files in JSON or YAML. They are read anew each time, so
+// that a file that comes or goes counts from then on.
+type Devices struct {
+	Dirs []string // empty = /etc/cdi and /var/run/cdi; of equal names that in a later one counts
+}
+
+// Device is one that a step can have.
+type Device struct {
+	Name        string // qualified: "vendor.com/class=name"
+	Annotations map[string]string
+
+	file  *cdiFile
+	edits cdiEdits
+}
 
 // cdiFile is a description of devices of one kind, such as "nvidia.com/gpu".
 type cdiFile struct {
-	Kind           string   `json:"kind"`
-	ContainerEdits cdiEdits `json:"containerEdits"`
+	Kind           string            `yaml:"kind"`
+	Annotations    map[string]string `yaml:"annotations"`
+	ContainerEdits cdiEdits          `yaml:"containerEdits"`
 	Devices        []struct {
-		Name           string   `json:"name"`
-		ContainerEdits cdiEdits `json:"containerEdits"`
-	} `json:"devices"`
+		Name           string            `yaml:"name"`
+		Annotations    map[string]string `yaml:"annotations"`
+		ContainerEdits cdiEdits          `yaml:"containerEdits"`
+	} `yaml:"devices"`
 }
 
-// cdiEdits is what a device needs in the container.
-type cdiEdits struct {
-	Env         []string `json:"env"`
-	DeviceNodes []struct {
-		Path        string       `json:"path"`
-		HostPath    string       `json:"hostPath"`
-		Permissions string       `json:"permissions"`
-		FileMode    *os.FileMode `json:"fileMode"`
-		UID         *uint32      `json:"uid"`
-		GID         *uint32      `json:"gid"`
-	} `json:"deviceNodes"`
-	Mounts []struct {
-		HostPath      string   `json:"hostPath"`
-		ContainerPath string   `json:"containerPath"`
-		Options       []string `json:"options"`
-		Type          string   `json:"type"`
-	} `json:"mounts"`
-	Hooks []struct {
-		HookName string   `json:"hookName"`
-		Path     string   `json:"path"`
-		Args     []string `json:"args"`
-		Env      []string `json:"env"`
-		Timeout  *int     `json:"timeout"`
-	} `json:"hooks"`
-	AdditionalGIDs []uint32 `json:"additionalGids"`
-}
-
-// injectDevices adds the devices that a step asks for by CDI names, "vendor.com/class=name" or "vendor.com/class" for the
-// first one of the class. Only descriptions in JSON are read.
-func injectDevices(s *specs.Spec, want []graph.Device, dirs []string) error {
-	if len(want) == 0 {
-		return nil
+func (d Devices) dirs() []string {
+	if len(d.Dirs) == 0 {
+		return defaultCDIDirs
 	}
-	files := readCDI(dirs)
-	for _, d := range want {
-		edits := findDevice(files, d.Name)
-		if edits == nil && !d.Optional {
-			return diag.Errorf(diag.NotFound, "no device %q on this machine", d.Name).WithHint("devices are described by JSON files in %s", strings.Join(dirs, " and "))
-		}
-		for _, e := range edits {
-			if err := applyEdits(s, e); err != nil {
-				return diag.Errorf(diag.Unavailable, "device %q: %w", d.Name, err)
+	return d.Dirs
+}
+
+// List returns all devices by name. Errors are about files that were left out: ones that cannot be read, and ones that
+// describe a device of the same directory again, which then is neither's.
+func (d Devices) List() ([]Device, []error) {
+	all := map[string]Device{}
+	var problems []error
+	for _, dir := range d.dirs() {
+		here := map[string]Device{}
+		var twice []string
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			if ext := filepath.Ext(e.Name()); ext != ".json" && ext != ".yaml" {
+				continue
+			}
+			path := filepath.Join(dir, e.Name())
+			found, err := readCDI(path)
+			if err != nil {
+				problems = append(problems, fmt.Errorf("%s: %w", path, err))
+			}
+			for _, dev := range found {
+				if _, ok := here[dev.Name]; ok {
+					twice = append(twice, dev.Name)
+					problems = append(problems, fmt.Errorf("%s: device %q is described in another file too", path, dev.Name))
+				}
+				here[dev.Name] = dev
 			}
 		}
+		maps.Copy(all, here)
+		for _, name := range twice {
+			delete(all, name)
+		}
 	}
-	return nil
+	names := slices.Sorted(maps.Keys(all))
+	out := make([]Device, len(names))
+	for i, n := range names {
+		out[i] = all[n]
+	}
+	return out, problems
 }
 
-func readCDI(dirs []string) []cdiFile {
-	var out []cdiFile
-	for _, dir := range slices.Backward(dirs) {
-		names, _ := filepath.Glob(filepath.Join(dir, "*.json"))
-		for _, name := range names {
-			var f cdiFile
-			if data, err := os.ReadFile(name); err == nil && json.Unmarshal(data, &f) == nil {
+func readCDI(path string) ([]Device, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	f := &cdiFile{}
+	if err := yaml.Unmarshal(data, f); err != nil { // JSON is YAML
+		return nil, err
+	}
+	if vendor, class, ok := strings.Cut(f.Kind, "/"); !ok || vendor == "" || class == "" || strings.Contains(f.Kind, "=") {
+		return nil, fmt.Errorf("the kind %q must be vendor.com/class", f.Kind)
+	}
+	var out []Device
+	for _, d := range f.Devices {
+		if d.Name == "" {
+			return nil, fmt.Errorf("a device has no name")
+		}
+		notes := maps.Clone(f.Annotations)
+		if notes == nil {
+			notes = map[string]string{}
+		}
+		maps.Copy(notes, d.Annotations)
+		out = append(out, Device{Name: f.Kind + "=" + d.Name, Annotations: notes, file: f, edits: d.ContainerEdits})
+	}
+	return out, nil
+}
+
+// Find returns the devices that names stand for, each once: "vendor.com/class=name", "vendor.com/class" for the first one of
+// a kind, "vendor.com/class=*" for all of it, or the name of a class, an annotation, for all that have it. A name for none is an error
+// unless it is optional.
+func (d Devices) Find(want []graph.Device) ([]Device, error) {
+	if len(want) == 0 {
+		return nil, nil
+	}
+	all, problems := d.List()
+	var out []Device
+	for _, w := range want {
+		found := match(all, w.Name)
+		if len(found) == 0 && !w.Optional {
+			err := diag.Errorf(diag.NotFound, "required device %q is not registered", w.Name).
+				WithHint("devices are described by files in %s", strings.Join(d.dirs(), " and "))
+			if len(problems) > 0 {
+				err = err.WithHint("this file could not be used: %v", problems[0])
+			}
+			return nil, err
+		}
+		for _, f := range found {
+			if !slices.ContainsFunc(out, func(o Device) bool { return o.Name == f.Name }) {
 				out = append(out, f)
 			}
 		}
 	}
-	return out
+	return out, nil
 }
 
-// findDevice returns the edits of the kind and of the device, or nil.
-func findDevice(files []cdiFile, name string) []cdiEdits {
-	kind, dev, named := strings.Cut(name, "=")
-	for _, f := range files {
-		if f.Kind != kind {
+func match(all []Device, name string) []Device {
+	kind, dev, _ := strings.Cut(name, "=")
+	var out []Device
+	for _, d := range all {
+		k, n, _ := strings.Cut(d.Name, "=")
+		if k != kind {
 			continue
 		}
-		for _, d := range f.Devices {
-			if !named || d.Name == dev {
-				return []cdiEdits{f.ContainerEdits, d.ContainerEdits}
-			}
+		switch dev {
+		case "*", n:
+			out = append(out, d)
+		case "":
+			return []Device{d}
 		}
 	}
-	return nil
-}
-
-func applyEdits(s *specs.Spec, e cdiEdits) error {
-	s.Process.Env = append(s.Process.Env, e.Env...)
-	s.Process.User.AdditionalGids = append(s.Process.User.AdditionalGids, e.AdditionalGIDs...)
-	for _, n := range e.DeviceNodes {
-		from := n.HostPath
-		if from == "" {
-			from = n.Path
-		}
-		d, ok := deviceNode(from)
-		if !ok {
-			return &fs.PathError{Op: "find", Path: from, Err: errors.New("not a device")}
-		}
-		d.Path = n.Path
-		if n.FileMode != nil {
-			d.FileMode = n.FileMode
-		}
-		if n.UID != nil {
-			d.UID = n.UID
-		}
-		if n.GID != nil {
-			d.GID = n.GID
-		}
-		access := n.Permissions
-		if access == "" {
-			access = "rwm"
-		}
-		s.Linux.Devices = append(s.Linux.Devices, d)
-		s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: d.Type, Major: &d.Major, Minor: &d.Minor, Access: access})
+	if len(out) > 0 {
+		return out
 	}
-	for _, m := range e.Mounts {
-		kind := m.Type
-		if kind == "" {
-			kind = "bind"
-		}
-		s.Mounts = append(s.Mounts, specs.Mount{Destination: cleanPath(m.ContainerPath), Source: m.HostPath, Type: kind, Options: m.Options})
-	}
-	return applyHooks(s, e)
-}
-
-func applyHooks(s *specs.Spec, e cdiEdits) error {
-	for _, h := range e.Hooks {
-		if s.Hooks == nil {
-			s.Hooks = &specs.Hooks{}
-		}
-		hook := specs.Hook{Path: h.Path, Args: h.Args, Env: h.Env, Timeout: h.Timeout}
-		switch h.HookName {
-		case "createRuntime":
-			s.Hooks.CreateRuntime = append(s.Hooks.CreateRuntime, hook)
-		case "createContainer":
-			s.Hooks.CreateContainer = append(s.Hooks.CreateContainer, hook)
-		case "startContainer":
-			s.Hooks.StartContainer = append(s.Hooks.StartContainer, hook)
-		default:
-			return diag.Errorf(diag.Unsupported, "the hook %q is not supported for a build step", h.HookName)
+	for _, d := range all {
+		if class, ok := d.Annotations[deviceClass]; ok && class == name {
+			out = append(out, d)
 		}
 	}
-	return nil
+	return out
 }

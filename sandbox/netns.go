@@ -12,14 +12,21 @@ import (
 // slot is a network namespace. It exists by its open descriptor only: when the process ends, however it ends, the kernel removes the
 // namespace and what is in it.
 type slot struct {
-	ns    *os.File
-	onEnd func() // gives back what the slot had of the host
+	ns     *os.File
+	detach func() error // takes it from its network, while it still exists; nil = nothing to do
+	onEnd  func()       // gives back what the slot had of the host
+
+	gateway string   // of a network that plugins made; "" = not known
+	servers []string // of names there
 }
 
 // path names the namespace for other processes.
 func (s *slot) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), s.ns.Fd()) }
 
 func (s *slot) close() {
+	if s.detach != nil {
+		s.detach() // what stays is found by Sweep
+	}
 	s.ns.Close()
 	if s.onEnd != nil {
 		s.onEnd()

@@ -14,17 +14,31 @@ import (
 type NetworkConfig struct {
 	Mode   NetworkMode
 	Subnet netip.Prefix // IPv4, addresses that the bridge may choose a /24 from; default 10.87.0.0/16
-	Idle   int          // network namespaces to keep for later steps; default 16
+	CNI    CNIConfig
+	Idle   int // network namespaces to keep for later steps; default 16
+	DNS    DNS // of all steps
 }
 
 // NetworkMode chooses how steps reach the network.
 type NetworkMode string
 
 const (
-	Auto       NetworkMode = ""       // Bridge, or with a warning Host where no bridge can be made
+	Auto       NetworkMode = ""       // CNI if its configuration exists; else Bridge, or with a warning HostAlways where no bridge can be made
 	Bridge     NetworkMode = "bridge" // a bridge of this machine, behind its address
 	HostAlways NetworkMode = "host"   // the network of this machine
+	CNI        NetworkMode = "cni"    // what CNI plugins make
+	NoNetwork  NetworkMode = "none"   // none: loopback only
 )
+
+// choose makes of Auto what it stands for.
+func (c NetworkConfig) choose() NetworkMode {
+	if c.Mode == Auto && c.CNI.Config != "" {
+		if _, err := os.Stat(c.CNI.Config); err == nil {
+			return CNI
+		}
+	}
+	return c.Mode
+}
 
 // hostResolv is where the host's resolver configuration is.
 const hostResolv = "/etc/resolv.conf"
@@ -37,6 +51,9 @@ type network struct {
 	log    *slog.Logger
 	none   *pool
 	resolv string // path of the host's resolv.conf
+
+	cni   *cni  // nil = the default network is not made by plugins
+	plugs *pool // of namespaces that they made
 
 	mu      sync.Mutex
 	decided bool
@@ -55,10 +72,10 @@ func newNetwork(cfg NetworkConfig, owner string, warn func(string), log *slog.Lo
 	if cfg.Idle == 0 {
 		cfg.Idle = 16
 	}
-	switch cfg.Mode {
-	case Auto, Bridge, HostAlways:
+	switch cfg.Mode = cfg.choose(); cfg.Mode {
+	case Auto, Bridge, HostAlways, CNI, NoNetwork:
 	default:
-		return nil, diag.Errorf(diag.Invalid, "unknown network mode %q", cfg.Mode).WithHint("the modes are bridge and host")
+		return nil, diag.Errorf(diag.Invalid, "invalid network mode: %q", cfg.Mode).WithHint("the modes are auto, bridge, cni, host and none")
 	}
 	n := &network{cfg: cfg, owner: owner, warn: warn, log: log, resolv: hostResolv}
 	n.none = &pool{max: cfg.Idle, create: func() (*slot, error) {
@@ -87,32 +104,58 @@ func (l *lease) release(dirty bool) {
 	}
 }
 
-func (n *network) acquire(mode graph.Network) (*lease, error) {
-	l := &lease{gateway: "127.0.0.1", resolv: readResolvConf(n.resolv)}
-	switch mode {
-	case graph.NetworkHost:
+// acquire returns the network of a step. Hostname is the name that a network with names knows it by; "" = none.
+func (n *network) acquire(mode graph.Network, hostname string) (*lease, error) {
+	l := &lease{gateway: "127.0.0.1", resolv: readResolvConf(n.resolv).override(n.cfg.DNS)}
+	switch {
+	case mode == graph.NetworkHost:
 		return l, nil
-	case graph.NetworkNone:
-		l.pool = n.none
-	default:
-		b, p, err := n.bridgePool()
-		if err != nil {
-			return nil, err
-		}
-		if b == nil {
-			return l, nil
-		}
-		l.pool, l.gateway = p, b.gateway.String()
-		if !l.resolv.reachable() {
-			l.resolv.servers = []string{b.nameserver()}
-		}
+	case mode == graph.NetworkNone || n.cfg.Mode == NoNetwork:
+		return l, l.take(n.none)
+	case n.cni != nil:
+		return l, n.plug(l, hostname)
 	}
-	s, err := l.pool.get()
+	b, p, err := n.bridgePool()
+	if b == nil || err != nil {
+		return l, err
+	}
+	l.gateway = b.gateway.String()
+	if len(n.cfg.DNS.Servers) == 0 && !l.resolv.reachable() {
+		l.resolv.servers = []string{b.nameserver()}
+	}
+	return l, l.take(p)
+}
+
+// plug makes a lease one of a network of plugins. A namespace with a name is used once.
+func (n *network) plug(l *lease, hostname string) error {
+	p := n.plugs
+	if hostname != "" {
+		p = &pool{create: func() (*slot, error) { return n.cni.newSlot(hostname) }}
+	}
+	if err := l.take(p); err != nil {
+		return err
+	}
+	if l.slot.gateway != "" {
+		l.gateway = l.slot.gateway
+	}
+	switch {
+	case len(n.cfg.DNS.Servers) > 0:
+	case len(l.slot.servers) > 0:
+		l.resolv.servers = l.slot.servers
+	case !l.resolv.reachable():
+		l.resolv.servers = []string{fallbackDNS}
+	}
+	return nil
+}
+
+// take gives the lease a namespace.
+func (l *lease) take(p *pool) error {
+	s, err := p.get()
 	if err != nil {
-		return nil, diag.Errorf(diag.Unavailable, "cannot make a network for the step: %w", err)
+		return diag.Errorf(diag.Unavailable, "cannot make a network for the step: %w", err)
 	}
-	l.slot, l.path = s, s.path()
-	return l, nil
+	l.pool, l.slot, l.path = p, s, s.path()
+	return nil
 }
 
 // bridgePool makes the bridge when the first step needs it, and decides once what happens where it cannot be made.
@@ -154,6 +197,9 @@ func (n *network) decide() error {
 
 func (n *network) close() {
 	n.none.close()
+	if n.plugs != nil {
+		n.plugs.close()
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.decided, n.err = true, diag.Errorf(diag.Unavailable, "the sandbox is closed")

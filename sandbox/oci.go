@@ -17,6 +17,7 @@ type host struct {
 	cgroups *cgroups
 	caps    []string            // held by this process
 	seccomp *specs.LinuxSeccomp // for defaultCaps; nil = the kernel has no seccomp
+	devices Devices
 }
 
 // plan is a step as it will be run, every name resolved.
@@ -86,7 +87,7 @@ func ociSpec(p *plan, h *host) (*specs.Spec, error) {
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = maskedPaths, readonlyPaths
 		res.Devices = allowedDevices()
 	}
-	if err := injectDevices(s, p.Devices, cdiDirs); err != nil {
+	if err := injectDevices(s, p.Devices, h.devices); err != nil {
 		return nil, err
 	}
 	s.Mounts = mergeMounts(append(defaultMounts(p.Limits.ShmSize, sysAccess), fileMount(p.resolv, "/etc/resolv.conf"), fileMount(p.hosts, "/etc/hosts")), append(s.Mounts, p.mounts...))

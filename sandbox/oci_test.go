@@ -216,17 +216,65 @@ func TestDevices(t *testing.T) {
 	}
 	for _, name := range []string{"acme.com/gpu=zero", "acme.com/gpu"} {
 		s := fresh()
-		if err := injectDevices(s, []graph.Device{{Name: name}}, []string{dir}); err != nil {
+		if err := injectDevices(s, []graph.Device{{Name: name}}, Devices{Dirs: []string{dir}}); err != nil {
 			t.Fatal(err)
 		}
 		if !slices.Equal(s.Process.Env, []string{"ALL=1", "ONE=1"}) || len(s.Mounts) != 1 || s.Mounts[0].Type != "bind" {
 			t.Errorf("%s: %+v %+v", name, s.Process.Env, s.Mounts)
 		}
 	}
-	if err := injectDevices(fresh(), []graph.Device{{Name: "acme.com/gpu=two"}}, []string{dir}); diag.KindOf(err) != diag.NotFound {
+	if err := injectDevices(fresh(), []graph.Device{{Name: "acme.com/gpu=two"}}, Devices{Dirs: []string{dir}}); diag.KindOf(err) != diag.NotFound {
 		t.Error(err)
 	}
-	if err := injectDevices(fresh(), []graph.Device{{Name: "acme.com/gpu=two", Optional: true}}, []string{dir}); err != nil {
+	if err := injectDevices(fresh(), []graph.Device{{Name: "acme.com/gpu=two", Optional: true}}, Devices{Dirs: []string{dir}}); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestDeviceNames(t *testing.T) {
+	low, high := t.TempDir(), t.TempDir()
+	d := Devices{Dirs: []string{low, high}}
+	write := func(dir, name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(low, "a.yaml", `
+kind: acme.com/gpu
+annotations:
+  org.mobyproject.buildkit.device.autoallow: true
+devices:
+- name: two
+  annotations: {org.mobyproject.buildkit.device.class: fast}
+- name: one
+  containerEdits: {env: [FROM=low]}
+- name: twice
+`)
+	write(low, "b.json", `{"kind": "acme.com/gpu", "devices": [{"name": "twice"}]}`)
+	write(low, "c.txt", `not read`)
+	write(high, "a.yaml", "kind: acme.com/gpu\ndevices:\n- name: one\n  containerEdits: {env: [FROM=high]}\n")
+	write(high, "bad.yaml", "kind: [")
+	all, problems := d.List()
+	if len(problems) != 2 {
+		t.Errorf("%v", problems)
+	}
+	var names []string
+	for _, x := range all {
+		names = append(names, x.Name)
+	}
+	if !slices.Equal(names, []string{"acme.com/gpu=one", "acme.com/gpu=two"}) {
+		t.Errorf("%q", names)
+	}
+	if all[1].Annotations["org.mobyproject.buildkit.device.autoallow"] != "true" || len(all[0].Annotations) != 0 {
+		t.Errorf("%+v", all)
+	}
+	for name, want := range map[string]int{"acme.com/gpu": 1, "acme.com/gpu=*": 2, "acme.com/gpu=two": 1, "fast": 1} {
+		if got, err := d.Find([]graph.Device{{Name: name}, {Name: name}}); err != nil || len(got) != want {
+			t.Errorf("%s: %v %v", name, got, err)
+		}
+	}
+	s := &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{Resources: &specs.LinuxResources{}}}
+	if err := injectDevices(s, []graph.Device{{Name: "acme.com/gpu=one"}}, d); err != nil || !slices.Equal(s.Process.Env, []string{"FROM=high"}) {
+		t.Errorf("%v %v", s.Process.Env, err)
 	}
 }

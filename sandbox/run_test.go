@@ -159,9 +159,10 @@ grep -E ' (/scratch|/dev/shm|/etc/hosts|/run/secrets/key) ' /proc/mounts; dd if=
 // Images of Ubuntu have such a link; what is mounted is where it leads, and nothing of it stays.
 func TestResolvConfLink(t *testing.T) {
 	b := newBox(t)
+	b.net.cfg.DNS.Servers = []string{"203.0.113.5"}
 	os.Symlink("../run/systemd/resolve/stub-resolv.conf", filepath.Join(b.rootfs, "etc/resolv.conf"))
 	out, exit := b.sh(t, "cat /etc/resolv.conf; touch /x 2>/dev/null || echo read-only", func(s *Spec) {
-		s.ReadOnlyRoot, s.DNS = true, DNS{Servers: []string{"203.0.113.5"}}
+		s.ReadOnlyRoot = true
 	})
 	if exit.Code != 0 || !strings.Contains(out, "nameserver 203.0.113.5\n") || !strings.Contains(out, "read-only\n") {
 		t.Errorf("%q %+v", out, exit)
@@ -408,7 +409,7 @@ func TestNoBridge(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		l, err := n.acquire(graph.NetworkDefault)
+		l, err := n.acquire(graph.NetworkDefault, "")
 		if err != nil || l.path != "" {
 			t.Fatalf("%+v %v", l, err)
 		}
@@ -420,7 +421,7 @@ func TestNoBridge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.acquire(graph.NetworkDefault); diag.KindOf(err) != diag.Unavailable {
+	if _, err := n.acquire(graph.NetworkDefault, ""); diag.KindOf(err) != diag.Unavailable {
 		t.Errorf("%v", err)
 	}
 }

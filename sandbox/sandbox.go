@@ -25,6 +25,7 @@ type Options struct {
 	Root    string // state directory, one process at a time; best on a file system in memory
 	Binary  string // the runtime: a name or a path of runc or something with its command line; "" = runc
 	Network NetworkConfig
+	Devices Devices
 	Log     *slog.Logger
 	Warn    func(string) // what a user should know, such as a missing bridge; nil = Log
 }
@@ -36,6 +37,7 @@ type Sandbox struct {
 	log     *slog.Logger
 	net     *network
 	binary  string
+	devices Devices
 	ids     atomic.Int64
 	started string // part of every id, so that none comes twice
 
@@ -55,7 +57,7 @@ func New(opt Options) (*Sandbox, error) {
 	if root, err = realDir(root); err != nil {
 		return nil, diag.Errorf(diag.Unavailable, "the sandbox's state directory: %w", err)
 	}
-	s := &Sandbox{root: root, owner: ownerOf(root), log: opt.Log, binary: opt.Binary, started: strconv.FormatInt(time.Now().UnixMilli(), 36)}
+	s := &Sandbox{root: root, owner: ownerOf(root), log: opt.Log, binary: opt.Binary, devices: opt.Devices, started: strconv.FormatInt(time.Now().UnixMilli(), 36)}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -66,8 +68,25 @@ func New(opt Options) (*Sandbox, error) {
 	if warn == nil {
 		warn = func(msg string) { s.log.Warn(msg) }
 	}
-	s.net, err = newNetwork(opt.Network, s.owner, warn, s.log)
+	if s.net, err = newNetwork(opt.Network, s.owner, warn, s.log); err != nil {
+		return nil, err
+	}
+	if s.net.cfg.Mode == CNI {
+		s.net.cni, err = newCNI(opt.Network.CNI, s.cniDir(), "strata-"+s.owner+"-"+s.started, func() int64 { return s.ids.Add(1) })
+		s.net.plugs = &pool{max: s.net.cfg.Idle, create: func() (*slot, error) { return s.net.cni.newSlot("") }}
+	}
 	return s, err
+}
+
+// cniDir is where the attachments to networks of plugins are noted.
+func (s *Sandbox) cniDir() string { return filepath.Join(s.root, "cni") }
+
+// Network says what the default network of steps is.
+func (s *Sandbox) Network() NetworkMode {
+	if m := s.net.cfg.Mode; m != Auto {
+		return m
+	}
+	return Bridge
 }
 
 // realDir makes a directory and returns its path without symbolic links, as runtimes want it.
@@ -88,7 +107,7 @@ func ownerOf(root string) string {
 // running.
 func (s *Sandbox) Close() error {
 	s.net.close()
-	for _, dir := range []string{filepath.Join(s.root, "run"), s.runtimeDir(), s.root} {
+	for _, dir := range []string{filepath.Join(s.root, "run"), s.runtimeDir(), filepath.Join(s.cniDir(), "results"), s.cniDir(), s.root} {
 		_ = os.Remove(dir) // what is in them is for Sweep
 	}
 	if s.host == nil {
@@ -126,7 +145,7 @@ func (s *Sandbox) find() error {
 	if r.old() {
 		s.log.Warn("the container runtime is old; its makers have fixed ways out of containers since", "runtime", r.name, "version", r.version)
 	}
-	h := &host{}
+	h := &host{devices: s.devices}
 	if h.cgroups, err = findCgroups(); err != nil {
 		return diag.Errorf(diag.Unavailable, "cannot read how control groups are mounted: %w", err)
 	}
@@ -148,6 +167,7 @@ func (s *Sandbox) find() error {
 // ends, all processes of the container are killed and the error is its cause. In every case no process, mount,
 // control group or file of the run is left when Run returns.
 func (s *Sandbox) Run(ctx context.Context, spec *Spec) (*Exit, error) {
+	hostname := spec.Hostname
 	spec, err := spec.normal()
 	if err != nil {
 		return nil, err
@@ -167,7 +187,7 @@ func (s *Sandbox) Run(ctx context.Context, spec *Spec) (*Exit, error) {
 	if err != nil {
 		return nil, err
 	}
-	net, err := s.net.acquire(spec.Network)
+	net, err := s.net.acquire(spec.Network, hostname)
 	if err != nil {
 		return nil, err
 	}

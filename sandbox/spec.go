@@ -34,7 +34,6 @@ type Spec struct {
 	ExtraHosts   []graph.HostIP // an IP of "host-gateway" is the address of this machine
 	Devices      []graph.Device
 	Limits       graph.Limits
-	DNS          DNS
 
 	Stdin          io.Reader // nil = empty. Not closed, and may still be read for a moment after the run
 	Stdout, Stderr io.Writer // nil = dropped

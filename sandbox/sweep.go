@@ -46,7 +46,7 @@ func (s *Sandbox) Sweep(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return errors.Join(append(errs, context.Cause(ctx))...)
 	}
-	errs = append(errs, (&nat{owner: s.owner}).remove())
+	errs = append(errs, (&nat{owner: s.owner}).remove(), sweepCNI(ctx, s.net.cfg.CNI, s.cniDir()))
 	return errors.Join(errs...)
 }
 

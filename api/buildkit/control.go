@@ -70,15 +70,19 @@ const label = "org.mobyproject.buildkit.worker."
 
 func (s *Server) workers() []*apitypes.WorkerRecord {
 	labels := map[string]string{
-		label + "executor": "oci", label + "snapshotter": "overlayfs", label + "network": "bridge", label + "oci.process-mode": "sandbox",
+		label + "executor": "oci", label + "snapshotter": "overlayfs", label + "network": s.e.Network(), label + "oci.process-mode": "sandbox",
 	}
 	if name, err := os.Hostname(); err == nil {
 		labels[label+"hostname"] = name
 	}
 	maps.Copy(labels, s.opt.Labels)
 	p := engine.Native()
+	var devices []*apitypes.CDIDevice
+	for _, d := range s.e.Devices() {
+		devices = append(devices, &apitypes.CDIDevice{Name: d.Name, AutoAllow: d.Free, Annotations: d.Annotations})
+	}
 	return []*apitypes.WorkerRecord{{
-		ID: s.id, Labels: labels, BuildkitVersion: s.version(), Platforms: []*pb.Platform{{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant}},
+		ID: s.id, CDIDevices: devices, Labels: labels, BuildkitVersion: s.version(), Platforms: []*pb.Platform{{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant}},
 	}}
 }
 

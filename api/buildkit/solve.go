@@ -81,7 +81,7 @@ func (s *Server) allow(asked []string) ([]string, error) {
 		if !slices.Contains(s.opt.Entitlements, name) {
 			return nil, diag.Errorf(diag.Denied, "granting entitlement %s is not allowed by build daemon configuration", e)
 		}
-		allow = append(allow, name)
+		allow = append(allow, e)
 	}
 	return allow, nil
 }

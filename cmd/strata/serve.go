@@ -27,6 +27,8 @@ type serving struct {
 	entitlements []string
 	labels       []string
 	parallel     int
+	net          netConfig
+	devices      engine.DeviceOptions
 	asBuildKit   bool
 }
 
@@ -61,6 +63,7 @@ func newServe(c *cli) *cobra.Command {
 	fs.Bool("version", false, "Print the version")
 	_ = fs.MarkHidden("as-buildkitd") // these fail for unknown flags only
 	_ = fs.MarkHidden("version")
+	networkFlags(fs, &v.net, &v.devices)
 	foreignFlags(fs)
 	return cmd
 }
@@ -68,11 +71,11 @@ func newServe(c *cli) *cobra.Command {
 // foreign are flags of buildkitd that this program takes and does not need, with what they mean here; "" is not worth a word.
 var foreign = map[string]string{
 	"oci-worker": "", "containerd-worker": "", "oci-worker-gc": "", "containerd-worker-gc": "", "trace": "", "debugaddr": "no debug address is served",
-	"oci-worker-snapshotter": "layers are always stacked with overlayfs", "oci-worker-platform": "", "oci-worker-net": "",
+	"oci-worker-snapshotter": "layers are always stacked with overlayfs", "oci-worker-platform": "",
 	"oci-worker-gc-keepstorage": "use --gc-bytes", "oci-worker-rootless": "", "rootless": "", "otel-socket-path": "", "save-cache-debug": "",
-	"oci-worker-no-process-sandbox": "steps keep a process namespace of their own", "oci-cni-config-path": "networks are Strata's own",
-	"oci-cni-binary-dir": "networks are Strata's own", "oci-cni-pool-size": "", "cdi-disabled": "", "cdi-spec-dir": "", "provenance-env-dir": "",
-	"oci-worker-binary": "use --runtime", "oci-worker-proxy-snapshotter-path": "", "oci-worker-apparmor-profile": "", "oci-worker-selinux": "",
+	"oci-worker-no-process-sandbox": "steps keep a process namespace of their own",
+	"provenance-env-dir":            "",
+	"oci-worker-binary":             "use --runtime", "oci-worker-proxy-snapshotter-path": "", "oci-worker-apparmor-profile": "", "oci-worker-selinux": "",
 }
 
 // foreignFlags adds them, hidden.
@@ -81,7 +84,7 @@ func foreignFlags(fs *pflag.FlagSet) {
 		fs.String(name, "", "")
 		f := fs.Lookup(name)
 		f.Hidden, f.NoOptDefVal = true, "true"
-		if slices.Contains([]string{"oci-worker-snapshotter", "oci-worker-platform", "oci-worker-net", "otel-socket-path", "debugaddr"}, name) {
+		if slices.Contains([]string{"oci-worker-snapshotter", "oci-worker-platform", "otel-socket-path", "debugaddr"}, name) {
 			f.NoOptDefVal = ""
 		}
 	}
@@ -120,7 +123,13 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 	if err != nil {
 		return err
 	}
-	opt.Serves, opt.MaxParallel, opt.Log = true, v.parallel, log
+	opt.Serves, opt.MaxParallel, opt.Log, opt.Devices = true, v.parallel, log, v.devices
+	if opt.Network, err = v.net.network(conf.DNS); err != nil {
+		return err
+	}
+	if !v.devices.Disabled {
+		v.entitlements = append(v.entitlements, "device") // a build still asks for each one
+	}
 	eng, err := engine.Open(ctx, opt)
 	if err != nil {
 		return err

@@ -38,10 +38,11 @@ type serveConfig struct {
 		Containerd any       `toml:"containerd"`
 	} `toml:"worker"`
 
+	CDI cdiConfig `toml:"cdi"`
+	DNS dnsConfig `toml:"dns"`
+
 	Log        any `toml:"log"`
 	OTEL       any `toml:"otel"`
-	CDI        any `toml:"cdi"`
-	DNS        any `toml:"dns"`
 	History    any `toml:"history"`
 	Frontend   any `toml:"frontend"`
 	System     any `toml:"system"`
@@ -49,6 +50,7 @@ type serveConfig struct {
 }
 
 type ociWorker struct {
+	netConfig
 	Enabled     *bool             `toml:"enabled"`
 	Labels      map[string]string `toml:"labels"`
 	Parallel    int               `toml:"max-parallelism"`
@@ -61,16 +63,10 @@ type ociWorker struct {
 	GCPolicy    any               `toml:"gcpolicy"`
 	Platforms   any               `toml:"platforms"`
 	Snapshotter any               `toml:"snapshotter"`
-	NetworkMode any               `toml:"networkMode"`
-	CNIConfig   any               `toml:"cniConfigPath"`
-	CNIBinary   any               `toml:"cniBinaryPath"`
-	CNIPool     any               `toml:"cniPoolSize"`
 	Rootless    any               `toml:"rootless"`
 	NoSandbox   any               `toml:"noProcessSandbox"`
 	AppArmor    any               `toml:"apparmor-profile"`
 	SELinux     any               `toml:"selinux"`
-	Bridge      any               `toml:"bridgeName"`
-	Subnet      any               `toml:"bridgeSubnet"`
 	Proxy       any               `toml:"proxySnapshotterPath"`
 	Default     any               `toml:"defaultCgroupParent"`
 }
@@ -113,11 +109,11 @@ func loadServeConfig(path string, log *slog.Logger) (*serveConfig, error) {
 func (c *serveConfig) unused() map[string]any {
 	o := &c.Worker.OCI
 	return map[string]any{
-		"grpc.uid": c.GRPC.UID, "grpc.gid": c.GRPC.GID, "grpc.debugAddress": c.GRPC.Debug, "otel": c.OTEL, "cdi": c.CDI, "dns": c.DNS,
+		"grpc.uid": c.GRPC.UID, "grpc.gid": c.GRPC.GID, "grpc.debugAddress": c.GRPC.Debug, "otel": c.OTEL,
 		"history": c.History, "frontend": c.Frontend, "system": c.System, "provenanceEnvDir": c.Provenance,
 		"worker.oci.gcpolicy": o.GCPolicy, "worker.oci.gckeepstorage": o.KeepStorage, "worker.oci.reservedSpace": o.Reserved,
 		"worker.oci.maxUsedSpace": o.MaxUsed, "worker.oci.minFreeSpace": o.MinFree, "worker.oci.snapshotter": o.Snapshotter,
-		"worker.oci.platforms": o.Platforms, "worker.oci.networkMode": o.NetworkMode, "worker.oci.cniConfigPath": o.CNIConfig,
+		"worker.oci.platforms": o.Platforms, "worker.oci.bridgeName": o.Bridge,
 		"worker.oci.rootless": o.Rootless, "worker.oci.noProcessSandbox": o.NoSandbox, "worker.oci.apparmor-profile": o.AppArmor,
 		"worker.oci.selinux": o.SELinux, "worker.oci.proxySnapshotterPath": o.Proxy, "worker.oci.defaultCgroupParent": o.Default,
 	}
@@ -141,6 +137,7 @@ func (c *serveConfig) apply(cli *cli, v *serving, fs *pflag.FlagSet) {
 	for k, val := range c.Worker.OCI.Labels {
 		v.labels = append(v.labels, k+"="+val)
 	}
+	v.net, v.devices = c.Worker.OCI.over(v.net), c.CDI.options(v.devices)
 	if v.parallel == 0 {
 		v.parallel = c.Worker.OCI.Parallel
 	}
