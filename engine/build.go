@@ -113,25 +113,36 @@ func (b *build) dockerfile(req *Request) dockerfile.Request {
 	return d
 }
 
-// solve makes the targets of a plan.
+// solve makes the targets of a plan, and what their attestations are read from.
 func (b *build) solve(ctx context.Context, plan *image.Plan) (*export.Set, error) {
-	edges := make([]graph.Edge, len(plan.Targets))
-	for i, t := range plan.Targets {
-		edges[i] = t.Root
+	var edges []graph.Edge
+	for _, t := range plan.Targets {
+		edges = append(edges, t.Root)
+		for _, a := range t.Attestations {
+			edges = append(edges, a.Root)
+		}
 	}
 	trees, err := b.work.Solve(edges...)
 	if err != nil {
 		return nil, err
 	}
-	set := &export.Set{Multi: len(plan.Targets) > 1}
-	for i, t := range plan.Targets {
-		out := trees[i]
-		if out == nil {
-			out = tree.NewStack(b.e.store, nil)
+	next := func() tree.Tree {
+		t := trees[0]
+		trees = trees[1:]
+		if t == nil {
+			t = tree.NewStack(b.e.store, nil)
 		}
-		set.Images = append(set.Images, export.Image{
-			Platform: t.Platform, Config: t.Config, Tree: out, Base: t.Base, BaseLayers: b.baseLayers(ctx, t), Annotations: t.Annotations,
-		})
+		return t
+	}
+	set := &export.Set{Multi: len(plan.Targets) > 1}
+	for _, t := range plan.Targets {
+		im := export.Image{
+			ID: t.ID, Platform: t.Platform, Config: t.Config, Tree: next(), Base: t.Base, BaseLayers: b.baseLayers(ctx, t), Annotations: t.Annotations,
+		}
+		for _, a := range t.Attestations {
+			im.Attestation = append(im.Attestation, export.Attestation{Attestation: a, Tree: next()})
+		}
+		set.Images = append(set.Images, im)
 	}
 	return set, nil
 }

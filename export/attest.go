@@ -1,23 +1,21 @@
 package export
 
 import (
-	"encoding/json"
-	"net/url"
-	"strings"
+	"context"
+	"slices"
 
-	"github.com/distribution/reference"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/provenance"
 )
 
 // Names of the form in which BuildKit attaches statements to images, which scanners and buildx read.
-// Source: BuildKit's docs/attestations/attestation-storage.md; in-toto attestation framework v0.1.
+// Source: BuildKit's docs/attestations/attestation-storage.md.
 const (
-	statementType   = "https://in-toto.io/Statement/v0.1"
 	statementMedia  = "application/vnd.in-toto+json"
 	proofArtifact   = "application/vnd.docker.attestation.manifest.v1+json"
 	referenceType   = "vnd.docker.reference.type"
@@ -25,39 +23,33 @@ const (
 	predicateType   = "in-toto.io/predicate-type"
 )
 
-type statement struct {
-	Type          string          `json:"_type"`
-	PredicateType string          `json:"predicateType"`
-	Subject       []subject       `json:"subject"`
-	Predicate     json.RawMessage `json:"predicate"`
-}
-
-type subject struct {
-	Name   string            `json:"name"`
-	Digest map[string]string `json:"digest"`
+// attested reports whether an image of the set has attestations that alone call for an index.
+func (o *packing) attested(set *Set) bool {
+	return slices.ContainsFunc(set.Images, func(im Image) bool { return len(wanted(im.Attestation, o.Inline)) > 0 })
 }
 
 // attest adds the manifest that holds the image's attestations.
-func (e *Env) attest(out *packedImage, im *Image, o *packing) error {
-	if len(im.Attestation) == 0 || !o.Inline {
+func (e *Env) attest(ctx context.Context, out *packedImage, im *Image, o *packing) error {
+	if len(im.Attestation) == 0 || !o.indexed {
 		return nil
 	}
 	if !o.oci {
-		return diag.Errorf(diag.Invalid, "attestations need OCI media types").WithHint("drop oci-mediatypes=false, or build without attestations")
+		return diag.Errorf(diag.Invalid, "cannot export attestations with \"oci-mediatypes=false\"").WithHint("drop oci-mediatypes=false, or build without attestations")
 	}
 	target := out.manifest.Descriptor
+	layers := descriptors(out.layers)
+	list, err := statements(ctx, im.Attestation, about{subjects(o.Names, im.Platform, target.Digest), layers, e.layerOf(im, layers)})
+	if err != nil {
+		return err
+	}
 	m := ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2},
 		MediaType: ocispec.MediaTypeImageManifest,
 	}
 	c := image.Config{OS: "unknown", Architecture: "unknown", RootFS: image.RootFS{Type: "layers"}}
-	for _, a := range im.Attestation {
-		raw, err := json.Marshal(statement{statementType, a.PredicateType, subjects(o.Names, im.Platform, target.Digest), a.Predicate})
-		if err != nil {
-			return diag.Errorf(diag.Invalid, "the attestation %s: %w", a.PredicateType, err)
-		}
-		x := bytesPiece(statementMedia, raw)
-		x.Annotations = map[string]string{predicateType: a.PredicateType}
+	for _, a := range list {
+		x := bytesPiece(statementMedia, a.raw)
+		x.Annotations = map[string]string{predicateType: a.predicateType}
 		m.Layers = append(m.Layers, x.Descriptor)
 		c.RootFS.DiffIDs = append(c.RootFS.DiffIDs, x.Digest)
 		out.proofs = append(out.proofs, x)
@@ -83,6 +75,7 @@ func (e *Env) attest(out *packedImage, im *Image, o *packing) error {
 	proof.Platform = &ocispec.Platform{OS: "unknown", Architecture: "unknown"}
 	proof.Annotations = map[string]string{referenceType: "attestation-manifest", referenceDigest: target.Digest.String()}
 	out.proof = &proof
+	e.step("exporting attestation manifest " + proof.Digest.String())()
 	return nil
 }
 
@@ -90,24 +83,10 @@ func (e *Env) attest(out *packedImage, im *Image, o *packing) error {
 func subjects(names []string, p graph.Platform, d graph.Digest) []subject {
 	var out []subject
 	for _, n := range names {
-		out = append(out, subject{packageURL(n, p), map[string]string{d.Algorithm().String(): d.Encoded()}})
+		out = append(out, subject{provenance.PackageURL("docker", n, &p), digestSet(d)})
 	}
 	if out == nil {
-		out = append(out, subject{"_", map[string]string{d.Algorithm().String(): d.Encoded()}})
+		out = append(out, subject{"_", digestSet(d)})
 	}
 	return out
-}
-
-// packageURL writes pkg:docker/NAME@TAG?platform=….
-// Source: the docker type of the package-url specification.
-func packageURL(name string, p graph.Platform) string {
-	r, err := reference.ParseNormalizedNamed(name)
-	if err != nil {
-		return name
-	}
-	u := "pkg:docker/" + reference.FamiliarName(r)
-	if t, ok := r.(reference.Tagged); ok {
-		u += "@" + url.PathEscape(t.Tag())
-	}
-	return u + "?platform=" + strings.ReplaceAll(url.QueryEscape(PlatformName(p)), "+", "%20")
 }

@@ -6,6 +6,7 @@ import (
 	"path"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -85,6 +86,36 @@ func (d *dest) own(at int, name string) error {
 		return nil
 	}
 	return unix.Fchownat(at, name, d.uid, d.gid, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// write makes a file, in the place of what is there.
+func (d *dest) write(rel string, data []byte, epoch *time.Time) error {
+	d.keep(rel)
+	at, err := beneath(d.fd, path.Dir(rel), unix.O_DIRECTORY|unix.O_PATH)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(at)
+	name := path.Base(rel)
+	if err := unlink(at, name); err != nil && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "unlink", Path: rel, Err: err}
+	}
+	fd, err := unix.Openat(at, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return &os.PathError{Op: "create", Path: rel, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), rel)
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if epoch != nil {
+		t := unix.NsecToTimespec(epoch.UnixNano())
+		if err := unix.UtimesNanoAt(at, name, []unix.Timespec{t, t}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+	}
+	return d.own(at, name)
 }
 
 // clean removes what is not part of the result.

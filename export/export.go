@@ -40,6 +40,7 @@ type Image struct {
 	Epoch       *time.Time        // SOURCE_DATE_EPOCH; an exporter's own attribute wins
 	Annotations map[string]string // of the manifest
 	Attestation []Attestation
+	ID          string // what the frontend calls it; "" = by its platform
 
 	// Of an image that exists already, and goes out as it is unless an option forbids it.
 	Manifest *image.Descriptor
@@ -48,10 +49,13 @@ type Image struct {
 	diffIDs  []graph.Digest
 }
 
-// Attestation is a statement about an image, without its subject, which is not known before the image is exported.
+// Attestation is a statement about an image whose tree was made. What only becomes known when the image is exported, such as the
+// image's digest, is not in it.
 type Attestation struct {
-	PredicateType string // "https://slsa.dev/provenance/v1"
-	Predicate     json.RawMessage
+	image.Attestation
+	Tree tree.Tree // has Path; nil if Make says it
+	// Make writes the predicate. It gets the image's layers as blobs, bottom first; none if no image is made.
+	Make func(ctx context.Context, layers []image.Descriptor) ([]byte, error)
 }
 
 // Exporter writes a Set somewhere.

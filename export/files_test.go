@@ -142,9 +142,20 @@ func TestLocalPlatformsAndSource(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	dir = t.TempDir()
-	export(t, testEnv(s, &client{dir: dir}), set, output("local", "src=etc", "platform-split=false"))
+	one := &Set{Images: set.Images[:1], Multi: true}
+	export(t, testEnv(s, &client{dir: dir}), one, output("local", "src=etc", "platform-split=false"))
 	if got := listing(t, dir); !slices.Equal(got, []string{"kept -rw-r--r--", "new -rw-r--r--"}) {
 		t.Errorf("%q", got)
+	}
+	for _, typ := range []string{"local", "tar"} {
+		x, err := New(output(typ, "src=etc", "platform-split=false"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = Run(t.Context(), testEnv(s, &client{dir: t.TempDir()}), set, []Exporter{x})
+		if err == nil || !strings.Contains(err.Error(), "cannot overwrite kept from linux/amd64 with linux/arm/v7") {
+			t.Errorf("%s: %v", typ, err)
+		}
 	}
 	x, err := New(output("local", "src=/nosuch"))
 	if err != nil {

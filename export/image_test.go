@@ -3,6 +3,7 @@ package export
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -247,7 +248,15 @@ func TestIndexAnnotationsAttestations(t *testing.T) {
 	second := set.Images[0]
 	second.Platform, second.Config = arm64, testConfig(arm64, "ADD rootfs /", "COPY app /app")
 	second.Tree = tree.NewStack(s, []store.LayerID{addLayer(t, s, map[string]string{"arm": "64"}), addLayer(t, s, map[string]string{"x": "y"})})
-	second.Attestation = []Attestation{{PredicateType: "https://slsa.dev/provenance/v1", Predicate: json.RawMessage(`{"a":1}`)}}
+	second.Attestation = []Attestation{{
+		Attestation: image.Attestation{PredicateType: "https://slsa.dev/provenance/v1", Path: "provenance.json"},
+		Make: func(_ context.Context, layers []image.Descriptor) ([]byte, error) {
+			if len(layers) != 2 {
+				t.Errorf("layers: %v", layers)
+			}
+			return []byte(`{"a":1}`), nil
+		},
+	}}
 	set.Images = append(set.Images, second)
 	host := testRegistry(t)
 	r := export(t, testEnv(s, nil), set, output("image", "name="+host+"/app:1", "push=true",

@@ -2,6 +2,7 @@ package export
 
 import (
 	"context"
+	"path"
 	"runtime"
 
 	"golang.org/x/sync/errgroup"
@@ -44,8 +45,13 @@ func (x *Local) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) 
 	if x.remove {
 		dst.kept = map[string]bool{}
 	}
-	for i := range set.Images {
-		if err := x.image(ctx, e, dst, set, &set.Images[i]); err != nil {
+	parts, closeAll, err := x.parts(ctx, set)
+	defer closeAll()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range parts {
+		if err := x.write(ctx, e, dst, p); err != nil {
 			return nil, err
 		}
 	}
@@ -62,23 +68,22 @@ func (x *Local) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) 
 	return &Receipt{Metadata: map[string]string{}}, nil
 }
 
-func (x *Local) image(ctx context.Context, e *Env, dst *dest, set *Set, im *Image) error {
-	o, err := x.open(ctx, im)
-	if err != nil {
-		return err
-	}
-	defer o.close()
-	c := &copying{env: e, src: o.fd, dst: dst, epoch: x.epoch, links: map[inode]string{}}
+func (x *Local) write(ctx context.Context, e *Env, dst *dest, p part) error {
+	c := &copying{env: e, src: p.fd, dst: dst, epoch: x.epoch, links: map[inode]string{}}
 	c.g, c.ctx = errgroup.WithContext(ctx)
 	c.g.SetLimit(2 * runtime.GOMAXPROCS(0))
-	prefix := x.prefix(set, im.Platform)
-	if prefix != "." {
-		if err := dst.mkdir(prefix); err != nil {
+	if p.prefix != "." {
+		if err := dst.mkdir(p.prefix); err != nil {
 			return err
 		}
 	}
-	c.g.Go(func() error { return c.dir(&o.top.Pick, o.top.Rel, prefix) })
-	err = c.wait()
+	c.g.Go(func() error { return c.dir(&p.top.Pick, p.top.Rel, p.prefix) })
+	err := c.wait()
 	c.report(true)
+	for _, s := range p.extra {
+		if err == nil {
+			err = dst.write(path.Join(p.prefix, s.name), s.raw, x.epoch)
+		}
+	}
 	return err
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"io"
-	"slices"
 	"time"
 
 	"github.com/opencontainers/image-spec/specs-go"
@@ -49,6 +48,7 @@ type packing struct {
 	imageOptions
 	oci     bool // the media types
 	virtual bool // diff_ids are enough: no manifest, no blobs
+	indexed bool // there will be an index
 	// ready is called as soon as a layer's blob exists, from many goroutines.
 	ready func(context.Context, *Image, piece) error
 }
@@ -59,6 +59,7 @@ func (e *Env) pack(ctx context.Context, set *Set, o packing) (*packed, error) {
 	if len(set.Images) == 0 {
 		return nil, diag.Errorf(diag.Invalid, "there is nothing to export: the build has no result")
 	}
+	o.indexed = len(set.Images) > 1 || set.Multi || o.attested(set)
 	g, gctx := errgroup.WithContext(ctx)
 	for i := range set.Images {
 		g.Go(func() (err error) {
@@ -122,7 +123,7 @@ func (e *Env) packImage(ctx context.Context, im *Image, o *packing) (packedImage
 	out.manifest = bytesPiece(m.MediaType, raw)
 	out.manifest.Annotations = annotations(o.Annotations, onManifestDescriptor, im.Platform)
 	out.manifest.Platform = ociPlatform(im.Platform)
-	return out, e.attest(&out, im, o)
+	return out, e.attest(ctx, &out, im, o)
 }
 
 // epoch returns SOURCE_DATE_EPOCH for an image: the output's, or the build's.
@@ -214,10 +215,9 @@ func (e *Env) requests(im *Image, o *packing, epoch *time.Time) ([]Request, erro
 }
 
 func (e *Env) packIndex(ctx context.Context, p *packed, set *Set, o *packing) error {
-	proofs := slices.ContainsFunc(p.images, func(im packedImage) bool { return im.proof != nil })
 	indexNotes := annotations(o.Annotations, onIndex, graph.Platform{})
 	descNotes := annotations(o.Annotations, onIndexDescriptor, graph.Platform{})
-	if len(p.images) == 1 && !set.Multi && !proofs {
+	if !o.indexed {
 		if len(indexNotes)+len(descNotes) > 0 {
 			return diag.Errorf(diag.Invalid, "annotations of the index need an index: this image has a single platform").
 				WithHint("use annotation-manifest or annotation-manifest-descriptor, or name several platforms")

@@ -1,6 +1,7 @@
 package export
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"iter"
@@ -24,6 +25,7 @@ type files struct {
 	split *bool      // one directory per platform; nil = if there are several
 	epoch *time.Time // no file is newer
 	dest  string
+	mark  string // begins the names of attestations' files
 }
 
 func (a *attrs) files(o Output) files {
@@ -34,6 +36,7 @@ func (a *attrs) files(o Output) files {
 			a.fail(diag.Errorf(diag.Invalid, "output %s: src is empty", o.Type).WithHint("omit it to export the whole file system"))
 		}
 	}
+	f.mark, _ = a.take("attestation-prefix")
 	if _, ok := a.left["platform-split"]; ok {
 		b := a.flag("platform-split", true)
 		f.split = &b
@@ -42,7 +45,7 @@ func (a *attrs) files(o Output) files {
 }
 
 // prefix returns the directory that a platform's files go into: "." or "linux_arm_v7".
-func (f *files) prefix(set *Set, p graph.Platform) string {
+func (f *files) prefix(set *Set, im *Image) string {
 	split := len(set.Images) > 1 || set.Multi
 	if f.split != nil {
 		split = *f.split
@@ -50,7 +53,20 @@ func (f *files) prefix(set *Set, p graph.Platform) string {
 	if !split {
 		return "."
 	}
-	return strings.NewReplacer("/", "_", `\`, "_", ":", "_").Replace(PlatformName(p))
+	return fileNameOf(im)
+}
+
+// fileNameOf is the name of an image's platform as a part of a path.
+func fileNameOf(im *Image) string {
+	id := im.ID
+	if id == "" {
+		id = graph.FormatPlatform(im.Platform)
+	}
+	name := strings.NewReplacer("/", "_", `\`, "_", ":", "_").Replace(id)
+	if name == "" || name == "." || name == ".." {
+		return "_"
+	}
+	return name
 }
 
 // opened is a result whose files are being read.
@@ -80,11 +96,14 @@ func (f *files) open(ctx context.Context, im *Image) (*opened, error) {
 		sel = graph.Select{Path: f.src, Follow: true}
 	}
 	m, err := all.Pick(ctx, sel, false)
+	if err != nil && f.src != "" {
+		return nil, diag.Errorf(diag.KindOf(err), "src=%s: %w", f.src, err)
+	}
 	if err != nil {
 		return nil, err
 	}
 	if len(m) != 1 || !m[0].IsDir() {
-		return nil, diag.Errorf(diag.Invalid, "src=%s is not a directory", f.src)
+		return nil, diag.Errorf(diag.Invalid, "src=%s: not a directory", f.src)
 	}
 	v, err := im.Tree.Open(ctx)
 	if err != nil {
@@ -113,15 +132,10 @@ func (x *Tar) Name() string { return "exporting to client tarball" }
 
 // Export implements Exporter.
 func (x *Tar) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) {
-	var parts []part
-	for i := range set.Images {
-		im := &set.Images[i]
-		o, err := x.open(ctx, im)
-		if err != nil {
-			return nil, err
-		}
-		defer o.close()
-		parts = append(parts, part{o, x.prefix(set, im.Platform)})
+	parts, closeAll, err := x.parts(ctx, set)
+	defer closeAll()
+	if err != nil {
+		return nil, err
 	}
 	// Two platforms that share a directory must still give a sorted archive, but that is the user's wish to merge them.
 	slices.SortStableFunc(parts, func(a, b part) int { return strings.Compare(a.prefix, b.prefix) })
@@ -133,11 +147,6 @@ func (x *Tar) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) {
 		_, err := layer.WriteEntries(ctx, w, entries(parts), layer.TarOptions{Epoch: x.epoch})
 		return err
 	})
-}
-
-type part struct {
-	*opened
-	prefix string
 }
 
 // entries lists the files of several results, each below its prefix.
@@ -154,6 +163,13 @@ func entries(parts []part) iter.Seq2[*layer.Entry, error] {
 			}
 			if !l.dir(&p.top.Pick, p.top.Rel, p.prefix) {
 				return
+			}
+			for _, x := range p.extra {
+				e := &layer.Entry{Type: layer.File, Path: path.Join(p.prefix, x.name), Mode: 0o600, Size: int64(len(x.raw)), ModTime: time.Now()}
+				e.Open = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(x.raw)), nil }
+				if !yield(e, nil) {
+					return
+				}
 			}
 		}
 	}

@@ -117,7 +117,9 @@ type Target struct {
 	Base     *Base
 	Metadata map[string]string // for exporters and clients, such as the base image's name
 
-	Annotations map[string]string // of the manifest; LayersAnnotation describes the layers
+	Annotations  map[string]string     // of the manifest; LayersAnnotation describes the layers
+	Attestations []Attestation         // that the frontend made
+	Scan         map[string]graph.Edge // trees that a bill of materials lists besides Root, by name
 }
 
 // Base names the image that a target is built on, for provenance and annotations.

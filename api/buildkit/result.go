@@ -31,6 +31,7 @@ type result struct {
 	single *ref
 	many   map[string]*ref
 	meta   map[string][]byte
+	proofs map[string][]proof // attestations, by the platform's ID
 }
 
 func (r *result) all() []*ref {
@@ -77,7 +78,9 @@ func (b *bridge) encode(r *result) (*gateway.Result, error) {
 		}
 		out.Result = &gateway.Result_Refs{Refs: &gateway.RefMap{Refs: refs}}
 	}
-	return out, nil
+	var err error
+	out.Attestations, err = b.encodeProofs(r)
+	return out, err
 }
 
 func wireRef(r *ref) (*gateway.Ref, error) {
@@ -100,10 +103,9 @@ func (b *bridge) decode(in *gateway.Result) (*result, error) {
 	if out.meta == nil {
 		out.meta = map[string][]byte{}
 	}
-	for _, as := range in.Attestations {
-		if len(as.GetAttestation()) > 0 {
-			return nil, unsupported("attestations of frontends are not supported yet")
-		}
+	var err error
+	if out.proofs, err = b.decodeProofs(in.Attestations); err != nil {
+		return nil, err
 	}
 	switch x := in.Result.(type) {
 	case *gateway.Result_RefDeprecated:
@@ -174,7 +176,7 @@ func (b *bridge) plan(r *result) (*image.Plan, engine.ExportOptions, error) {
 		if len(ps.Platforms) == 1 {
 			p = ps.Platforms[0]
 		}
-		t, err := target(single, p, r.meta)
+		t, err := target(single, p, r)
 		return &image.Plan{Targets: []image.Target{t}}, opt, err
 	}
 	if len(ps.Platforms) == 0 && len(r.many) > 0 {
@@ -186,7 +188,7 @@ func (b *bridge) plan(r *result) (*image.Plan, engine.ExportOptions, error) {
 		if x == nil {
 			return nil, opt, diag.Errorf(diag.Invalid, "failed to find ref for ID %.80s", p.ID)
 		}
-		t, err := target(x, p, r.meta)
+		t, err := target(x, p, r)
 		if err != nil {
 			return nil, opt, err
 		}
@@ -196,8 +198,8 @@ func (b *bridge) plan(r *result) (*image.Plan, engine.ExportOptions, error) {
 }
 
 // target is one reference as an image. The metadata says what the configuration is; what is known of the base stays.
-func target(r *ref, p platform, meta map[string][]byte) (image.Target, error) {
-	t := r.target
+func target(made *ref, p platform, r *result) (image.Target, error) {
+	t, meta := made.target, r.meta
 	t.ID, t.Platform = p.ID, graphPlatform(p.Platform)
 	raw, ok := meta[metaConfig+"/"+p.ID]
 	if !ok || p.ID == "" {
@@ -216,6 +218,14 @@ func target(r *ref, p platform, meta map[string][]byte) (image.Target, error) {
 	}
 	if t.Platform.OS == "" {
 		t.Platform = engine.Native()
+	}
+	id := p.ID
+	if id == "" {
+		id = graph.FormatPlatform(t.Platform)
+	}
+	for _, x := range r.proofs[id] {
+		x.Root = x.ref.target.Root
+		t.Attestations = append(t.Attestations, x.Attestation)
 	}
 	return t, nil
 }

@@ -192,20 +192,20 @@ func epochOf(attrs map[string]string) (*time.Time, error) {
 func outputs(exporters []*control.Exporter, epoch *time.Time) (engine.Outputs, error) {
 	var outs []engine.Output
 	for i, x := range exporters {
-		o := engine.Output{Type: x.Type, Attrs: x.Attrs}
+		o := engine.Output{Type: x.Type, Attrs: maps.Clone(x.Attrs)}
+		// Some clients give exporters what is the frontend's.
+		maps.DeleteFunc(o.Attrs, func(k, _ string) bool { return strings.HasPrefix(k, "attest:") })
 		switch x.Type {
 		case "local":
 			o.Dest = remote.ToDir + strconv.Itoa(i)
 		case "image", "moby":
 			// Clients expect the digest of the manifest in the answer.
-			o.Attrs = maps.Clone(x.Attrs)
 			if o.Attrs == nil {
 				o.Attrs = map[string]string{}
 			}
 			o.Attrs["manifest"] = "true"
 		case "oci", "docker", "tar":
 			if x.Type == "docker" && x.Attrs["compression"] == "" {
-				o.Attrs = maps.Clone(x.Attrs)
 				if o.Attrs == nil {
 					o.Attrs = map[string]string{}
 				}
