@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/solve"
 	"github.com/strata-build/strata/store"
@@ -103,7 +104,7 @@ func (c cache) SetMemo(ctx context.Context, of, is graph.Digest) error {
 func (c cache) Why(_ context.Context, name string, p *solve.Preimage) string {
 	key, err := c.s.Memo(latest(name, p))
 	if err != nil {
-		return "it was never run here"
+		return event.NeverRun
 	}
 	raw, err := c.s.Preimage(key)
 	if err != nil {

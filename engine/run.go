@@ -3,8 +3,15 @@ package engine
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
 	"runtime"
+	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/event"
@@ -50,6 +57,11 @@ func (e *Engine) Run(ctx context.Context, r RunRequest, s session.Session, sink 
 	}
 	defer func() { err = errors.Join(err, unmount()) }()
 	spec.RootFS = root
+	closeVolumes, err := addVolumes(spec, img.Config.Config.Volumes)
+	defer closeVolumes()
+	if err != nil {
+		return 0, err
+	}
 	exit, err := e.steps.Run(ctx, spec)
 	if err != nil {
 		return 0, err
@@ -120,6 +132,35 @@ func runSpec(r *RunRequest, c *image.Config) (*sandbox.Spec, error) {
 		spec.Mounts = append(spec.Mounts, sandbox.Mount{Type: sandbox.Bind, Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly})
 	}
 	return spec, nil
+}
+
+// addVolumes makes the directories that the image declares as volumes, and lets the command write to them even if the root
+// file system is read-only. What is in them goes with the container.
+func addVolumes(spec *sandbox.Spec, volumes map[string]struct{}) (closeAll func(), err error) {
+	var open []*os.File
+	closeAll = func() {
+		for _, f := range open {
+			_ = f.Close()
+		}
+	}
+	for _, at := range slices.Sorted(maps.Keys(volumes)) {
+		if slices.ContainsFunc(spec.Mounts, func(m sandbox.Mount) bool { return path.Clean(m.Target) == path.Clean(at) }) {
+			continue
+		}
+		f, err := sandbox.OpenInRoot(spec.RootFS, at, unix.O_PATH|unix.O_DIRECTORY)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			spec.Mounts = append(spec.Mounts, sandbox.Mount{Type: sandbox.Tmpfs, Target: at, Mode: 0o755})
+		case err != nil:
+			return closeAll, diag.Errorf(diag.Invalid, "the volume %s: %w", at, err)
+		default:
+			open = append(open, f)
+			if spec.ReadOnlyRoot {
+				spec.Mounts = append(spec.Mounts, sandbox.Mount{Type: sandbox.Bind, File: f, Target: at})
+			}
+		}
+	}
+	return closeAll, nil
 }
 
 // mergeEnv adds variables to others; a later value for a name replaces the earlier one.

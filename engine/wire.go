@@ -143,7 +143,9 @@ func (r runner) run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 			},
 		})
 	case *graph.File:
-		return r.e.files.Run(ctx, o, s.In, s.V.Platform)
+		return r.e.files.Run(ctx, o, s.In, func(files string) {
+			s.Emit(event.Event{Kind: event.Explained, Reason: "changed files: " + files})
+		})
 	case *graph.Merge:
 		return op.Merge(ctx, r.e.store, s.In)
 	case *graph.Layers:

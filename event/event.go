@@ -15,13 +15,21 @@ import (
 type Kind string
 
 const (
-	Planned  Kind = "planned"  // the vertex is part of the build
-	Started  Kind = "started"  // it began to run
-	Log      Kind = "log"      // it printed Data on Stream
-	Progress Kind = "progress" // a transfer or another counted activity named Item moved on
-	Done     Kind = "done"     // it ended; Error says how, Cached whether it had to run
-	Warn     Kind = "warn"     // Warning
-	Message  Kind = "message"  // a line for the user that belongs to no vertex
+	Planned Kind = "planned" // the vertex is part of the build
+	Started Kind = "started" // it began to run
+	// Explained says more of why a vertex was not cached: what could be seen only while it ran.
+	Explained Kind = "explained"
+	Log       Kind = "log"      // it printed Data on Stream
+	Progress  Kind = "progress" // a transfer or another counted activity named Item moved on
+	Done      Kind = "done"     // it ended; Error says how, Cached whether it had to run
+	Warn      Kind = "warn"     // Warning
+	Message   Kind = "message"  // a line for the user that belongs to no vertex
+)
+
+// Reasons that are no news: displays leave them out, or show them less.
+const (
+	NeverRun = "it was never run here"
+	Follows  = "it builds on " // what such a reason begins with: only the steps below it changed
 )
 
 // Event is one thing that happened. Only the fields of its kind are set.
@@ -34,7 +42,7 @@ type Event struct {
 	Group  string         `json:"group,omitempty"`  // Planned
 
 	Cached bool   `json:"cached,omitempty"` // Done
-	Reason string `json:"reason,omitempty"` // Started: why it was not cached
+	Reason string `json:"reason,omitempty"` // Started, Explained: why it was not cached
 	Error  string `json:"error,omitempty"`  // Done
 
 	Stream int    `json:"stream,omitempty"` // Log: 1 or 2

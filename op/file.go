@@ -22,12 +22,13 @@ type FileRunner struct {
 }
 
 // Run does op's actions on the inputs and returns its outputs. Each is a stack whose top layer is pending (see
-// tree.Stack.Pending) and holds all that the actions on the way to it wrote. If it fails, nothing is left.
-func (r *FileRunner) Run(ctx context.Context, op *graph.File, in []tree.Tree, _ graph.Platform) ([]tree.Tree, error) {
+// tree.Stack.Pending) and holds all that the actions on the way to it wrote. If it fails, nothing is left. Where an earlier
+// run of the same copy is known, changed is told in a few words which files differ now.
+func (r *FileRunner) Run(ctx context.Context, op *graph.File, in []tree.Tree, changed func(files string)) ([]tree.Tree, error) {
 	if err := checkFile(op, len(in)); err != nil {
 		return nil, err
 	}
-	run := &fileRun{store: r.Store, op: op, in: in, done: map[int]*tree.Stack{}}
+	run := &fileRun{store: r.Store, op: op, in: in, changed: changed, done: map[int]*tree.Stack{}}
 	out := make([]tree.Tree, op.Outputs())
 	err := run.outputs(ctx, func(i int, st *tree.Stack) { out[i] = st })
 	for i, st := range run.done {
@@ -94,10 +95,11 @@ func checkFile(op *graph.File, inputs int) error {
 
 // fileRun is one run. Trees are counted as in graph.Action: inputs first, then results.
 type fileRun struct {
-	store *store.Store
-	op    *graph.File
-	in    []tree.Tree
-	done  map[int]*tree.Stack // results that were needed as trees
+	store   *store.Store
+	op      *graph.File
+	in      []tree.Tree
+	changed func(string)
+	done    map[int]*tree.Stack // results that were needed as trees
 }
 
 func (r *fileRun) outputs(ctx context.Context, emit func(int, *tree.Stack)) error {
@@ -167,12 +169,32 @@ func (r *fileRun) layer(ctx context.Context, base int, chain []*graph.Action, dr
 			return nil, err
 		}
 	}
+	r.tell(u, earlier)
 	_ = u.SaveLineage(r.store, key) // a cache: without it the next copy copies everything
 	info, err := u.Finish()
 	if err != nil {
 		return nil, err
 	}
 	return tree.NewDraftStack(r.store, ids, draft, info), nil
+}
+
+// tellFiles is how many changed files are named.
+const tellFiles = 4
+
+// tell says what the copy has otherwise than the time before.
+func (r *fileRun) tell(u *tree.Upper, earlier *tree.Lineage) {
+	first, n := u.Changes(earlier, tellFiles)
+	if n == 0 || r.changed == nil {
+		return
+	}
+	var parts []string
+	for _, c := range first {
+		parts = append(parts, fmt.Sprintf("%s (%s)", c.Path, c.What))
+	}
+	if n > len(first) {
+		parts = append(parts, fmt.Sprintf("%d more", n-len(first)))
+	}
+	r.changed(strings.Join(parts, ", "))
 }
 
 // base returns the layers of the tree that is changed. A client's directory has none: it is copied first.

@@ -29,10 +29,11 @@ import (
 
 // fileBed is a store, and a client's directory.
 type fileBed struct {
-	t   testing.TB
-	s   *store.Store
-	dir string
-	x   *tree.Indexes
+	t       testing.TB
+	s       *store.Store
+	dir     string
+	x       *tree.Indexes
+	changes []string // what the runs of an earlier copy again said of their files
 }
 
 func newFileBed(t testing.TB) *fileBed {
@@ -105,7 +106,7 @@ func (b *fileBed) local() *tree.Local {
 
 func (b *fileBed) run(in []tree.Tree, actions ...graph.Action) ([]tree.Tree, error) {
 	r := &FileRunner{Store: b.s}
-	return r.Run(context.Background(), &graph.File{Actions: actions}, in, graph.Platform{})
+	return r.Run(context.Background(), &graph.File{Actions: actions}, in, func(files string) { b.changes = append(b.changes, files) })
 }
 
 // copied runs one copy from the client's directory onto base and returns the committed result.
@@ -637,7 +638,7 @@ func TestCancelledCopyLeavesNothing(t *testing.T) {
 	l := b.local()
 	go func() {
 		r := &FileRunner{Store: b.s}
-		_, err := r.Run(ctx, &graph.File{Actions: []graph.Action{{In: 0, From: 1, Copy: &graph.Copy{Src: "/", Dest: "/"}}}}, []tree.Tree{scratch, l}, graph.Platform{})
+		_, err := r.Run(ctx, &graph.File{Actions: []graph.Action{{In: 0, From: 1, Copy: &graph.Copy{Src: "/", Dest: "/"}}}}, []tree.Tree{scratch, l}, nil)
 		done <- err
 	}()
 	cancel(gone)
@@ -673,5 +674,29 @@ func TestLocalAsBase(t *testing.T) {
 	b.commit(st)
 	if got := strings.Join(b.list(st), " "); got != "d/ d/new=n d/y=y x=x" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// A copy that was made before says which files it has otherwise now.
+func TestCopyTellsChanges(t *testing.T) {
+	b := newFileBed(t)
+	b.put(b.dir, "a=1", "b=1", "c=1", "d/e=1", "d/f=1")
+	scratch := tree.NewStack(b.s, nil)
+	copyAll := func() {
+		t.Helper()
+		_, err := b.copied(scratch, graph.Copy{Src: "/", Dest: "/", DirContents: true})
+		b.ok(err)
+	}
+	copyAll()
+	if len(b.changes) != 0 {
+		t.Errorf("the first copy says %q", b.changes)
+	}
+	b.put(b.dir, "a=2", "c=2", "d/new=1")
+	b.ok(os.Chmod(filepath.Join(b.dir, "b"), 0o755))
+	b.ok(os.Remove(filepath.Join(b.dir, "d/e")))
+	copyAll()
+	want := "a (content), b (mode), c (content), d/e (removed), 1 more"
+	if len(b.changes) != 1 || b.changes[0] != want {
+		t.Errorf("the second copy says %q, want %q", b.changes, want)
 	}
 }

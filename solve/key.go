@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
 )
 
@@ -48,17 +49,27 @@ func Explain(before, now *Preimage) string {
 	if len(before.Inputs) != len(now.Inputs) {
 		why = append(why, "it has other inputs")
 	} else {
-		for i, in := range now.Inputs {
-			old := before.Inputs[i]
-			switch {
-			case in.Content != old.Content:
-				why = append(why, fmt.Sprintf("files that it uses from %s changed", name(in.Name)))
-			case in.Key != old.Key || in.Out != old.Out:
-				why = append(why, fmt.Sprintf("%s changed", name(in.Name)))
-			}
-		}
+		why = append(why, explainInputs(before.Inputs, now.Inputs, len(why) > 0)...)
 	}
 	return strings.Join(why, "; ")
+}
+
+// explainInputs names the inputs that differ. That those are others on which it builds is said only if nothing else is.
+func explainInputs(before, now []Input, known bool) (why []string) {
+	var below []string
+	for i, in := range now {
+		old := before[i]
+		switch {
+		case in.Content != old.Content:
+			why = append(why, fmt.Sprintf("files that it uses from %s changed", name(in.Name)))
+		case in.Key != old.Key || in.Out != old.Out:
+			below = append(below, name(in.Name))
+		}
+	}
+	if len(why) > 0 || known || len(below) == 0 {
+		return why
+	}
+	return []string{event.Follows + strings.Join(below, " and ") + ", which changed"}
 }
 
 func name(s string) string {

@@ -245,7 +245,7 @@ func TestWhy(t *testing.T) {
 	if err := solveOnce(t, s, w, sink, project()); err != nil {
 		t.Fatal(err)
 	}
-	if len(reasons) != 2 || reasons[0] != "files that it uses from context changed" || reasons[1] != "src changed" {
+	if len(reasons) != 2 || reasons[0] != "files that it uses from context changed" || reasons[1] != "it builds on src, which changed" {
 		t.Errorf("reasons: %q", reasons)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -168,6 +169,60 @@ func (u *Upper) SaveLineage(s *store.Store, key string) error {
 	b[counted+4] &^= 0x80
 	sweepLineages(filepath.Join(s.Root(), "index"))
 	return writeSealed(lineageFile(s, key), lineageMagic, b)
+}
+
+// Change is a file that the layer has otherwise than an earlier one has it.
+type Change struct {
+	Path string // in the layer
+	What string // "new", "removed", or what differs: "content", "mode", "owner"
+}
+
+// Changes compares the files that were copied with those of an earlier layer: the first few differences by path, and how
+// many there are. Times do not count, nor do files with several names.
+func (u *Upper) Changes(earlier *Lineage, few int) (first []Change, n int) {
+	if earlier == nil {
+		return nil, 0
+	}
+	dirs := slices.Collect(maps.Keys(u.made))
+	for rel := range earlier.dirs {
+		if _, ok := u.made[rel]; !ok {
+			dirs = append(dirs, rel)
+		}
+	}
+	slices.Sort(dirs)
+	for _, rel := range dirs {
+		compare(earlier.dirs[rel], latest(u.made[rel]), func(name, what string) {
+			if n++; n <= few {
+				first = append(first, Change{joinRel(rel, name), what})
+			}
+		})
+	}
+	return first, n
+}
+
+// compare calls differs for each name of two sorted lists that is not the same in both.
+func compare(old, now []madeFile, differs func(name, what string)) {
+	for len(old) > 0 || len(now) > 0 {
+		switch {
+		case len(now) == 0 || len(old) > 0 && old[0].name < now[0].name:
+			differs(old[0].name, "removed")
+			old = old[1:]
+		case len(old) == 0 || now[0].name < old[0].name:
+			differs(now[0].name, "new")
+			now = now[1:]
+		default:
+			a, b := &old[0], &now[0]
+			switch {
+			case a.sum != b.sum || a.size != b.size:
+				differs(a.name, "content")
+			case a.mode != b.mode:
+				differs(a.name, "mode")
+			case a.uid != b.uid || a.gid != b.gid:
+				differs(a.name, "owner")
+			}
+			old, now = old[1:], now[1:]
+		}
+	}
 }
 
 // latest sorts a directory's files and keeps, of those that were written twice, the last; a file that has several names is

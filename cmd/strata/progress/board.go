@@ -43,7 +43,7 @@ type step struct {
 	began     time.Time
 	spent     time.Duration
 	err       string
-	reason    string
+	reason    string // why it was not cached, if that is worth telling
 	tail      []string
 	streams   [3]lines
 	items     []*item
@@ -98,13 +98,14 @@ func newBoard(now time.Time) *board {
 
 // change is what an event did to the board: the step it was about, and the lines that became complete.
 type change struct {
-	step    *step
-	lines   []logLine
-	item    *item
-	started bool
-	ended   bool
-	message string
-	warning *diag.Warning
+	step      *step
+	lines     []logLine
+	item      *item
+	started   bool
+	ended     bool
+	explained bool // the step's reason was learned
+	message   string
+	warning   *diag.Warning
 }
 
 // apply takes one event.
@@ -121,6 +122,10 @@ func (b *board) apply(e event.Event) change {
 		return change{step: b.plan(e)}
 	case event.Started:
 		return b.start(e)
+	case event.Explained:
+		s := b.plan(e)
+		s.reason = e.Reason
+		return change{step: s, explained: true}
 	case event.Log:
 		return b.log(e)
 	case event.Progress:
@@ -168,7 +173,9 @@ func (b *board) start(e event.Event) change {
 		}
 		s.state, c.started = running, true
 	}
-	s.reason = e.Reason
+	if s.reason, c.explained = "", e.Reason != "" && e.Reason != event.NeverRun; c.explained {
+		s.reason = e.Reason
+	}
 	return c
 }
 

@@ -20,6 +20,7 @@ const (
 // plain prints lines, in the form that BuildKit's plain progress made common:
 //
 //	#4 [build 2/3] RUN make
+//	#4 not cached: it builds on [build 1/3] COPY . ., which changed
 //	#4 0.123 cc -o app app.c
 //	#4 DONE 1.2s
 //
@@ -50,6 +51,9 @@ func (p *plain) show(now time.Time, _ event.Event, c change) {
 // queue turns a change into the step's lines.
 func (p *plain) queue(now time.Time, s *step, c change) {
 	n := len(s.pending)
+	if c.explained {
+		s.pending = append(s.pending, "not cached: "+clean([]byte(s.reason)))
+	}
 	for _, l := range c.lines {
 		s.pending = append(s.pending, fmt.Sprintf("%.3f %s", l.at.Seconds(), l.text))
 	}

@@ -72,6 +72,9 @@ func (t *terminal) settle(s *step) {
 			return
 		}
 		t.settled = append(t.settled, t.stepLine(span{green, " ✔ "}, plainText, s.name, s.spent))
+		if s.reason != "" && !strings.HasPrefix(s.reason, event.Follows) {
+			t.settled = append(t.settled, []span{{dim, "   not cached: " + clean([]byte(s.reason))}})
+		}
 		for _, it := range s.items {
 			if name, ok := strings.CutPrefix(it.name, "naming to "); ok { // where to find the image
 				t.settled = append(t.settled, []span{{dim, "   → " + clean([]byte(name))}})
