@@ -31,7 +31,7 @@ func ParseGit(s string, context bool) (*graph.Git, bool, error) {
 		}
 	}
 	var query, fragment string
-	g := &graph.Git{}
+	g := &graph.Git{AuthToken: "GIT_AUTH_TOKEN", AuthHeader: "GIT_AUTH_HEADER"} // secrets that a client may have, as in BuildKit
 	if scheme, _, ok := strings.Cut(s, "://"); ok {
 		switch scheme = strings.ToLower(scheme); scheme {
 		case "git", "ssh", "http", "https":

@@ -96,6 +96,9 @@ func TestParseGit(t *testing.T) {
 		"":                                               nil,
 	} {
 		g, ok, err := ParseGit(s, true)
+		if want != nil { // where the client may have a login
+			want.AuthToken, want.AuthHeader = "GIT_AUTH_TOKEN", "GIT_AUTH_HEADER"
+		}
 		switch {
 		case err != nil:
 			t.Errorf("%s: %v", s, err)

@@ -131,7 +131,7 @@ func (r runner) run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 	case *graph.Blob:
 		return one(b.images.FetchBlob(ctx, o, s.V.ID))
 	case *graph.Git:
-		return one(b.git.Fetch(ctx, o))
+		return one(b.git.Fetch(ctx, o, s.V.ID))
 	case *graph.HTTP:
 		return one(b.http.Fetch(ctx, o, s.V.ID))
 	case *graph.Exec:

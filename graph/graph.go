@@ -46,6 +46,14 @@ type Op interface {
 	Uses(i int) *Selector
 }
 
+// Identity is what the result of an op is keyed by: the op itself, or what it says with a method Identity.
+func Identity(op Op) any {
+	if i, ok := op.(interface{ Identity() any }); ok {
+		return i.Identity()
+	}
+	return op
+}
+
 // Edge names one output of a vertex. The zero Edge is the empty tree (scratch).
 type Edge struct {
 	V   *Vertex

@@ -68,6 +68,7 @@ type Git struct {
 	AuthHeader     string     `json:"-"`
 	SSH            string     `json:"-"` // id of the forwarded agent
 	KnownHosts     string     `json:"-"`
+	Advice         bool       `json:"-"` // show what git advises
 	Store          string     `json:"-"` // of BundleFrom, as in OCILayout
 	Session        string     `json:"-"`
 }
@@ -113,6 +114,14 @@ type Local struct {
 	Unique    string   `json:"unique,omitempty"`
 	Metadata  bool     `json:"metadata,omitempty"` // names, sizes and times only
 	MetaExcl  []string `json:"metaExcl,omitempty"` // exceptions of Metadata, with content
+}
+
+// Identity leaves out what is checked but makes no other checkout: with the right checksum or without one, however it was
+// found, a commit is the same.
+func (g *Git) Identity() any {
+	c := *g
+	c.Checksum, c.FetchByCommit = "", false
+	return &c
 }
 
 func (*Image) Kind() string     { return "source.image" }

@@ -322,6 +322,7 @@ func encodeGit(o *graph.Git, s setter) (string, map[string]string, error) {
 	s.text(pb.AttrAuthHeaderSecret, o.AuthHeader)
 	s.text(pb.AttrMountSSHSock, o.SSH)
 	s.text(pb.AttrKnownSSHHosts, o.KnownHosts)
+	s.flag(pb.AttrGitAdvice, o.Advice)
 	s.text(pb.AttrOCILayoutStoreID, o.Store)
 	s.text(pb.AttrOCILayoutSessionID, o.Session)
 	return schemeGit + "://" + id, s, nil

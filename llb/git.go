@@ -99,7 +99,7 @@ func decodeGit(name string, a *attrs) (graph.Op, error) {
 		MTimeCommit: a.choice(pb.AttrGitMTime, "checkout", "commit") == "commit", Bundle: a.flag(pb.AttrGitCheckoutBundle),
 		BundleFrom: a.m[pb.AttrGitBundle], Signature: gitSignature(a),
 		AuthToken: a.m[pb.AttrAuthTokenSecret], AuthHeader: a.m[pb.AttrAuthHeaderSecret], SSH: a.m[pb.AttrMountSSHSock],
-		KnownHosts: a.m[pb.AttrKnownSSHHosts], Store: a.m[pb.AttrOCILayoutStoreID], Session: a.m[pb.AttrOCILayoutSessionID],
+		KnownHosts: a.m[pb.AttrKnownSSHHosts], Advice: a.flag(pb.AttrGitAdvice), Store: a.m[pb.AttrOCILayoutStoreID], Session: a.m[pb.AttrOCILayoutSessionID],
 	}
 	if full := a.m[pb.AttrFullRemoteURL]; full != "" {
 		f, err := parseRemote(full)

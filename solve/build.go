@@ -218,7 +218,7 @@ func (b *Build[R, E]) computeKey(n *node[R]) error {
 	}
 	p := &Preimage{Tenant: b.s.tenant, Kind: v.Op.Kind(), Platform: v.Platform, Pin: pin.Value, Inputs: make([]Input, len(v.In))}
 	if !pin.Complete {
-		p.Op = graph.Canonical(v.Op)
+		p.Op = graph.Canonical(graph.Identity(v.Op))
 	}
 	var g errgroup.Group
 	for i, e := range v.In {

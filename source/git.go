@@ -106,13 +106,18 @@ func checkRef(ref string) error {
 	return nil
 }
 
-// Pin finds the commit that the ref names now and returns a digest of it.
+// Pin finds the commit that the ref names now and returns a digest of it. The annotated tag that leads to it is part of it if
+// the tag ends up in the checkout, or if its signature counts.
 func (g *Git) Pin(ctx context.Context, op *graph.Git) (graph.Digest, error) {
 	c, err := g.commit(ctx, op)
 	if err != nil {
 		return "", err
 	}
-	return digest.FromString("git commit " + c.sha), nil
+	id := "git commit " + c.sha
+	if c.tag != "" && (op.Signature != nil || op.KeepDir || op.Bundle) {
+		id += " tag " + c.tag
+	}
+	return digest.FromString(id), nil
 }
 
 // Commit returns the commit's id in hex, for provenance.
@@ -124,10 +129,15 @@ func (g *Git) Commit(ctx context.Context, op *graph.Git) (string, error) {
 	return c.sha, nil
 }
 
+var hexPattern = regexp.MustCompile(`^[0-9a-fA-F]+$`)
+
 // commit asks the remote once per build, and not at all for a full commit id.
 func (g *Git) commit(ctx context.Context, op *graph.Git) (*commit, error) {
 	if err := checkRef(op.Ref); err != nil {
 		return nil, err
+	}
+	if op.Checksum != "" && !hexPattern.MatchString(op.Checksum) {
+		return nil, diag.Errorf(diag.Invalid, "invalid checksum %s for Git URL, expected hex commit hash", op.Checksum)
 	}
 	if op.BundleFrom != "" {
 		return bundled(op)
@@ -135,6 +145,9 @@ func (g *Git) commit(ctx context.Context, op *graph.Git) (*commit, error) {
 	remote, err := parseRemote(op.Remote, g.allowFile)
 	if err != nil {
 		return nil, err
+	}
+	if op.FetchByCommit && !shaPattern.MatchString(op.Ref) {
+		return byCommit(op)
 	}
 	id := remote.arg + "\n" + op.Ref
 	release, err := g.locks.take(ctx, "git "+id)
@@ -155,10 +168,31 @@ func (g *Git) commit(ctx context.Context, op *graph.Git) (*commit, error) {
 		g.seen[id] = c
 		g.mu.Unlock()
 	}
-	if sum := strings.ToLower(op.Checksum); sum != "" && !strings.HasPrefix(c.sha, sum) && (c.tag == "" || !strings.HasPrefix(c.tag, sum)) {
-		return nil, diag.Errorf(diag.Invalid, "%s of %s is commit %s, not %s", refName(op.Ref), remote.arg, c.sha, op.Checksum)
+	if sum := strings.ToLower(op.Checksum); !strings.HasPrefix(c.sha, sum) && (c.tag == "" || !strings.HasPrefix(c.tag, sum)) {
+		got := c.sha
+		if c.tag != "" {
+			got = c.tag + " or " + c.sha
+		}
+		return nil, diag.Errorf(diag.Invalid, "%s of %s: expected checksum to match %s, got %s", refName(op.Ref), remote.arg, op.Checksum, got)
 	}
 	return c, nil
+}
+
+// byCommit believes the checksum: the remote is not asked what the ref means, which only names the commit in the checkout.
+func byCommit(op *graph.Git) (*commit, error) {
+	sha := strings.ToLower(op.Checksum)
+	if !shaPattern.MatchString(sha) {
+		return nil, diag.Errorf(diag.Invalid, "fetch-by-commit requires a full commit SHA checksum, got %q", op.Checksum)
+	}
+	return &commit{sha: sha, ref: fullRef(op.Ref)}, nil
+}
+
+// fullRef takes a short name for that of a branch. "" stays so.
+func fullRef(ref string) string {
+	if ref == "" || strings.HasPrefix(ref, "refs/") {
+		return ref
+	}
+	return "refs/heads/" + ref
 }
 
 func refName(ref string) string {
@@ -175,7 +209,7 @@ func (g *Git) ask(ctx context.Context, op *graph.Git, remote remoteURL) (*commit
 		return nil, err
 	}
 	defer done()
-	args := []string{"ls-remote", "--", remote.arg}
+	args := []string{"ls-remote", "--symref", "--", remote.arg}
 	if op.Ref == "" {
 		args = append(args, "HEAD")
 	} else {
@@ -187,31 +221,38 @@ func (g *Git) ask(ctx context.Context, op *graph.Git, remote remoteURL) (*commit
 	}
 	c := chooseRef(out, op.Ref)
 	if c == nil {
-		return nil, diag.Errorf(diag.NotFound, "%s has no %s", remote.arg, refName(op.Ref)).WithHint("a branch, a tag, a full commit id or a ref such as refs/pull/1/head is meant")
+		return nil, diag.Errorf(diag.NotFound, "%s: repository does not contain ref %s", remote.arg, refName(op.Ref)).WithHint("a branch, a tag, a full commit id or a ref such as refs/pull/1/head is meant")
 	}
 	return c, nil
 }
 
-// chooseRef picks from ls-remote's lines: the exact name, then a tag, then a branch, then any other ref below refs/. An
-// annotated tag stands for its commit, which the remote lists as "name^{}".
+// chooseRef picks from ls-remote's lines: the exact name, then a branch, then a tag, then any other ref below refs/, as git
+// checkout does. An annotated tag stands for its commit, which the remote lists as "name^{}". HEAD stands for a branch.
 func chooseRef(out, ref string) *commit {
 	found := map[string]string{}
+	branch := ""
 	for line := range strings.Lines(out) {
 		sha, name, ok := strings.Cut(strings.TrimSpace(line), "\t")
 		if ok && shaPattern.MatchString(sha) {
 			found[name] = sha
 		}
+		if target, isRef := strings.CutPrefix(sha, "ref: "); ok && isRef && name == "HEAD" && checkRef(target) == nil {
+			branch = target
+		}
 	}
 	if ref == "" {
 		ref = "HEAD"
 	}
-	for _, name := range []string{ref, "refs/tags/" + ref, "refs/heads/" + ref, "refs/" + ref} {
+	for _, name := range []string{ref, "refs/heads/" + ref, "refs/tags/" + ref, "refs/" + ref} {
 		sha, ok := found[name]
 		if !ok {
 			continue
 		}
 		if peeled, ok := found[name+"^{}"]; ok {
 			return &commit{sha: peeled, tag: sha, ref: name}
+		}
+		if name == "HEAD" && branch != "" {
+			name = branch
 		}
 		return &commit{sha: sha, ref: name}
 	}
@@ -230,19 +271,21 @@ func (g *Git) authorization(ctx context.Context, op *graph.Git, remote remoteURL
 	if g.env.Session == nil {
 		return "", nil
 	}
+	token := func(v string) string {
+		return "basic " + base64.StdEncoding.EncodeToString([]byte("x-access-token:"+v))
+	}
+	header := func(v string) string { return v }
+	host := strings.TrimSuffix(remote.origin[strings.Index(remote.origin, "://")+len("://"):], "/")
 	for _, s := range []struct {
-		id   string
-		form func(string) string
+		id, host string
+		form     func(string) string
 	}{
-		{op.AuthHeader, func(v string) string { return v }},
-		{op.AuthToken, func(v string) string {
-			return "basic " + base64.StdEncoding.EncodeToString([]byte("x-access-token:"+v))
-		}},
+		{op.AuthHeader, "." + host, header}, {op.AuthToken, "." + host, token}, {op.AuthHeader, "", header}, {op.AuthToken, "", token},
 	} {
 		if s.id == "" {
 			continue
 		}
-		v, err := g.env.Session.Secret(ctx, s.id)
+		v, err := g.env.Session.Secret(ctx, s.id+s.host)
 		if diag.KindOf(err) == diag.NotFound && err != nil {
 			continue // the default names are asked for whether they exist or not
 		}

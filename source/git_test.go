@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/registry"
 )
@@ -68,7 +69,7 @@ func (r *repo) commit(msg string) string {
 // checkoutOf fetches and returns the layer's directory.
 func (f *fixture) checkoutOf(g *Git, op *graph.Git) string {
 	f.Helper()
-	s, err := g.Fetch(f.Context(), op)
+	s, err := g.Fetch(f.Context(), op, "")
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -116,7 +117,7 @@ func TestGit(t *testing.T) {
 		}
 	}
 	for _, sub := range []string{"evil", "none", "f"} {
-		if _, err := git().Fetch(t.Context(), &graph.Git{Remote: r.dir, Subdir: sub}); err == nil {
+		if _, err := git().Fetch(t.Context(), &graph.Git{Remote: r.dir, Subdir: sub}, ""); err == nil {
 			t.Errorf("%s: no error", sub)
 		}
 	}
@@ -170,7 +171,7 @@ func TestGitKeepDirAndBundle(t *testing.T) {
 	if got := in.git("status", "--porcelain"); got != "" {
 		t.Errorf("status: %s", got)
 	}
-	if got := in.git("rev-parse", "--abbrev-ref", "HEAD"); got != "main" {
+	if got := in.git("rev-parse", "--abbrev-ref", "HEAD", "refs/heads/main"); got != "HEAD\nmain" {
 		t.Errorf("on %s", got)
 	}
 	_ = filepath.WalkDir(filepath.Join(dir, ".git"), func(p string, e fs.DirEntry, _ error) error {
@@ -277,7 +278,7 @@ func TestGitHTTP(t *testing.T) {
 	_, err = p.NewGit(f.env(), false).Pin(t.Context(), op)
 	wantKind(t, err, diag.Denied, srv.URL, "GIT_AUTH_TOKEN")
 	_, err = p.NewGit(env, false).Pin(t.Context(), &graph.Git{Remote: op.Remote, Ref: "none", AuthToken: op.AuthToken})
-	wantKind(t, err, diag.NotFound, "no none")
+	wantKind(t, err, diag.NotFound, "does not contain ref none")
 }
 
 func TestGitSignature(t *testing.T) {
@@ -299,18 +300,32 @@ func TestGitSignature(t *testing.T) {
 	r.git("-c", "gpg.format=ssh", "-c", "user.signingkey="+key, "commit", "-q", "-S", "-m", "signed")
 	p := NewPuller(f.store)
 	good, bad := slurp(key+".pub"), slurp(other+".pub")
-	fetch := func(ref, pub string) error {
-		s, err := p.NewGit(f.env(), true).Fetch(t.Context(), &graph.Git{Remote: r.dir, Ref: ref, Signature: &graph.GitVerify{PubKey: pub, RequireSigned: true}})
+	r.git("-c", "gpg.format=ssh", "-c", "user.signingkey="+other, "tag", "-s", "-m", "tag", "v2")
+	r.git("tag", "-a", "-m", "tag", "v3")
+	fetch := func(ref string, v graph.GitVerify) error {
+		s, err := p.NewGit(f.env(), true).Fetch(t.Context(), &graph.Git{Remote: r.dir, Ref: ref, Signature: &v}, "")
 		if err == nil {
 			s.Discard()
 		}
 		return err
 	}
-	if err := fetch("main", good); err != nil {
-		t.Error(err)
+	for _, ok := range []struct {
+		ref string
+		v   graph.GitVerify
+	}{
+		{"main", graph.GitVerify{PubKey: good}}, {"v2", graph.GitVerify{PubKey: bad, RequireSigned: true}},
+		{"v2", graph.GitVerify{PubKey: good}}, {"v2", graph.GitVerify{PubKey: good, IgnoreSignedTag: true}}, {"v3", graph.GitVerify{PubKey: good}},
+	} {
+		if err := fetch(ok.ref, ok.v); err != nil {
+			t.Error(ok.ref, err)
+		}
 	}
-	wantKind(t, fetch("main", bad), diag.Denied, "not valid")
-	wantKind(t, fetch(unsigned, good), diag.Denied, "not signed")
+	wantKind(t, fetch("main", graph.GitVerify{PubKey: bad}), diag.Denied, "failed to verify ssh signature")
+	wantKind(t, fetch("v2", graph.GitVerify{PubKey: bad, IgnoreSignedTag: true}), diag.Denied, "failed to verify ssh signature")
+	wantKind(t, fetch("v2", graph.GitVerify{PubKey: good, RequireSigned: true}), diag.Denied, "failed to verify ssh signature")
+	wantKind(t, fetch("main", graph.GitVerify{PubKey: good, RequireSigned: true}), diag.Denied, "no signed tag found")
+	wantKind(t, fetch("main", graph.GitVerify{PubKey: "nonsense"}), diag.Invalid, "failed to parse ssh public key")
+	wantKind(t, fetch(unsigned, graph.GitVerify{PubKey: good}), diag.Denied, "not signed")
 }
 
 func TestGitFromBundle(t *testing.T) {
@@ -342,9 +357,112 @@ func TestGitFromBundle(t *testing.T) {
 		}
 	}
 	op.Checksum = strings.Repeat("0", 40)
-	_, err = p.NewGit(env, false).Fetch(t.Context(), op)
+	_, err = p.NewGit(env, false).Fetch(t.Context(), op, "")
 	wantKind(t, err, diag.NotFound, "has no commit")
 	op.Checksum = first[:10]
 	_, err = p.NewGit(env, false).Pin(t.Context(), op)
 	wantKind(t, err, diag.Invalid, "full commit id")
+	op.Checksum, op.Ref, op.KeepDir = second, "main", true
+	in := &repo{t, f.checkoutOf(p.NewGit(env, false), op)}
+	if got := in.git("rev-parse", "refs/heads/main", "HEAD"); got != second+"\n"+second {
+		t.Errorf("%s", got)
+	}
+	op.Checksum = first
+	_, err = p.NewGit(env, false).Fetch(t.Context(), op, "")
+	wantKind(t, err, diag.Invalid, "expected checksum to match")
+}
+
+// files serves a repository as mere files, as `git update-server-info` is for.
+func (r *repo) files() string {
+	r.git("update-server-info")
+	srv := httptest.NewServer(http.FileServer(http.Dir(r.dir)))
+	r.t.Cleanup(srv.Close)
+	return srv.URL + "/.git"
+}
+
+func TestGitDumbServer(t *testing.T) {
+	for _, format := range []string{"sha1", "sha256"} {
+		f, r, m := setup(t), newRepo(t), newRepo(t)
+		if format == "sha256" {
+			for _, x := range []*repo{r, m} {
+				if err := os.RemoveAll(filepath.Join(x.dir, ".git")); err != nil {
+					t.Fatal(err)
+				}
+				x.git("init", "-q", "-b", "main", "--object-format=sha256")
+			}
+		}
+		m.write("inner", "in")
+		m.commit("m")
+		r.write("f", "1")
+		r.git("submodule", "add", "-q", m.files(), "mod")
+		first := r.commit("one")
+		r.git("tag", "-a", "-m", "x", "v1")
+		r.write("f", "2")
+		second := r.commit("two")
+		remote := r.files()
+		p := NewPuller(f.store)
+		for ref, want := range map[string]string{"": "2", "v1": "1", first: "1"} {
+			for _, keep := range []bool{false, true} {
+				dir := f.checkoutOf(p.NewGit(f.env(), false), &graph.Git{Remote: remote, Ref: ref, KeepDir: keep})
+				if got := slurp(dir, "f") + slurp(dir, "mod/inner"); got != want+"in" {
+					t.Errorf("%s %q: %q", format, ref, got)
+				}
+			}
+		}
+		c, err := p.NewGit(f.env(), false).Meta(t.Context(), &graph.Git{Remote: remote}, true)
+		if err != nil || c.Ref != "refs/heads/main" || c.ID != second || c.Commit != "" || c.TagObject != nil || !strings.Contains(string(c.CommitObject), "\n\ntwo") {
+			t.Errorf("%+v %v", c, err)
+		}
+		c, err = p.NewGit(f.env(), false).Meta(t.Context(), &graph.Git{Remote: remote, Ref: "v1"}, true)
+		if err != nil || c.Ref != "refs/tags/v1" || c.ID != r.git("rev-parse", "v1") || c.Commit != first || !strings.Contains(string(c.TagObject), "tag v1") || !strings.Contains(string(c.CommitObject), "\n\none") {
+			t.Errorf("%+v %v", c, err)
+		}
+		// The id of a tag is as good as that of its commit.
+		if got := slurp(f.checkoutOf(p.NewGit(f.env(), false), &graph.Git{Remote: remote, Ref: c.ID}), "f"); got != "1" {
+			t.Errorf("%q", got)
+		}
+	}
+}
+
+func TestGitAdvice(t *testing.T) {
+	f, r := setup(t), newRepo(t)
+	r.write("f", "1")
+	r.commit("one")
+	for _, on := range []bool{false, true} {
+		var said strings.Builder
+		env := f.env()
+		env.Progress = func(ev event.Event) {
+			if ev.Kind == event.Log && ev.Vertex == "v" {
+				said.Write(ev.Data)
+			}
+		}
+		s, err := NewPuller(f.store).NewGit(env, true).Fetch(t.Context(), &graph.Git{Remote: r.dir, KeepDir: true, Advice: on}, "v")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Discard()
+		if strings.Contains(said.String(), "detached HEAD") != on {
+			t.Errorf("%t: %q", on, said.String())
+		}
+	}
+}
+
+func TestGitChecksumKeepsIdentity(t *testing.T) {
+	f, r := setup(t), newRepo(t)
+	r.write("f", "1")
+	sha := r.commit("one")
+	a, b := &graph.Git{Remote: r.dir, Ref: "main"}, &graph.Git{Remote: r.dir, Ref: "main", Checksum: sha}
+	g := NewPuller(f.store).NewGit(f.env(), true)
+	pa, err := g.Pin(t.Context(), a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pb, err := g.Pin(t.Context(), b)
+	if err != nil || pa != pb || string(graph.Canonical(a.Identity())) != string(graph.Canonical(b.Identity())) {
+		t.Errorf("%s %s %v", pa, pb, err)
+	}
+	_, err = g.Pin(t.Context(), &graph.Git{Remote: r.dir, Ref: "main", Checksum: "foobar"})
+	wantKind(t, err, diag.Invalid, "invalid checksum", "expected hex commit hash")
+	_, err = g.Pin(t.Context(), &graph.Git{Remote: r.dir, Ref: "main", FetchByCommit: true})
+	wantKind(t, err, diag.Invalid, "fetch-by-commit")
 }

@@ -18,7 +18,10 @@ func bundled(op *graph.Git) (*commit, error) {
 	if !shaPattern.MatchString(sha) {
 		return nil, diag.Errorf(diag.Invalid, "commits from a git bundle need a full commit id as the checksum, not %q", op.Checksum)
 	}
-	return &commit{sha: sha}, nil
+	if shaPattern.MatchString(op.Ref) {
+		return &commit{sha: sha}, nil
+	}
+	return &commit{sha: sha, ref: fullRef(op.Ref)}, nil
 }
 
 // unbundle brings the commits of the bundle into the bare repository.
@@ -69,5 +72,33 @@ func (k *checkout) unbundle(ctx context.Context) error {
 	if !k.have(ctx) {
 		return diag.Errorf(diag.NotFound, "the git bundle %s has no commit %s", ref, k.c.sha)
 	}
-	return nil
+	if k.c.ref == "" {
+		return k.peel(ctx)
+	}
+	return k.bundledRef(ctx, "refs/strata-bundle/"+d.Encoded()+"/")
+}
+
+// bundledRef finds the ref of the source in the bundle: it must lead to the commit that the checksum names.
+func (k *checkout) bundledRef(ctx context.Context, prefix string) error {
+	names := []string{k.c.ref, "refs/tags/" + k.op.Ref}
+	for _, name := range names {
+		at, err := k.run.git(ctx, k.bare, "rev-parse", "--verify", "-q", prefix+strings.TrimPrefix(name, "refs/"))
+		if err != nil {
+			continue
+		}
+		peeled, err := k.run.git(ctx, k.bare, "rev-parse", "--verify", "-q", strings.TrimSpace(at)+"^{commit}")
+		if err != nil {
+			return err
+		}
+		at, peeled = strings.TrimSpace(at), strings.TrimSpace(peeled)
+		if at != k.c.sha && peeled != k.c.sha {
+			return diag.Errorf(diag.Invalid, "the git bundle's %s: expected checksum to match %s, got %s", name, k.c.sha, peeled)
+		}
+		k.c = commit{sha: peeled, ref: name}
+		if at != peeled {
+			k.c.tag = at
+		}
+		return nil
+	}
+	return diag.Errorf(diag.NotFound, "the git bundle: repository does not contain ref %s", k.op.Ref)
 }

@@ -5,13 +5,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
-	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
@@ -20,31 +17,17 @@ import (
 )
 
 // Fetch makes a layer of the checkout. The draft is not committed.
-func (g *Git) Fetch(ctx context.Context, op *graph.Git) (*tree.Stack, error) {
-	c, err := g.commit(ctx, op)
-	if err != nil {
-		return nil, err
-	}
-	remote, err := parseRemote(op.Remote, g.allowFile)
-	if err != nil {
-		return nil, err
-	}
-	run, done, err := g.runner(ctx, op, remote)
+func (g *Git) Fetch(ctx context.Context, op *graph.Git, vertex graph.Digest) (*tree.Stack, error) {
+	k, done, err := g.open(ctx, op)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
+	k.vertex = vertex
 	draft, err := g.env.Hold.NewLayer(ctx)
 	if err != nil {
 		return nil, err
 	}
-	temp, cleanup, err := g.env.Store.TempDir("git")
-	if err != nil {
-		draft.Discard()
-		return nil, err
-	}
-	defer cleanup()
-	k := &checkout{g: g, op: op, c: c, remote: remote, run: run, temp: temp}
 	if err := k.into(ctx, draft.Dir); err != nil {
 		draft.Discard()
 		return nil, err
@@ -57,32 +40,74 @@ func (g *Git) Fetch(ctx context.Context, op *graph.Git) (*tree.Stack, error) {
 	return tree.NewDraftStack(g.env.Store, nil, draft, store.LayerInfo{Size: size, Files: files}), nil
 }
 
-// checkout is the work of one Fetch.
+// checkout is a repository of which one commit is used. It is this one's alone until it is done.
 type checkout struct {
 	g      *Git
 	op     *graph.Git
-	c      *commit
+	c      commit
 	remote remoteURL
 	run    *gitRunner
+	vertex graph.Digest
 	temp   string
 	bare   string
 }
 
-func (k *checkout) into(ctx context.Context, dir string) error {
-	name := digest.FromString(k.remote.arg).Encoded()
-	release, err := k.g.locks.take(ctx, "repository "+name)
+// open brings the commit and its files into the bare repository of its remote.
+func (g *Git) open(ctx context.Context, op *graph.Git) (*checkout, func(), error) {
+	c, err := g.commit(ctx, op)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	defer release()
-	k.bare = filepath.Join(k.g.env.Store.Root(), "git", name)
+	remote, err := parseRemote(op.Remote, g.allowFile)
+	if err != nil {
+		return nil, nil, err
+	}
+	run, stop, err := g.runner(ctx, op, remote)
+	if err != nil {
+		return nil, nil, err
+	}
+	temp, cleanup, err := g.env.Store.TempDir("git")
+	if err != nil {
+		stop()
+		return nil, nil, err
+	}
+	k := &checkout{g: g, op: op, c: *c, remote: remote, run: run, temp: temp}
+	k.bare = filepath.Join(g.puller.gitDir(), digest.FromString(remote.arg+k.format()).Encoded())
+	release, err := g.locks.take(ctx, "repository "+filepath.Base(k.bare))
+	if err != nil {
+		cleanup()
+		stop()
+		return nil, nil, err
+	}
+	done := func() { release(); cleanup(); stop() }
 	if err := k.objects(ctx); err != nil {
-		return err
+		done()
+		return nil, nil, err
 	}
-	if k.op.Signature != nil {
-		if err := k.verify(ctx); err != nil {
-			return err
-		}
+	return k, done, nil
+}
+
+// format is what the repository's objects are named by, where it is not sha1.
+func (k *checkout) format() string {
+	if len(k.c.sha) == 64 {
+		return "sha256"
+	}
+	return ""
+}
+
+// init makes a repository.
+func (k *checkout) init(ctx context.Context, dir string, flags ...string) error {
+	args := append([]string{"init", "-q"}, flags...)
+	if f := k.format(); f != "" {
+		args = append(args, "--object-format="+f)
+	}
+	_, err := k.run.git(ctx, "", append(args, "--", dir)...)
+	return err
+}
+
+func (k *checkout) into(ctx context.Context, dir string) error {
+	if err := k.verify(ctx); err != nil {
+		return err
 	}
 	if k.op.Bundle {
 		return k.bundle(ctx, dir)
@@ -96,13 +121,22 @@ func (k *checkout) into(ctx context.Context, dir string) error {
 		_, err := k.run.git(ctx, k.bare, "cat-file", "-e", k.c.sha+":.gitmodules")
 		modules = err == nil
 	}
+	make := k.files
 	if k.op.KeepDir || modules {
-		err = k.repository(ctx, work, modules)
-	} else {
-		err = k.files(ctx, work)
+		make = k.repository
 	}
-	if err != nil {
+	if err := make(ctx, work); err != nil {
 		return err
+	}
+	if modules {
+		if err := k.submodules(ctx, work); err != nil {
+			return err
+		}
+	}
+	if modules && !k.op.KeepDir {
+		if err := removeGit(work); err != nil {
+			return err
+		}
 	}
 	if k.op.MTimeCommit {
 		if err := k.times(ctx, work); err != nil {
@@ -118,9 +152,13 @@ func (k *checkout) objects(ctx context.Context) error {
 		return err
 	}
 	if _, err := os.Stat(filepath.Join(k.bare, "HEAD")); err != nil {
-		if _, err := k.run.git(ctx, "", "init", "-q", "--bare", "--", k.bare); err != nil {
+		if err := k.init(ctx, k.bare, "--bare"); err != nil {
 			return err
 		}
+	}
+	now := time.Now()
+	if err := os.Chtimes(k.bare, now, now); err != nil { // what was used longest ago is collected first
+		return err
 	}
 	for _, lock := range []string{"shallow.lock", "index.lock"} { // of a git that was killed; we hold the repository
 		_ = os.Remove(filepath.Join(k.bare, lock))
@@ -128,6 +166,43 @@ func (k *checkout) objects(ctx context.Context) error {
 	if k.op.BundleFrom != "" {
 		return k.unbundle(ctx)
 	}
+	if err := k.fetchCommit(ctx); err != nil {
+		return err
+	}
+	return k.peel(ctx)
+}
+
+// peel finds the commit behind an id that turned out to be that of an annotated tag, and checks what the remote said of a tag.
+func (k *checkout) peel(ctx context.Context) error {
+	if k.c.tag == "" {
+		if kind, err := k.kind(ctx, k.c.sha); err != nil || kind != "tag" {
+			return err
+		}
+		k.c.tag = k.c.sha
+	} else if _, err := k.kind(ctx, k.c.tag); err != nil {
+		k.c.tag = "" // the server gave the commit only
+		return nil
+	}
+	commit, err := k.run.git(ctx, k.bare, "rev-parse", "--verify", "-q", k.c.tag+"^{commit}")
+	if err != nil {
+		return err
+	}
+	commit = strings.TrimSpace(commit)
+	if k.c.tag != k.c.sha && commit != k.c.sha {
+		return diag.Errorf(diag.Denied, "%s says that its tag %s is commit %s, but it is %s", k.remote.arg, k.c.tag, k.c.sha, commit)
+	}
+	k.c.sha = commit
+	return nil
+}
+
+// kind is "commit", "tag" or what else an object is.
+func (k *checkout) kind(ctx context.Context, id string) (string, error) {
+	out, err := k.run.git(ctx, k.bare, "cat-file", "-t", id)
+	return strings.TrimSpace(out), err
+}
+
+// fetchCommit asks the remote for the commit unless it is there.
+func (k *checkout) fetchCommit(ctx context.Context) error {
 	full := k.op.Bundle // a bundle of a shallow history cannot be cloned
 	if k.have(ctx) && (!full || !k.shallow()) {
 		return nil
@@ -180,152 +255,33 @@ func (k *checkout) shallow() bool {
 	return err == nil && info.Size() > 0
 }
 
-// have reports whether the commit and all its files are there.
+// have reports whether the commit and all its files are there, and the tag that leads to it if it matters.
 func (k *checkout) have(ctx context.Context) bool {
-	out, err := k.run.git(ctx, k.bare, "cat-file", "-t", k.c.sha)
-	return err == nil && strings.TrimSpace(out) == "commit"
+	if k.c.tag != "" && !k.op.FetchByCommit {
+		if _, err := k.kind(ctx, k.c.tag); err != nil {
+			return false
+		}
+	}
+	kind, err := k.kind(ctx, k.c.sha)
+	return err == nil && (kind == "commit" || kind == "tag")
 }
 
+// fetch asks for refs. A server of mere files cannot give a part of the history: then all of it is asked for.
 func (k *checkout) fetch(ctx context.Context, flags []string, specs ...string) error {
-	args := append([]string{"fetch", "-q", "--no-tags", "--force", "--no-recurse-submodules"}, flags...)
-	args = append(append(args, "--", k.remote.arg), specs...)
-	_, err := k.run.git(ctx, k.bare, args...)
+	args := func(flags []string) []string {
+		a := append([]string{"fetch", "-q", "--no-tags", "--force", "--no-recurse-submodules"}, flags...)
+		return append(append(a, "--", k.remote.arg), specs...)
+	}
+	_, err := k.run.git(ctx, k.bare, args(flags)...)
+	if len(flags) > 0 && dumb(err) {
+		_, err = k.run.git(ctx, k.bare, args(nil)...)
+	}
 	return err
 }
 
-// files writes the commit's files without a repository around them.
-func (k *checkout) files(ctx context.Context, work string) error {
-	env := []string{"GIT_INDEX_FILE=" + filepath.Join(k.temp, "index"), "GIT_WORK_TREE=" + work, "GIT_DIR=" + k.bare}
-	if _, err := k.run.gitEnv(ctx, work, env, "read-tree", k.c.sha); err != nil {
-		return err
-	}
-	_, err := k.run.gitEnv(ctx, work, env, "checkout-index", "-q", "-a", "-f")
-	return err
-}
-
-// repository makes a clone of one commit, and its submodules if wanted.
-func (k *checkout) repository(ctx context.Context, work string, modules bool) error {
-	steps := [][]string{
-		{"init", "-q"},
-		{"-c", "protocol.file.allow=always", "fetch", "-q", "--no-tags", "--depth=1", "--upload-pack=git -c uploadpack.allowAnySHA1InWant=true -c safe.directory=* upload-pack", "--", "file://" + k.bare, k.c.sha},
-		{"remote", "add", "origin", "--", k.remote.arg},
-	}
-	if branch, ok := strings.CutPrefix(k.c.ref, "refs/heads/"); ok {
-		steps = append(steps, []string{"checkout", "-q", "-f", "-B", branch, k.c.sha, "--"})
-	} else {
-		steps = append(steps, []string{"checkout", "-q", "-f", "--detach", k.c.sha, "--"})
-	}
-	if tag, ok := strings.CutPrefix(k.c.ref, "refs/tags/"); ok {
-		steps = append(steps, []string{"tag", "--", tag, k.c.sha})
-	}
-	if modules {
-		steps = append(steps, []string{"submodule", "update", "-q", "--init", "--recursive", "--depth=1", "--force"})
-	}
-	for i, args := range steps {
-		var env []string
-		if i == 1 { // our own repository, whatever the remote's protocol may be
-			env = []string{"GIT_ALLOW_PROTOCOL=file"}
-		}
-		if _, err := k.run.gitEnv(ctx, work, env, args...); err != nil {
-			return err
-		}
-	}
-	if k.op.KeepDir {
-		_ = os.Remove(filepath.Join(work, ".git", "FETCH_HEAD")) // names a path of this machine
-		return os.RemoveAll(filepath.Join(work, ".git", "hooks"))
-	}
-	return filepath.WalkDir(work, func(p string, e fs.DirEntry, err error) error {
-		if err != nil || e.Name() != ".git" {
-			return err
-		}
-		if err := os.RemoveAll(p); err != nil {
-			return err
-		}
-		if e.IsDir() {
-			return fs.SkipDir
-		}
-		return nil
-	})
-}
-
-// publish moves the checkout, or a directory of it, into the layer.
-func (k *checkout) publish(work, dir string) error {
-	from := work
-	if sub := filepath.Clean("/" + k.op.Subdir); sub != "/" {
-		var err error
-		if from, err = securejoin.SecureJoin(work, sub); err != nil { // symlinks stay inside of the checkout
-			return diag.Errorf(diag.Invalid, "%s: %w", k.op.Subdir, err)
-		}
-		info, err := os.Lstat(from)
-		if err != nil {
-			return diag.Errorf(diag.NotFound, "%s has no directory %q at %s", k.remote.arg, k.op.Subdir, k.c.sha)
-		}
-		if !info.IsDir() {
-			return diag.Errorf(diag.Invalid, "%q of %s is no directory", k.op.Subdir, k.remote.arg)
-		}
-	}
-	entries, err := os.ReadDir(from)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if err := os.Rename(filepath.Join(from, e.Name()), filepath.Join(dir, e.Name())); err != nil {
-			return err
-		}
-	}
-	if k.op.KeepDir && from != work {
-		if err := os.Rename(filepath.Join(work, ".git"), filepath.Join(dir, ".git")); err != nil {
-			return err
-		}
-	}
-	info, err := os.Stat(from)
-	if err != nil {
-		return err
-	}
-	return os.Chtimes(dir, info.ModTime(), info.ModTime())
-}
-
-// times gives every file the time of the commit, so that equal commits make equal layers.
-func (k *checkout) times(ctx context.Context, work string) error {
-	out, err := k.run.git(ctx, k.bare, "show", "-s", "--format=%ct", k.c.sha, "--")
-	if err != nil {
-		return err
-	}
-	sec, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
-	if err != nil {
-		return diag.Errorf(diag.Internal, "git gave the commit's time as %q", out)
-	}
-	ts := []unix.Timespec{unix.NsecToTimespec(time.Unix(sec, 0).UnixNano()), unix.NsecToTimespec(time.Unix(sec, 0).UnixNano())}
-	return filepath.WalkDir(work, func(p string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return unix.UtimesNanoAt(unix.AT_FDCWD, p, ts, unix.AT_SYMLINK_NOFOLLOW)
-	})
-}
-
-// bundle writes the commit with its history as one file named "bundle".
-func (k *checkout) bundle(ctx context.Context, dir string) error {
-	ref := k.c.ref
-	if ref == "" || ref == "HEAD" {
-		ref = "refs/heads/main"
-	}
-	repo := filepath.Join(k.temp, "bundle.git")
-	if _, err := k.run.git(ctx, "", "init", "-q", "--bare", "--", repo); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(repo, "objects", "info", "alternates"), []byte(filepath.Join(k.bare, "objects")+"\n"), 0o600); err != nil {
-		return err
-	}
-	target := k.c.sha
-	if k.c.tag != "" {
-		target = k.c.tag
-	}
-	if _, err := k.run.git(ctx, repo, "update-ref", ref, target); err != nil {
-		return err
-	}
-	_, err := k.run.git(ctx, repo, "bundle", "create", "-q", filepath.Join(dir, "bundle"), ref)
-	return err
+// dumb reports whether a command failed because the server cannot cut the history.
+func dumb(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "does not support shallow")
 }
 
 // measure counts the bytes and the inodes of a layer.

@@ -80,6 +80,9 @@ func (g *Git) runner(ctx context.Context, op *graph.Git, remote remoteURL) (*git
 
 // ssh lets git reach the client's agent. Without known hosts the first key that a host shows is taken.
 func (g *Git) ssh(ctx context.Context, op *graph.Git, run *gitRunner) (func(), error) {
+	if err := g.checkAgent(ctx, op); err != nil {
+		return nil, err
+	}
 	dir, err := os.MkdirTemp("", "strata-ssh-") // short: a socket's path has 107 bytes
 	if err != nil {
 		return nil, err
@@ -119,6 +122,21 @@ func (g *Git) ssh(ctx context.Context, op *graph.Git, run *gitRunner) (func(), e
 	return func() { cancel(); l.Close(); os.RemoveAll(dir) }, nil
 }
 
+// checkAgent refuses to begin without the agent that the source names: ssh would only say that permission was denied.
+func (g *Git) checkAgent(ctx context.Context, op *graph.Git) error {
+	if op.SSH == "" || g.env.Session == nil {
+		return nil
+	}
+	agent, err := g.env.Session.SSH(ctx, op.SSH)
+	if err == nil {
+		return agent.Close()
+	}
+	if diag.KindOf(err) != diag.NotFound {
+		return err
+	}
+	return diag.Errorf(diag.NotFound, "%s: no SSH key %q forwarded from the client", op.Remote, op.SSH).WithHint("give it with --ssh %s", op.SSH)
+}
+
 // forward copies between ssh and the client's agent until one of them ends.
 func (g *Git) forward(ctx context.Context, id string, conn net.Conn) {
 	defer conn.Close()
@@ -142,12 +160,8 @@ func (r *gitRunner) git(ctx context.Context, dir string, args ...string) (string
 }
 
 func (r *gitRunner) gitEnv(ctx context.Context, dir string, env []string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, r.path, args...)
-	cmd.Dir = dir
-	cmd.Env = append(append([]string(nil), r.env...), env...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second
+	cmd := r.command(ctx, dir, args)
+	cmd.Env = append(cmd.Env, env...)
 	out, errs := &capped{limit: 64 << 20}, &capped{limit: 64 << 10}
 	cmd.Stdout, cmd.Stderr = out, errs
 	err := cmd.Run()
@@ -161,6 +175,32 @@ func (r *gitRunner) gitEnv(ctx context.Context, dir string, env []string, args .
 		return "", r.explain(args, errs.String(), err)
 	}
 	return out.String(), nil
+}
+
+// command makes a git whose process group is killed with ctx.
+func (r *gitRunner) command(ctx context.Context, dir string, args []string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, r.path, args...)
+	cmd.Dir = dir
+	cmd.Env = append([]string(nil), r.env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = time.Second
+	return cmd
+}
+
+// said runs git and returns what it says on stderr.
+func (r *gitRunner) said(ctx context.Context, dir string, args ...string) (string, error) {
+	cmd := r.command(ctx, dir, args)
+	errs := &capped{limit: 64 << 10}
+	cmd.Stderr = errs
+	err := cmd.Run()
+	if ctx.Err() != nil {
+		return "", context.Cause(ctx)
+	}
+	if err != nil {
+		return "", r.explain(args, errs.String(), err)
+	}
+	return errs.String(), nil
 }
 
 // capped keeps the first bytes of an output.

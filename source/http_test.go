@@ -1,13 +1,14 @@
 package source
 
 import (
+	"compress/gzip"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -15,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ProtonMail/go-crypto/openpgp"
+	"github.com/ProtonMail/go-crypto/openpgp/armor"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/strata-build/strata/diag"
@@ -114,7 +117,9 @@ func newWeb(t *testing.T) *web {
 			rw.WriteHeader(http.StatusNotModified)
 			return
 		}
-		w.gets.Add(1)
+		if r.Method == http.MethodGet {
+			w.gets.Add(1)
+		}
 		_, _ = io.WriteString(rw, body)
 	}))
 	t.Cleanup(w.srv.Close)
@@ -225,6 +230,18 @@ func TestHTTPSecret(t *testing.T) {
 	if w.authorization.Load() != "Bearer canary" {
 		t.Errorf("got %q", w.authorization.Load())
 	}
+	for id, want := range map[string]string{"HTTP_AUTH_TOKEN_127.0.0.1": "Bearer canary2", "HTTP_AUTH_HEADER_127.0.0.1": "canary2"} {
+		host := f.env()
+		host.Session = client{secrets: map[string]string{id: "canary2"}}
+		if _, err := NewHTTP(host).Pin(t.Context(), &graph.HTTP{URL: w.srv.URL + "/" + want}, ""); err != nil {
+			t.Fatal(err)
+		}
+		if w.authorization.Load() != want {
+			t.Errorf("%s: got %q", id, w.authorization.Load())
+		}
+	}
+	_, err := NewHTTP(env).Pin(t.Context(), &graph.HTTP{URL: w.srv.URL + "/z", AuthHeader: "other"}, "")
+	wantKind(t, err, diag.NotFound, "other")
 	other := httptest.NewServer(http.RedirectHandler(w.srv.URL+"/y", http.StatusFound))
 	defer other.Close()
 	if _, err := NewHTTP(env).Pin(t.Context(), &graph.HTTP{URL: other.URL, AuthHeader: "HTTP_AUTH"}, ""); err != nil {
@@ -289,26 +306,8 @@ func TestBlobSource(t *testing.T) {
 
 func TestHTTPSignature(t *testing.T) {
 	f, w := setup(t), newWeb(t)
-	if _, err := exec.LookPath("gpg"); err != nil {
-		t.Skip("no gpg")
-	}
-	home, data := t.TempDir(), filepath.Join(t.TempDir(), "data")
-	if err := os.WriteFile(data, []byte("v1"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	gpg := func(args ...string) string {
-		cmd := exec.Command("gpg", append([]string{"--homedir", home, "--batch", "--quiet", "--passphrase", "", "--pinentry-mode", "loopback"}, args...)...)
-		out, err := cmd.Output()
-		if err != nil {
-			t.Skip("gpg cannot make keys here: ", err)
-		}
-		return string(out)
-	}
-	t.Cleanup(func() { _ = exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run() })
-	gpg("--quick-generate-key", "one@example.com", "ed25519", "sign", "0")
-	gpg("--quick-generate-key", "two@example.com", "ed25519", "sign", "0")
-	one, two := gpg("--armor", "--export", "one@example.com"), gpg("--armor", "--export", "two@example.com")
-	sig := gpg("--armor", "--detach-sign", "--local-user", "one@example.com", "--output", "-", data)
+	one, two := openpgpKey(t, "one"), openpgpKey(t, "two")
+	sig := one.sign(t, "v1")
 	fetch := func(key, sig string) error {
 		s, err := NewHTTP(f.env()).Fetch(t.Context(), &graph.HTTP{URL: w.srv.URL + "/signed", Signature: &graph.HTTPVerify{PubKey: key, Signature: sig}}, "")
 		if err == nil {
@@ -316,12 +315,99 @@ func TestHTTPSignature(t *testing.T) {
 		}
 		return err
 	}
-	if err := fetch(one, sig); err != nil {
+	if err := fetch(one.public(t), sig); err != nil {
 		t.Error(err)
 	}
-	wantKind(t, fetch(two, sig), diag.Denied, "valid signature")
-	wantKind(t, fetch(one, "nonsense"), diag.Denied, "valid signature")
+	if err := fetch(two.public(t)+"\n"+one.public(t), sig); err != nil {
+		t.Error(err)
+	}
+	wantKind(t, fetch(two.public(t), sig), diag.Denied, "failed to verify pgp signature", "/signed")
+	wantKind(t, fetch(one.public(t), "nonsense"), diag.Denied, "failed to verify pgp signature")
 	wantKind(t, fetch("nonsense", sig), diag.Invalid, "public key")
 	w.body.Store("v2")
-	wantKind(t, fetch(one, sig), diag.Denied, "valid signature")
+	wantKind(t, fetch(one.public(t), sig), diag.Denied, "failed to verify pgp signature")
+}
+
+// pgpKey is a key that signs.
+type pgpKey struct{ *openpgp.Entity }
+
+func openpgpKey(t *testing.T, name string) pgpKey {
+	t.Helper()
+	e, err := openpgp.NewEntity(name, "", name+"@example.com", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pgpKey{e}
+}
+
+func (k pgpKey) sign(t *testing.T, data string) string {
+	t.Helper()
+	var b strings.Builder
+	if err := openpgp.ArmoredDetachSign(&b, k.Entity, strings.NewReader(data), nil); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func (k pgpKey) public(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	w, err := armor.Encode(&b, openpgp.PublicKeyType, nil)
+	if err == nil {
+		err = errors.Join(k.Serialize(w), w.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func TestHTTPMeta(t *testing.T) {
+	f, w := setup(t), newWeb(t)
+	h := NewHTTP(f.env())
+	op := &graph.HTTP{URL: w.srv.URL + "/named"}
+	m, err := h.Meta(t.Context(), op)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Digest != digest.FromString("v1") || m.Filename != "evil.txt" || m.Modified == nil || m.Modified.Unix() != 1672628645 {
+		t.Errorf("%+v", m)
+	}
+	w.body.Store("v2") // the build has seen v1, and that is what it gets
+	sum, err := h.Sum(t.Context(), op, digest.SHA384, []byte("end"))
+	if err != nil || sum != digest.SHA384.FromString("v1end") {
+		t.Errorf("%s %v", sum, err)
+	}
+	n := w.gets.Load()
+	m, err = h.Meta(t.Context(), &graph.HTTP{URL: w.srv.URL + "/x", Checksum: digest.FromString("some")})
+	if err != nil || m.Digest != digest.FromString("some") || m.Filename != "x" || w.gets.Load() != n {
+		t.Errorf("%+v %v", m, err)
+	}
+}
+
+func TestHTTPGzip(t *testing.T) {
+	f := setup(t)
+	var asked []string
+	srv := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.Method+" "+r.Header.Get("Accept-Encoding")+" "+r.Header.Get("User-Agent"))
+		rw.Header().Set("ETag", "W/tag") // without quotes, and If-None-Match means nothing here
+		if r.Method == http.MethodHead {
+			return
+		}
+		rw.Header().Set("Content-Encoding", "gzip")
+		z := gzip.NewWriter(rw)
+		_, _ = io.WriteString(z, "plain")
+		_ = z.Close()
+	}))
+	defer srv.Close()
+	for range 2 {
+		op := &graph.HTTP{URL: srv.URL + "/x", Header: map[string]string{"User-Agent": "agent"}}
+		m, err := NewHTTP(f.env()).Meta(t.Context(), op)
+		if err != nil || m.Digest != digest.FromString("plain") {
+			t.Fatalf("%+v %v", m, err)
+		}
+	}
+	if got := strings.Join(asked, ","); got != "GET gzip agent,HEAD gzip agent" {
+		t.Error(got)
+	}
 }

@@ -2,6 +2,7 @@ package source
 
 import (
 	"context"
+	"path/filepath"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -20,6 +21,9 @@ type Puller struct {
 	locks locks         // chain ids being unpacked, digests being downloaded
 	slots chan struct{} // layers in work at the same time
 }
+
+// gitDir is where the bare repositories of git sources are, one per remote.
+func (p *Puller) gitDir() string { return filepath.Join(p.store.Root(), "git") }
 
 // parallelLayers bounds the layers in work: enough to hide the round trips of a registry, few enough to keep memory low.
 const parallelLayers = 4

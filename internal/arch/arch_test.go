@@ -24,7 +24,7 @@ var rooms = [][]string{
 	{"diag"},
 	{"graph"},
 	{"image", "event"},
-	{"layer", "store", "registry", "session", "sandbox", "tree", "solve", "dockerfile/lint", "dockerfile", "llb", "provenance"},
+	{"layer", "store", "registry", "session", "sandbox", "tree", "solve", "dockerfile/lint", "dockerfile", "llb", "signature", "provenance"},
 	{"archive", "relayer", "session/remote"},
 	{"op", "source", "export", "pack"},
 	{"engine"},
@@ -44,7 +44,7 @@ var beside = map[string][]string{
 var roots = []string{"engine", "cmd/strata"}
 
 // leavesOnly are packages of the middle layer that know nothing but values.
-var leavesOnly = []string{"solve", "dockerfile", "llb", "layer", "sandbox", "session", "provenance"}
+var leavesOnly = []string{"solve", "dockerfile", "llb", "layer", "sandbox", "session", "signature", "provenance"}
 
 // forbidden are modules that must never be linked into the binary: the parts of BuildKit that Strata replaces.
 var forbidden = []string{
