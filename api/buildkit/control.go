@@ -151,7 +151,7 @@ func (s *Server) usage(ctx context.Context) ([]*control.UsageRecord, error) {
 			continue // images are no cache: nobody prunes them here
 		}
 		out = append(out, &control.UsageRecord{
-			ID: u.ID, InUse: u.InUse, Size: u.Size, CreatedAt: timestamppb.New(u.Created), LastUsedAt: timestamppb.New(u.Used), UsageCount: 1,
+			ID: u.ID, InUse: u.InUse, Size: u.Size, CreatedAt: stamp(u.Created), LastUsedAt: stamp(later(u.Created, u.Used)), UsageCount: 1,
 			Description: u.Label, RecordType: usageType(u.Kind), Mutable: usageType(u.Kind) == typeCache,
 		})
 	}
@@ -160,6 +160,21 @@ func (s *Server) usage(ctx context.Context) ([]*control.UsageRecord, error) {
 		out = append(out, slotRecord(x))
 	}
 	return out, err
+}
+
+// stamp is nil for a time that is not known, which clients do not print then.
+func stamp(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 func slotRecord(x remote.Slot) *control.UsageRecord {
