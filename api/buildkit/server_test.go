@@ -37,7 +37,7 @@ import (
 )
 
 // serve runs a server with an engine of its own and returns its address.
-func serve(t *testing.T, opt Options) (addr string, e *engine.Engine) {
+func serve(t testing.TB, opt Options) (addr string, e *engine.Engine) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -78,7 +78,7 @@ type client struct {
 	cc *grpc.ClientConn
 }
 
-func dial(t *testing.T, addr string) client {
+func dial(t testing.TB, addr string) client {
 	t.Helper()
 	cc, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -93,7 +93,7 @@ func inBuild(ctx context.Context, ref string) context.Context {
 }
 
 // mkdir is the definition of an empty tree with one directory.
-func mkdir(t *testing.T, name string) *pb.Definition {
+func mkdir(t testing.TB, name string) *pb.Definition {
 	t.Helper()
 	op := &pb.Op{
 		Inputs: nil, Platform: &pb.Platform{OS: "linux", Architecture: "amd64"},
@@ -102,7 +102,7 @@ func mkdir(t *testing.T, name string) *pb.Definition {
 	return define(t, op)
 }
 
-func define(t *testing.T, ops ...*pb.Op) *pb.Definition {
+func define(t testing.TB, ops ...*pb.Op) *pb.Definition {
 	t.Helper()
 	def := &pb.Definition{}
 	var last string
