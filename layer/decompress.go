@@ -9,11 +9,11 @@ import (
 	"io"
 	"sync/atomic"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/layer/inflate"
 )
 
 // MaxWindow is the largest window or dictionary that a compressed stream may ask for, in bytes.
@@ -47,7 +47,7 @@ func Decompress(r io.Reader) (io.ReadCloser, Type, error) { return DecompressLim
 // DecompressLimited is Decompress with other limits.
 func DecompressLimited(r io.Reader, lim Limits) (io.ReadCloser, Type, error) {
 	in := &source{r: r}
-	buf := bufio.NewReaderSize(in, 128<<10)
+	buf := bufio.NewReaderSize(in, 32<<10) // larger reads of a decoder pass it by
 	head, err := buf.Peek(64)
 	if err != nil && err != io.EOF {
 		return nil, 0, err
@@ -57,7 +57,7 @@ func DecompressLimited(r io.Reader, lim Limits) (io.ReadCloser, Type, error) {
 	if err != nil {
 		return nil, t, in.explain(t, err)
 	}
-	out := newAhead(&limited{r: plain, in: in, t: t, lim: lim.withDefaults()}, nil)
+	out := newAhead(&limited{src: asFiller(plain), in: in, t: t, lim: lim.withDefaults()}, nil)
 	out.ended = closer
 	return out, t, nil
 }
@@ -81,7 +81,7 @@ func sniff(head []byte) Type {
 func decoder(r *bufio.Reader, t Type, head []byte) (io.Reader, func(), error) {
 	switch t {
 	case Gzip:
-		z, err := gzip.NewReader(r)
+		z, err := inflate.NewReader(r)
 		return z, nil, err
 	case Zstd:
 		// One decoder thread beside the reader's: more would keep more blocks in memory for little gain.
@@ -165,24 +165,32 @@ func (s *source) explain(t Type, err error) error {
 
 // limited applies the limits to the decoder's output.
 type limited struct {
-	r   io.Reader
+	src filler
 	in  *source
 	t   Type
 	lim Limits
 	n   int64
 }
 
-func (l *limited) Read(p []byte) (int, error) {
-	n, err := l.r.Read(p)
+// Fill implements filler.
+func (l *limited) Fill(mem []byte) ([]byte, error) {
+	data, err := l.src.Fill(mem)
+	if err := l.check(len(data)); err != nil {
+		return nil, err
+	}
+	if err != nil && err != io.EOF {
+		err = l.in.explain(l.t, err)
+	}
+	return data, err
+}
+
+func (l *limited) check(n int) error {
 	l.n += int64(n)
 	if l.lim.MaxBytes > 0 && l.n > l.lim.MaxBytes {
-		return 0, diag.Errorf(diag.Exhausted, "the %s stream holds more than %d bytes", l.t, l.lim.MaxBytes)
+		return diag.Errorf(diag.Exhausted, "the %s stream holds more than %d bytes", l.t, l.lim.MaxBytes)
 	}
 	if l.t != Uncompressed && l.lim.MaxRatio > 0 && l.lim.RatioAbove >= 0 && l.n > l.lim.RatioAbove && l.n/l.lim.MaxRatio > l.in.n.Load() {
-		return 0, diag.Errorf(diag.Exhausted, "the %s stream grows more than %d-fold: %d bytes out of %d", l.t, l.lim.MaxRatio, l.n, l.in.n.Load())
+		return diag.Errorf(diag.Exhausted, "the %s stream grows more than %d-fold: %d bytes out of %d", l.t, l.lim.MaxRatio, l.n, l.in.n.Load())
 	}
-	if err == nil || err == io.EOF {
-		return n, err
-	}
-	return n, l.in.explain(l.t, err)
+	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/layer/inflate"
 )
 
 const (
@@ -17,12 +18,45 @@ const (
 	chunkCount = 8
 )
 
+// filler is a source that puts its data where it likes within mem: a decoder that needs room around it saves a copy so.
+type filler interface {
+	Fill(mem []byte) (data []byte, err error)
+}
+
+func asFiller(r io.Reader) filler {
+	if f, ok := r.(filler); ok {
+		return f
+	}
+	return fullReads{r}
+}
+
+// fullReads fills mem unless the source ends or fails first; unlike io.ReadFull it keeps the source's own error.
+type fullReads struct{ r io.Reader }
+
+func (f fullReads) Fill(mem []byte) ([]byte, error) {
+	n, empty := 0, 0
+	for n < len(mem) {
+		m, err := f.r.Read(mem[n:])
+		n += m
+		if err != nil {
+			return mem[:n], err
+		}
+		if m > 0 {
+			empty = 0
+		} else if empty++; empty > 100 {
+			return mem[:n], io.ErrNoProgress
+		}
+	}
+	return mem, nil
+}
+
 // ahead reads from a source in its own goroutine, a few chunks ahead of its consumer, and hashes the chunks in another
 // one if it has a hash. It starts with the first Read.
 type ahead struct {
-	src     io.Reader
+	src     filler
 	hash    hash.Hash // nil: only read ahead
 	start   sync.Once
+	begun   bool          // start was done; for the consumer
 	stop    chan struct{} // closed by Close
 	stopped sync.Once
 	free    chan *chunk
@@ -36,12 +70,13 @@ type ahead struct {
 }
 
 type chunk struct {
-	buf  []byte // cap chunkSize
+	mem  []byte
+	buf  []byte // the part of mem with the data
 	err  error  // what the source said after these bytes
 	refs atomic.Int32
 }
 
-func newAhead(src io.Reader, h hash.Hash) *ahead {
+func newAhead(src filler, h hash.Hash) *ahead {
 	return &ahead{
 		src: src, hash: h, stop: make(chan struct{}), free: make(chan *chunk, chunkCount), out: make(chan *chunk, chunkCount),
 		hashed: make(chan struct{}),
@@ -50,7 +85,7 @@ func newAhead(src io.Reader, h hash.Hash) *ahead {
 
 func (a *ahead) run() {
 	for range chunkCount {
-		a.free <- &chunk{buf: make([]byte, 0, chunkSize)}
+		a.free <- &chunk{}
 	}
 	toHash := make(chan *chunk, chunkCount)
 	if a.hash != nil {
@@ -82,37 +117,27 @@ func (a *ahead) reading(toHash chan<- *chunk) {
 		case <-a.stop:
 			return
 		}
-		n, err := readFull(a.src, c.buf[:cap(c.buf)])
-		c.buf, c.err = c.buf[:n], err
-		a.size.Add(int64(n))
+		select {
+		case <-a.stop: // both were ready
+			return
+		default:
+		}
+		if c.mem == nil { // most streams are short
+			c.mem = make([]byte, inflate.Overhead+chunkSize)
+		}
+		c.buf, c.err = a.src.Fill(c.mem)
+		a.size.Add(int64(len(c.buf)))
 		c.refs.Store(1)
 		if a.hash != nil {
 			c.refs.Store(2)
 			toHash <- c
 		}
+		failed := c.err != nil // c is the consumer's from here on
 		a.out <- c
-		if err != nil {
+		if failed {
 			return
 		}
 	}
-}
-
-// readFull fills buf unless the source ends or fails first; unlike io.ReadFull it keeps the source's own error.
-func readFull(r io.Reader, buf []byte) (int, error) {
-	n, empty := 0, 0
-	for n < len(buf) {
-		m, err := r.Read(buf[n:])
-		n += m
-		if err != nil {
-			return n, err
-		}
-		if m > 0 {
-			empty = 0
-		} else if empty++; empty > 100 {
-			return n, io.ErrNoProgress
-		}
-	}
-	return n, nil
 }
 
 func (a *ahead) release(c *chunk) {
@@ -123,6 +148,7 @@ func (a *ahead) release(c *chunk) {
 
 // next makes cur the chunk to read from; false at the end.
 func (a *ahead) next() bool {
+	a.begun = true
 	a.start.Do(a.run)
 	for a.cur == nil || a.off == len(a.cur.buf) {
 		if a.cur != nil {
@@ -176,6 +202,7 @@ func (a *ahead) WriteTo(w io.Writer) (int64, error) {
 // not stall the one who gives up on it.
 func (a *ahead) Close() error {
 	a.stopped.Do(func() { close(a.stop) })
+	a.begun = true
 	a.start.Do(func() { // never started, and never will be
 		close(a.out)
 		close(a.hashed)
@@ -186,12 +213,42 @@ func (a *ahead) Close() error {
 	return nil
 }
 
+// ReadAhead passes a stream on while its own goroutine reads ahead. It is for one consumer.
+type ReadAhead struct{ a *ahead }
+
+// NewReadAhead reads r until its end or error. Close frees what is held if the consumer stops earlier, and does not close r.
+func NewReadAhead(r io.Reader) *ReadAhead { return &ReadAhead{newAhead(asFiller(r), nil)} }
+
+func (r *ReadAhead) Read(p []byte) (int, error) { return r.a.Read(p) }
+
+// WriteTo implements io.WriterTo.
+func (r *ReadAhead) WriteTo(w io.Writer) (int64, error) { return r.a.WriteTo(w) }
+
+// Close stops reading ahead, but does not wait for a Read of the source that is under way.
+func (r *ReadAhead) Close() error { return r.a.Close() }
+
+// Size returns the number of bytes that the source has given so far.
+func (r *ReadAhead) Size() int64 { return r.a.size.Load() }
+
+// Wait returns when the source is no longer read. It comes after Close, and after whatever ends a Read of the source.
+func (r *ReadAhead) Wait() {
+	for range r.a.out { // what was read for nobody
+	}
+}
+
 // DigestReader passes a stream on while its own goroutines read ahead and hash it. It is for one consumer.
 type DigestReader struct{ a *ahead }
 
 // NewDigestReader hashes r with sha256. r is read until its end or error; Close frees what is held if the consumer stops
-// earlier, and does not close r.
-func NewDigestReader(r io.Reader) *DigestReader { return &DigestReader{newAhead(r, sha256.New())} }
+// earlier, and does not close r. What Decompress returned, and nobody has read of yet, is hashed where it is, and not
+// passed through once more; nobody else may read it then.
+func NewDigestReader(r io.Reader) *DigestReader {
+	if a, ok := r.(*ahead); ok && a.hash == nil && !a.begun {
+		a.hash = sha256.New()
+		return &DigestReader{a}
+	}
+	return &DigestReader{newAhead(asFiller(r), sha256.New())}
+}
 
 func (d *DigestReader) Read(p []byte) (int, error) { return d.a.Read(p) }
 

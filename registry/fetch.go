@@ -23,6 +23,15 @@ const progressBytes = 1 << 20
 // the last Read returns an error if size or digest are not those of desc. With an offset the digest cannot be checked
 // here: the caller, who has the first bytes, must. The size must be known (see Stat). Close ends the transfer at once.
 func (c *Client) Fetch(ctx context.Context, ref Ref, desc image.Descriptor, offset int64) (io.ReadCloser, error) {
+	return c.fetch(ctx, ref, desc, offset, offset == 0)
+}
+
+// FetchUnverified is Fetch for those who check the digest themselves. The size is right.
+func (c *Client) FetchUnverified(ctx context.Context, ref Ref, desc image.Descriptor, offset int64) (io.ReadCloser, error) {
+	return c.fetch(ctx, ref, desc, offset, false)
+}
+
+func (c *Client) fetch(ctx context.Context, ref Ref, desc image.Descriptor, offset int64, verify bool) (io.ReadCloser, error) {
 	if err := desc.Digest.Validate(); err != nil {
 		return nil, diag.Errorf(diag.Invalid, "invalid digest %q: %w", desc.Digest, err)
 	}
@@ -35,7 +44,7 @@ func (c *Client) Fetch(ctx context.Context, ref Ref, desc image.Descriptor, offs
 	}
 	b := &blob{c: c, ref: ref, desc: desc, pos: offset, eps: eps, mark: offset}
 	b.ctx, b.cancel = context.WithCancelCause(ctx)
-	if offset == 0 {
+	if verify {
 		b.hash = desc.Digest.Algorithm().Hash()
 	}
 	if b.pos == b.desc.Size {
@@ -56,7 +65,7 @@ type blob struct {
 	ref    Ref
 	desc   image.Descriptor
 	eps    []*endpoint // still to be tried; the first is in use
-	hash   hash.Hash   // nil if the first bytes are not ours
+	hash   hash.Hash   // nil if the caller verifies
 	pos    int64       // bytes received, the offset included
 	mark   int64       // pos when the tries began to count
 	tries  int

@@ -16,7 +16,7 @@ import (
 
 // provider is where blobs and documents of an image are read.
 type provider interface {
-	// open reads a blob from offset. A provider need not verify what it reads.
+	// open reads a blob from offset. A provider does not verify what it reads: who asks does.
 	open(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error)
 }
 
@@ -27,7 +27,7 @@ type remote struct {
 }
 
 func (r remote) open(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error) {
-	return r.client.Fetch(ctx, r.ref, d, offset)
+	return r.client.FetchUnverified(ctx, r.ref, d, offset)
 }
 
 // inStore is the store itself: it is only asked for what it does not have.

@@ -151,29 +151,26 @@ func (u *unpacking) apply(ctx context.Context, i int, draft *store.Draft) (*laye
 	if err != nil {
 		return nil, err
 	}
-	defer body.Close()
 	p := &progress{sink: u.im.env.Progress, vertex: u.vertex, item: short(d.Digest), action: "downloading", total: d.Size, sofar: offset}
 	p.emit(false)
-	in := &kept{&counted{body, p}, w}
-	if offset > 0 { // a part came earlier: complete the blob, then read it from its begin
-		if _, err := io.Copy(io.Discard, in); err != nil {
-			return nil, err
-		}
-		if _, _, err := w.Commit(ctx); err != nil {
-			return nil, err
-		}
-		p.done()
-		return u.fromBlob(ctx, i, draft)
-	}
+	src := &kept{&counted{body, p}, w}
 	// Reading ahead takes network, digest and blob off the path of the decompressor.
-	raw := layer.NewDigestReader(in)
-	defer raw.Close()
-	applied, err := u.stream(ctx, i, raw, draft)
-	if err != nil && (ctx.Err() != nil || d.Size-w.Offset() > 8<<20) {
-		return nil, err
+	in := layer.NewReadAhead(src)
+	stop := func() { in.Close(); in.Wait() } // nobody else reads src after that
+	defer func() { body.Close(); stop() }()
+	var applied *layer.Applied
+	if offset == 0 {
+		applied, err = u.stream(ctx, i, in, draft)
+		if err != nil && (ctx.Err() != nil || d.Size-in.Size() > 8<<20) {
+			return nil, err
+		}
 	}
+	stop()
 	// Wrong bytes also fail to unpack. That they are wrong is the better message.
-	if got := raw.Digest(); raw.Size() == d.Size && got != d.Digest {
+	if _, rerr := io.Copy(io.Discard, src); err == nil {
+		err = rerr
+	}
+	if got := w.Digest(); w.Offset() == d.Size && got != d.Digest {
 		_, _, err = w.Commit(ctx) // refuses them, and keeps nothing to resume from
 		return nil, diag.Errorf(diag.Invalid, "the bytes received for %s have the digest %s: %w", d.Digest, got, err)
 	}
@@ -184,6 +181,9 @@ func (u *unpacking) apply(ctx context.Context, i int, draft *store.Draft) (*laye
 		return nil, err
 	}
 	p.done()
+	if offset > 0 { // a part came earlier: the blob is read from its begin
+		return u.fromBlob(ctx, i, draft)
+	}
 	return applied, nil
 }
 
@@ -220,9 +220,9 @@ func (u *unpacking) stream(ctx context.Context, i int, r io.Reader, draft *store
 	}
 	defer plain.Close()
 	p := &progress{sink: u.im.env.Progress, vertex: u.vertex, item: short(u.img.Blobs[i].Digest), action: "extracting"}
-	tar := layer.NewDigestReader(&counted{plain, p})
+	tar := layer.NewDigestReader(plain)
 	defer tar.Close()
-	applied, err := layer.Apply(ctx, tar, draft.Dir, layer.ApplyOptions{})
+	applied, err := layer.Apply(ctx, &counted{tar, p}, draft.Dir, layer.ApplyOptions{})
 	if err != nil {
 		return nil, diag.Errorf(diag.KindOf(err), "layer %s: %w", short(u.img.Blobs[i].Digest), err)
 	}

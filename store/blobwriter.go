@@ -100,6 +100,21 @@ func (w *BlobWriter) restart() error {
 // Offset returns how many bytes the store has, those of an earlier attempt included.
 func (w *BlobWriter) Offset() int64 { return w.offset }
 
+// Digest returns the digest of the bytes up to Offset. It is for use between writes.
+func (w *BlobWriter) Digest() graph.Digest {
+	if w.complete {
+		return w.expected
+	}
+	return digest.NewDigest(w.algorithm(), w.hash)
+}
+
+func (w *BlobWriter) algorithm() digest.Algorithm {
+	if w.expected == "" {
+		return digest.Canonical
+	}
+	return w.expected.Algorithm()
+}
+
 // Complete reports that the blob is in the store already. Commit then only returns it.
 func (w *BlobWriter) Complete() bool { return w.complete }
 
@@ -131,11 +146,7 @@ func (w *BlobWriter) Commit(ctx context.Context) (graph.Digest, int64, error) {
 		w.Abort()
 		return "", 0, w.s.fail("cannot store a blob", err)
 	}
-	algo := digest.Canonical
-	if w.expected != "" {
-		algo = w.expected.Algorithm()
-	}
-	d := digest.NewDigest(algo, w.hash)
+	d := w.Digest()
 	name := w.f.Name()
 	err := w.f.Chmod(0o644)
 	if cerr := w.f.Close(); err == nil {

@@ -24,7 +24,7 @@ var rooms = [][]string{
 	{"diag"},
 	{"graph"},
 	{"image", "event"},
-	{"layer", "store", "registry", "session", "sandbox", "tree", "solve", "dockerfile/lint", "dockerfile", "llb", "signature", "provenance"},
+	{"layer/inflate", "layer", "store", "registry", "session", "sandbox", "tree", "solve", "dockerfile/lint", "dockerfile", "llb", "signature", "provenance"},
 	{"archive", "relayer", "session/remote"},
 	{"op", "source", "export", "pack"},
 	{"engine"},
@@ -34,6 +34,7 @@ var rooms = [][]string{
 
 var beside = map[string][]string{
 	"image":      nil,
+	"layer":      {"layer/inflate"},
 	"tree":       {"store", "layer", "session"},
 	"registry":   {"session"},
 	"dockerfile": {"dockerfile/lint"},
@@ -44,7 +45,7 @@ var beside = map[string][]string{
 var roots = []string{"engine", "cmd/strata"}
 
 // leavesOnly are packages of the middle layer that know nothing but values.
-var leavesOnly = []string{"solve", "dockerfile", "llb", "layer", "sandbox", "session", "signature", "provenance"}
+var leavesOnly = []string{"solve", "dockerfile", "llb", "layer", "layer/inflate", "sandbox", "session", "signature", "provenance"}
 
 // forbidden are modules that must never be linked into the binary: the parts of BuildKit that Strata replaces.
 var forbidden = []string{

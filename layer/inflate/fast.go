@@ -13,7 +13,7 @@ const (
 	fastOut = 320
 )
 
-// load64 reads 8 bytes at p+off, load64 and the stores below have no checks: fast makes sure that the bytes are there.
+// load64 reads 8 bytes at p+off. It and the stores have no checks: fast makes sure that the bytes are there.
 func load64(p unsafe.Pointer, off uint) uint64 {
 	return binary.LittleEndian.Uint64((*[8]byte)(unsafe.Add(p, off))[:])
 }
@@ -24,6 +24,28 @@ func store64(p unsafe.Pointer, off uint, v uint64) {
 
 func store16(p unsafe.Pointer, off uint, v uint16) {
 	binary.LittleEndian.PutUint16((*[2]byte)(unsafe.Add(p, off))[:], v)
+}
+
+// refill makes at least 56 bits valid. Those above n that are set already are the same ones that are read again.
+func refill(in unsafe.Pointer, acc uint64, n uint32, ip uint) (uint64, uint32, uint) {
+	return acc | load64(in, ip)<<(n&63), n | 56, ip + uint(7-n>>3&7)
+}
+
+// near copies a match of a distance below 8, as fast does with others.
+func near(out unsafe.Pointer, op, from, end uint) {
+	distance := op - from
+	if distance == 1 {
+		v := uint64(*(*byte)(unsafe.Add(out, from))) * 0x0101010101010101
+		for ; op < end; op += 8 {
+			store64(out, op, v)
+		}
+		return
+	}
+	// Each step reads 8 bytes of which the first ones, as many as the distance, are right.
+	for ; op < end; op += distance {
+		store64(out, op, load64(out, from))
+		from += distance
+	}
 }
 
 // fast decodes symbols of a block while there are fastIn bytes of input and fastOut bytes of room, and says why it ended.
@@ -45,10 +67,7 @@ func (d *decoder) fast() status {
 	st := again
 loop:
 	for ip <= inEnd && op <= outEnd {
-		// At least 56 bits. Those above n that are set already are the same ones that are read again.
-		acc |= load64(in, ip) << (n & 63)
-		ip += uint(7 - n>>3&7)
-		n |= 56
+		acc, n, ip = refill(in, acc, n, ip)
 		e := lit[acc&(1<<litBits-1)]
 		if int32(e) < 0 { // at most 11 bits each
 			store16(out, op, uint16(e>>8))
@@ -70,9 +89,7 @@ loop:
 					continue
 				}
 			}
-			acc |= load64(in, ip) << (n & 63)
-			ip += uint(7 - n>>3&7)
-			n |= 56
+			acc, n, ip = refill(in, acc, n, ip)
 		}
 		if e&isOdd != 0 {
 			if e&isSubtable != 0 {
@@ -129,17 +146,8 @@ loop:
 				store64(out, op, load64(out, from))
 				store64(out, op+8, load64(out, from+8))
 			}
-		} else if distance == 1 {
-			v := uint64(*(*byte)(unsafe.Add(out, from))) * 0x0101010101010101
-			for ; op < end; op += 8 {
-				store64(out, op, v)
-			}
 		} else {
-			// Each step reads 8 bytes of which the first ones, as many as the distance, are right.
-			for ; op < end; op += distance {
-				store64(out, op, load64(out, from))
-				from += distance
-			}
+			near(out, op, from, end)
 		}
 		op = end
 	}
