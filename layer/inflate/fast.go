@@ -58,13 +58,11 @@ func (d *decoder) fast() status {
 	if d.in.end-d.in.pos < fastIn || len(d.out)-d.op < fastOut {
 		return again
 	}
-	lit, dist := &d.lit, &d.dist
 	in, out := unsafe.Pointer(unsafe.SliceData(d.in.buf)), unsafe.Pointer(unsafe.SliceData(d.out))
 	ip, op := uint(d.in.pos), uint(d.op)
 	inEnd, outEnd := uint(d.in.end-fastIn), uint(len(d.out)-fastOut)
-	base := uint(d.base)
+	lit, dist, base, st := &d.lit, &d.dist, uint(d.base), again
 	acc, n := d.in.bits, uint32(d.in.n) // the bits, and in the low byte of n how many are valid
-	st := again
 loop:
 	for ip <= inEnd && op <= outEnd {
 		acc, n, ip = refill(in, acc, n, ip)
@@ -118,13 +116,11 @@ loop:
 		n -= e
 		e = dist[acc&(1<<distBits-1)]
 		if e&isOdd != 0 {
-			if e&isSubtable == 0 {
-				st = corrupt
-				break loop
+			if e&isSubtable != 0 {
+				acc >>= e & 63
+				n -= e & 0xff
+				e = dist[(uint64(e>>16)+acc&(1<<(e>>8&15)-1))&uint64(len(dist)-1)]
 			}
-			acc >>= e & 63
-			n -= e & 0xff
-			e = dist[(uint64(e>>16)+acc&(1<<(e>>8&15)-1))&uint64(len(dist)-1)]
 			if e&isOdd != 0 {
 				st = corrupt
 				break loop
@@ -152,9 +148,8 @@ loop:
 		op = end
 	}
 	n &= 63
-	ip -= uint(n >> 3) // give whole bytes back
+	d.in.pos = int(ip) - int(n>>3) // whole bytes are given back
 	n &= 7
-	d.in.pos, d.in.bits, d.in.n = int(ip), acc&(1<<n-1), uint(n)
-	d.op = int(op)
+	d.in.bits, d.in.n, d.op = acc&(1<<n-1), uint(n), int(op)
 	return st
 }

@@ -117,47 +117,49 @@ func build(table []uint32, root int, lens []uint8, symbols []uint32) bool {
 		}
 	}
 	b := builder{table: table, root: root, count: &count, end: 1 << root, prefix: -1}
-	i := 0
+	i, code := 0, uint32(0)
 	for l := 1; l <= longest; l++ {
 		for range count[l] {
 			s := sorted[i]
 			i++
-			b.add(symbols[s], l)
+			reversed := int(bits.Reverse32(code) >> (32 - l))
+			code++
+			if l > root {
+				b.long(symbols[s], reversed, l)
+				continue
+			}
+			entry := withLength(symbols[s], l)
+			for k := reversed; k < 1<<root; k += 1 << l {
+				table[k] = entry
+			}
 		}
-		b.code <<= 1
+		code <<= 1
 	}
 	return true
 }
 
-// builder fills one table. Codes come in their order.
+// withLength adds the length of a symbol's code to its entry, where extra bits are counted already.
+func withLength(entry uint32, l int) uint32 {
+	if entry&isLiteral != 0 {
+		return entry + uint32(l)<<26 + uint32(l)
+	}
+	return entry + uint32(l)<<8 + uint32(l)
+}
+
+// builder makes the subtables of one table. Codes come in their order.
 type builder struct {
 	table  []uint32
 	root   int
 	count  *[maxCode + 1]int
-	code   uint32 // the next code, most significant bit first
-	end    int    // of the used part of the table
-	prefix int    // of the subtable in work
-	start  int    // where that begins
-	bits   int    // how many bits index it
 	seen   [maxCode + 1]int
+	end    int // of the used part of the table
+	prefix int // of the subtable in work
+	start  int // where that begins
+	bits   int // how many bits index it
 }
 
-func (b *builder) add(entry uint32, l int) {
-	reversed := int(bits.Reverse32(b.code) >> (32 - l))
-	b.code++
-	if l <= b.root {
-		entry += uint32(l) // extra bits are counted already
-		if entry&isLiteral != 0 {
-			entry |= uint32(l) << 26
-		} else {
-			entry |= uint32(l) << 8
-		}
-		for i := reversed; i < 1<<b.root; i += 1 << l {
-			b.table[i] = entry
-		}
-		b.seen[l]++
-		return
-	}
+// long adds a symbol whose code, here with its first bit lowest, has more bits than index the table.
+func (b *builder) long(entry uint32, reversed, l int) {
 	if prefix := reversed & (1<<b.root - 1); prefix != b.prefix {
 		b.prefix, b.start = prefix, b.end
 		b.bits = l - b.root
@@ -170,12 +172,7 @@ func (b *builder) add(entry uint32, l int) {
 	}
 	b.seen[l]++
 	l -= b.root
-	entry += uint32(l)
-	if entry&isLiteral != 0 {
-		entry |= uint32(l) << 26
-	} else {
-		entry |= uint32(l) << 8
-	}
+	entry = withLength(entry, l)
 	for i := reversed >> b.root; i < 1<<b.bits; i += 1 << l {
 		b.table[b.start+i] = entry
 	}
