@@ -25,6 +25,7 @@ import (
 // build is the environment of one build: what its steps may use.
 type build struct {
 	e       *Engine
+	ctx     context.Context // of the build: work that is shared has another one, and is part of this one's trace
 	session session.Session // nil = no client
 	sink    event.Sink      // of the build: the user's, and who watches
 	user    event.Sink
@@ -41,7 +42,7 @@ type build struct {
 
 // newBuild starts a build. close ends it.
 func (e *Engine) newBuild(ctx context.Context, s session.Session, sink event.Sink, allow []string) *build {
-	b := &build{e: e, session: s, user: sink, allow: allow, hold: e.store.Hold(), web: e.web}
+	b := &build{e: e, ctx: ctx, session: s, user: sink, allow: allow, hold: e.store.Hold(), web: e.web}
 	b.sink = func(ev event.Event) {
 		if w := b.made.Load(); w != nil {
 			w.done(ev)
@@ -68,11 +69,13 @@ func (b *build) close() {
 }
 
 // Build builds what a Dockerfile says and exports it.
-func (e *Engine) Build(ctx context.Context, req Request, s session.Session, sink event.Sink) (*Response, error) {
+func (e *Engine) Build(ctx context.Context, req Request, s session.Session, sink event.Sink) (_ *Response, err error) {
 	outs, err := exporters(&req)
 	if err != nil {
 		return nil, err
 	}
+	ctx, end := e.opt.Tracer.Begin(ctx, "build")
+	defer func() { end(err) }()
 	j := e.NewJob(ctx, JobOptions{Session: s, Sink: sink, Allow: req.Allow})
 	defer func() { j.Close() }()
 	j.b.request = req

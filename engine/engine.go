@@ -20,6 +20,7 @@ import (
 	"github.com/strata-build/strata/solve"
 	"github.com/strata-build/strata/source"
 	"github.com/strata-build/strata/store"
+	"github.com/strata-build/strata/tracing"
 	"github.com/strata-build/strata/tree"
 )
 
@@ -34,6 +35,7 @@ type Options struct {
 	Runtime        string       // path or name of the OCI runtime; "" = runc
 	Network        NetworkConfig
 	Devices        DeviceOptions
+	Tracer         *tracing.Tracer
 	Serves         bool // other processes can call this engine: who finds the root in use is told so
 }
 
@@ -81,8 +83,9 @@ func Open(ctx context.Context, opt Options) (*Engine, error) {
 }
 
 const (
-	patience = time.Minute            // how long an owner that leaves may take to end
-	grace    = 200 * time.Millisecond // how long the kernel may take to end one that was killed, which nothing shows at first
+	traceGrace = 5 * time.Second        // how long the last spans may take to be sent
+	patience   = time.Minute            // how long an owner that leaves may take to end
+	grace      = 200 * time.Millisecond // how long the kernel may take to end one that was killed, which nothing shows at first
 )
 
 // openStore takes the root. What the steps of a dead owner left is removed before its layers are looked at.
@@ -124,7 +127,9 @@ func (e *Engine) Close() error {
 	if e.web != nil {
 		e.web.Close()
 	}
-	return errors.Join(err, e.store.Close())
+	ctx, cancel := context.WithTimeout(context.Background(), traceGrace)
+	defer cancel()
+	return errors.Join(err, e.opt.Tracer.Close(ctx), e.store.Close())
 }
 
 // RootID tells the run-time state of a root, whatever it is called, from that of others.

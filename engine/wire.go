@@ -15,6 +15,7 @@ import (
 	"github.com/strata-build/strata/sandbox"
 	"github.com/strata-build/strata/solve"
 	"github.com/strata-build/strata/source"
+	"github.com/strata-build/strata/span"
 	"github.com/strata-build/strata/store"
 	"github.com/strata-build/strata/tree"
 )
@@ -111,7 +112,9 @@ func (r runner) Pin(ctx context.Context, v *graph.Vertex, b *build) (solve.Pin, 
 
 // Run implements solve.Runner.
 func (r runner) Run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tree.Tree, error) {
+	ctx, end := span.Start(span.Same(ctx, s.Env.ctx), s.V.Name)
 	out, err := r.run(ctx, s)
+	end(err)
 	return out, r.e.store.Explain(err)
 }
 

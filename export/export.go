@@ -18,6 +18,7 @@ import (
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/session"
+	"github.com/strata-build/strata/span"
 	"github.com/strata-build/strata/store"
 	"github.com/strata-build/strata/tree"
 )
@@ -139,7 +140,9 @@ func Run(ctx context.Context, env *Env, set *Set, exporters []Exporter) ([]*Rece
 			e.Vertex = digest.FromString(rand.Text())
 			e.Events.Emit(event.Event{Kind: event.Planned, Vertex: e.Vertex, Name: x.Name()})
 			e.Events.Emit(event.Event{Kind: event.Started, Vertex: e.Vertex})
+			ctx, end := span.Start(ctx, x.Name())
 			r, err := x.Export(ctx, &e, set)
+			end(err)
 			done := event.Event{Kind: event.Done, Vertex: e.Vertex}
 			if err != nil {
 				err = failed(x, err)

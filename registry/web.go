@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/strata-build/strata/span"
 )
 
 // Web sends requests that start at one origin and follows redirects with care: credentials stay with the origin, https
@@ -159,11 +161,13 @@ func (w *Web) follow(req *http.Request, origin *url.URL, rt *http.Transport) (*h
 }
 
 // once sends one request and limits the time for the answer's header.
-func (w *Web) once(rt *http.Transport, req *http.Request) (*http.Response, error) {
+func (w *Web) once(rt *http.Transport, req *http.Request) (_ *http.Response, err error) {
+	traced, end := span.Start(req.Context(), req.Method+" "+req.URL.Host, "url.path", req.URL.Path)
+	defer func() { end(err) }()
 	if w.userAgent != "" {
 		req.Header.Set("User-Agent", w.userAgent)
 	}
-	ctx, cancel := context.WithCancelCause(req.Context())
+	ctx, cancel := context.WithCancelCause(traced)
 	var timer *time.Timer
 	if req.Body == nil || req.Body == http.NoBody {
 		timer = time.AfterFunc(w.header, func() { cancel(errHeader) })

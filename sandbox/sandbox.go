@@ -18,6 +18,7 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/span"
 )
 
 // Options configure a Sandbox.
@@ -166,10 +167,11 @@ func (s *Sandbox) find() error {
 // Run runs a command and waits for its end. It returns an Exit, whatever the exit code is, or why there is none. When ctx
 // ends, all processes of the container are killed and the error is its cause. In every case no process, mount,
 // control group or file of the run is left when Run returns.
-func (s *Sandbox) Run(ctx context.Context, spec *Spec) (*Exit, error) {
+func (s *Sandbox) Run(ctx context.Context, spec *Spec) (_ *Exit, err error) {
+	ctx, end := span.Start(ctx, "sandbox")
+	defer func() { end(err) }()
 	hostname := spec.Hostname
-	spec, err := spec.normal()
-	if err != nil {
+	if spec, err = spec.normal(); err != nil {
 		return nil, err
 	}
 	if err := s.prepare(); err != nil {

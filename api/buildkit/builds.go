@@ -2,6 +2,7 @@ package buildkit
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/tracing"
 )
 
 // build is one Solve of a client. It can be found by its ref while it runs, and its journal afterwards.
@@ -19,6 +21,7 @@ type build struct {
 	ready   chan struct{}
 	results []*control.Descriptor // images that were exported
 	owner   string                // connection of the client, which alone may call the bridge
+	trace   *tracing.Recording    // nil = none
 }
 
 // builds are those under way.
@@ -26,6 +29,7 @@ type builds struct {
 	mu      sync.Mutex
 	byRef   map[string]*build
 	changed chan struct{}
+	ended   []*build // the last ones that the history does not know: who asks late is told all the same
 }
 
 // maxRef bounds the length of a build's name.
@@ -46,10 +50,29 @@ func (b *builds) add(x *build) error {
 	return nil
 }
 
-func (b *builds) remove(x *build) {
+// maxEnded is how many builds that are not recorded can be asked for after their end.
+const maxEnded = 8
+
+func (b *builds) remove(x *build, recorded bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.byRef, x.ref)
+	if !recorded {
+		b.ended = append(b.ended, x)
+		b.ended = b.ended[max(0, len(b.ended)-maxEnded):]
+	}
+}
+
+// past returns a build that has ended a moment ago, or nil.
+func (b *builds) past(ref string) *build {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, x := range slices.Backward(b.ended) {
+		if x.ref == ref && b.byRef[ref] == nil {
+			return x
+		}
+	}
+	return nil
 }
 
 // Busy reports whether builds are under way.
@@ -80,8 +103,14 @@ func (b *builds) wait(ctx context.Context, ref string, patience time.Duration) (
 
 // Status tells what a build does, from its beginning to its end.
 func (s *Server) Status(req *control.StatusRequest, stream control.Control_StatusServer) error {
+	if err := s.sayTime(stream); err != nil {
+		return err
+	}
 	if r := s.history.find(req.Ref); r != nil {
-		return r.journal.follow(stream.Context(), stream.Send)
+		return s.history.sendLog(r, stream.Send)
+	}
+	if b := s.builds.past(req.Ref); b != nil {
+		return b.journal.follow(stream.Context(), stream.Send)
 	}
 	b, err := s.builds.wait(stream.Context(), req.Ref, 6*time.Second)
 	if err != nil {

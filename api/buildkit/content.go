@@ -103,20 +103,22 @@ func (s *Server) contentInfo(_ context.Context, in *encoded) (*encoded, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, x := range s.history.images() {
-		if x.Digest == d.String() {
-			out := &encoded{}
-			out.bytes(1, described(x.Digest, x.Size))
-			return out, nil
-		}
+	f, b, err := s.history.files.Open(d)
+	if diag.KindOf(err) == diag.NotFound {
+		return nil, notFound(d)
 	}
-	return nil, notFound(d)
+	if err != nil {
+		return nil, err
+	}
+	out := &encoded{}
+	out.bytes(1, described(b.Digest.String(), b.Size))
+	return out, f.Close()
 }
 
 func (s *Server) contentList(ss grpc.ServerStream, _ *encoded) error {
 	out := &encoded{}
-	for _, x := range s.history.images() {
-		out.bytes(1, described(x.Digest, x.Size))
+	for _, b := range s.history.files.Blobs() {
+		out.bytes(1, described(b.Digest.String(), b.Size))
 	}
 	return ss.SendMsg(out)
 }
@@ -126,19 +128,15 @@ func (s *Server) contentRead(ss grpc.ServerStream, in *encoded) error {
 	if err != nil {
 		return err
 	}
-	known := false
-	for _, x := range s.history.images() {
-		known = known || x.Digest == d.String()
-	}
-	if !known {
+	r, b, err := s.history.files.Open(d)
+	if diag.KindOf(err) == diag.NotFound {
 		return notFound(d)
 	}
-	r, err := s.e.OpenBlob(ss.Context(), d)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	end := r.Size()
+	end := b.Size
 	if size > 0 {
 		end = min(end, offset+size)
 	}

@@ -94,6 +94,13 @@ func detail(name string, m proto.Message) *anypb.Any {
 	return &anypb.Any{TypeUrl: typeURL + name + "+json", Value: b}
 }
 
+// detailOf is a detail of a type that is not BuildKit's errdefs.
+func detailOf(url string, m proto.Message) *anypb.Any {
+	d := detail("", m)
+	d.TypeUrl = url
+	return d
+}
+
 func sourceInfo(s *diag.Source) *pb.SourceInfo {
 	if s == nil {
 		return nil

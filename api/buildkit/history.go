@@ -3,42 +3,80 @@ package buildkit
 import (
 	"cmp"
 	"context"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	control "github.com/moby/buildkit/api/services/control"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/history"
 )
+
+// HistoryOptions say which ended builds are remembered. One goes when it is neither among the last Entries nor younger than
+// Age; a pinned one stays. The zero value is 50 builds, and all of two days.
+type HistoryOptions struct {
+	Entries  int
+	Age      time.Duration
+	Disabled bool // nothing is remembered
+}
 
 // record is one build in the history.
 type record struct {
 	*control.BuildHistoryRecord
-	journal *journal
-	order   int
+	journal *journal // of a build under way
+	blobs   []history.Blob
+	wanted  chan struct{} // closed when somebody asks for the record to be final
+	final   chan struct{} // closed when it is: its trace is there, if there is one
 }
 
-// history remembers builds, in memory: those under way, and the last ones that have ended. Pinned ones stay.
-type history struct {
+// pastBuilds remembers builds: those under way, and those that have ended, whose records and logs are on the disk.
+type pastBuilds struct {
+	opt   HistoryOptions
+	log   *slog.Logger
+	files *history.Store
+	saved sync.WaitGroup // what is still being added to records
+
 	mu      sync.Mutex
-	keep    int
-	next    int
 	records map[string]*record
 	readers map[chan *control.BuildHistoryEvent]bool
 }
 
-func newHistory(keep int) *history {
-	return &history{keep: keep, records: map[string]*record{}, readers: map[chan *control.BuildHistoryEvent]bool{}}
+func newHistory(dir string, opt HistoryOptions, log *slog.Logger) (*pastBuilds, error) {
+	if opt == (HistoryOptions{}) {
+		opt.Entries, opt.Age = 50, 48*time.Hour
+	}
+	h := &pastBuilds{opt: opt, log: log, records: map[string]*record{}, readers: map[chan *control.BuildHistoryEvent]bool{}}
+	files, old, err := history.Open(dir, log)
+	if err != nil {
+		return nil, err
+	}
+	h.files = files
+	for _, o := range old {
+		r, err := decodeRecord(o)
+		if err != nil {
+			log.Warn("a record of a build cannot be read, and is removed", "build", o.Name, "err", err)
+			if err := files.Delete(o.Name); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		h.records[o.Name] = r
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.trim()
+	return h, nil
 }
 
 // backlog is how many events a slow reader may be behind; then it misses some.
 const backlog = 256
 
-func (h *history) tell(t control.BuildHistoryEventType, r *control.BuildHistoryRecord) {
+func (h *pastBuilds) tell(t control.BuildHistoryEventType, r *control.BuildHistoryRecord) {
 	for c := range h.readers {
 		select {
 		case c <- &control.BuildHistoryEvent{Type: t, Record: r}:
@@ -48,11 +86,10 @@ func (h *history) tell(t control.BuildHistoryEventType, r *control.BuildHistoryR
 }
 
 // begin adds a build that starts now.
-func (h *history) begin(req *control.SolveRequest, j *journal) {
+func (h *pastBuilds) begin(req *control.SolveRequest, j *journal) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.next++
-	r := &record{order: h.next, journal: j, BuildHistoryRecord: &control.BuildHistoryRecord{
+	r := &record{journal: j, wanted: make(chan struct{}), final: make(chan struct{}), BuildHistoryRecord: &control.BuildHistoryRecord{
 		Ref: req.Ref, Frontend: req.Frontend, FrontendAttrs: public(req.FrontendAttrs), Exporters: req.Exporters, CreatedAt: timestamppb.Now(), Generation: 1,
 	}}
 	h.records[req.Ref] = r
@@ -70,95 +107,87 @@ func public(attrs map[string]string) map[string]string {
 	return out
 }
 
-// end notes how a build ended, and forgets the oldest.
-func (h *history) end(b *build, resp map[string]string, err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	r := h.records[b.ref]
-	if r == nil {
-		return
-	}
-	total, done, cached, warnings := r.journal.counts()
+// change makes a new version of a record and tells it. The caller holds the lock. A record that cannot be written is kept
+// while the process lives.
+func (h *pastBuilds) change(r *record, f func(*control.BuildHistoryRecord)) {
 	rec := r.CloneVT()
-	rec.CompletedAt, rec.ExporterResponse, rec.Generation = timestamppb.Now(), resp, rec.Generation+1
-	rec.NumTotalSteps, rec.NumCompletedSteps, rec.NumCachedSteps, rec.NumWarnings = int32(total), int32(done), int32(cached), int32(warnings)
-	rec.Result = &control.BuildResultInfo{Results: map[int64]*control.Descriptor{}}
-	for i, d := range b.results {
-		rec.Result.Results[int64(i)] = d
-		if i == 0 {
-			rec.Result.ResultDeprecated = d
-		}
-	}
-	if err != nil {
-		rec.Error = status.Convert(toStatus(err)).Proto()
-	}
+	f(rec)
+	rec.Generation++
 	r.BuildHistoryRecord = rec
-	h.tell(control.BuildHistoryEventType_COMPLETE, rec)
-	ended := slices.DeleteFunc(slices.Collect(maps.Values(h.records)), func(r *record) bool { return r.CompletedAt == nil || r.Pinned })
-	slices.SortFunc(ended, func(a, b *record) int { return cmp.Compare(a.order, b.order) })
-	for len(ended) > h.keep {
-		h.drop(ended[0])
-		ended = ended[1:]
+	if err := saveRecord(h.files, r); err != nil {
+		h.log.Warn("the record of a build cannot be kept", "build", r.Ref, "err", err)
 	}
+	h.tell(control.BuildHistoryEventType_COMPLETE, rec)
 }
 
-func (h *history) drop(r *record) {
-	delete(h.records, r.Ref)
-	h.tell(control.BuildHistoryEventType_DELETED, r.BuildHistoryRecord)
-}
-
-// images are the images that the builds in the history have made.
-func (h *history) images() []*control.Descriptor {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	seen := map[string]bool{}
-	var out []*control.Descriptor
-	for _, r := range h.records {
-		for _, d := range r.GetResult().GetResults() {
-			if !seen[d.Digest] {
-				seen[d.Digest] = true
-				out = append(out, d)
-			}
+// trim forgets what is too old.
+func (h *pastBuilds) trim() {
+	ended := slices.DeleteFunc(slices.Collect(maps.Values(h.records)), func(r *record) bool { return r.CompletedAt == nil || r.Pinned })
+	slices.SortFunc(ended, func(a, b *record) int { return b.CompletedAt.AsTime().Compare(a.CompletedAt.AsTime()) })
+	for i, r := range ended {
+		if i >= h.opt.Entries && time.Since(r.CompletedAt.AsTime()) >= h.opt.Age {
+			h.drop(r)
 		}
 	}
-	return out
+}
+
+func (h *pastBuilds) drop(r *record) {
+	delete(h.records, r.Ref)
+	if err := h.files.Delete(r.Ref); err != nil {
+		h.log.Warn("the record of a build cannot be removed", "build", r.Ref, "err", err)
+	}
+	h.tell(control.BuildHistoryEventType_DELETED, &control.BuildHistoryRecord{Ref: r.Ref})
 }
 
 // find returns a build that has ended.
-func (h *history) find(ref string) *record {
+func (h *pastBuilds) find(ref string) *record {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if r := h.records[ref]; r != nil && r.CompletedAt != nil {
-		return r
+		return &record{BuildHistoryRecord: r.BuildHistoryRecord}
 	}
 	return nil
 }
 
-// list returns the builds that a request asks for, oldest first, and a channel of what happens from now on.
-func (h *history) list(want func(*control.BuildHistoryRecord) bool, limit int) ([]*control.BuildHistoryEvent, chan *control.BuildHistoryEvent) {
+// list returns the builds that a request asks for, and a channel of what happens from now on. Those under way come first; if
+// there is a limit, it is of the others, of which the latest come first.
+func (h *pastBuilds) list(want func(*control.BuildHistoryRecord) bool, limit int) ([]*control.BuildHistoryEvent, chan *control.BuildHistoryEvent) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	all := slices.SortedFunc(maps.Values(h.records), func(a, b *record) int { return cmp.Compare(a.order, b.order) })
+	all := slices.SortedFunc(maps.Values(h.records), func(a, b *record) int {
+		if (a.CompletedAt == nil) != (b.CompletedAt == nil) {
+			return cmp.Compare(asInt(a.CompletedAt != nil), asInt(b.CompletedAt != nil))
+		}
+		return cmp.Or(a.CreatedAt.AsTime().Compare(b.CreatedAt.AsTime()), strings.Compare(a.Ref, b.Ref)) * (1 - 2*asInt(limit > 0))
+	})
 	var out []*control.BuildHistoryEvent
+	ended := 0
 	for _, r := range all {
 		if !want(r.BuildHistoryRecord) {
 			continue
 		}
 		t := control.BuildHistoryEventType_STARTED
 		if r.CompletedAt != nil {
+			if ended++; limit > 0 && ended > limit {
+				break
+			}
 			t = control.BuildHistoryEventType_COMPLETE
 		}
 		out = append(out, &control.BuildHistoryEvent{Type: t, Record: r.CloneVT()})
-	}
-	if limit > 0 && len(out) > limit {
-		out = out[len(out)-limit:]
 	}
 	c := make(chan *control.BuildHistoryEvent, backlog)
 	h.readers[c] = true
 	return out, c
 }
 
-func (h *history) leave(c chan *control.BuildHistoryEvent) {
+func asInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func (h *pastBuilds) leave(c chan *control.BuildHistoryEvent) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.readers, c)
@@ -166,9 +195,15 @@ func (h *history) leave(c chan *control.BuildHistoryEvent) {
 
 // ListenBuildHistory tells the builds that are known, and what happens to them until the client leaves.
 func (s *Server) ListenBuildHistory(req *control.BuildHistoryRequest, stream control.Control_ListenBuildHistoryServer) error {
+	if err := s.sayTime(stream); err != nil {
+		return err
+	}
 	match, err := historyFilter(req.Filter)
 	if err != nil {
 		return err
+	}
+	if req.Limit < 0 {
+		return diag.Errorf(diag.Invalid, "invalid limit %d", req.Limit)
 	}
 	want := func(r *control.BuildHistoryRecord) bool {
 		return (req.Ref == "" || r.Ref == req.Ref) && (!req.ActiveOnly || r.CompletedAt == nil) && match(r)
@@ -186,7 +221,8 @@ func (s *Server) ListenBuildHistory(req *control.BuildHistoryRequest, stream con
 	for {
 		select {
 		case e := <-news:
-			if (req.Ref != "" && e.Record.Ref != req.Ref) || !match(e.Record) {
+			gone := e.Type == control.BuildHistoryEventType_DELETED // of which only the name is left
+			if (req.Ref != "" && e.Record.Ref != req.Ref) || !gone && !match(e.Record) {
 				continue
 			}
 			if err := stream.Send(e); err != nil {
@@ -198,50 +234,28 @@ func (s *Server) ListenBuildHistory(req *control.BuildHistoryRequest, stream con
 	}
 }
 
-// historyFilter makes a predicate of filters such as "status==error" and "ref==X", of which one must hold.
-func historyFilter(filters []string) (func(*control.BuildHistoryRecord) bool, error) {
-	return matcher(filters, func(r *control.BuildHistoryRecord, field string) (string, bool) {
-		switch field {
-		case "ref":
-			return r.GetRef(), true
-		case "repository":
-			return r.GetFrontendAttrs()["vcs:source"], true
-		case "status":
-			switch {
-			case r.GetCompletedAt() == nil:
-				return "running", true
-			case r.GetError() == nil:
-				return "completed", true
-			case r.GetError().GetCode() == 1:
-				return "canceled", true
-			}
-			return "error", true
-		}
-		return "", false
-	})
-}
-
-// UpdateBuildHistory pins, unpins or forgets a build.
-func (s *Server) UpdateBuildHistory(_ context.Context, req *control.UpdateBuildHistoryRequest) (*control.UpdateBuildHistoryResponse, error) {
+// UpdateBuildHistory pins, unpins, completes or forgets a build.
+func (s *Server) UpdateBuildHistory(ctx context.Context, req *control.UpdateBuildHistoryRequest) (*control.UpdateBuildHistoryResponse, error) {
 	h := s.history
+	if req.Finalize || req.Delete {
+		if err := h.finalize(ctx, req.Ref); err != nil {
+			return nil, err
+		}
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r := h.records[req.Ref]
 	switch {
-	case r == nil && req.Finalize:
-		return &control.UpdateBuildHistoryResponse{}, nil // of a build that is not recorded
+	case req.Finalize: // done, or of a build that is not recorded
 	case r == nil:
 		return nil, diag.Errorf(diag.NotFound, "there is no build %s", req.Ref)
-	case req.Finalize: // nothing is still to be written
 	case req.Delete && r.CompletedAt == nil:
 		return nil, diag.Errorf(diag.Conflict, "build %s has not ended", req.Ref)
 	case req.Delete:
 		h.drop(r)
-	default:
-		rec := r.CloneVT()
-		rec.Pinned, rec.Generation = req.Pinned, rec.Generation+1
-		r.BuildHistoryRecord = rec
-		h.tell(control.BuildHistoryEventType_COMPLETE, rec)
+	case req.Pinned != r.Pinned:
+		h.change(r, func(rec *control.BuildHistoryRecord) { rec.Pinned = req.Pinned })
+		h.trim()
 	}
 	return &control.UpdateBuildHistoryResponse{}, nil
 }

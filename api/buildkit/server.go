@@ -12,6 +12,7 @@ import (
 
 	control "github.com/moby/buildkit/api/services/control"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
+	traces "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
@@ -24,6 +25,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/session/remote"
+	"github.com/strata-build/strata/tracing"
 )
 
 // Options say what the server allows and tells about itself.
@@ -32,7 +34,8 @@ type Options struct {
 	Version      string            // of this program
 	Entitlements []string          // that a build may ask for: network.host, security.insecure, device
 	Labels       map[string]string // of the worker, besides its own
-	KeepHistory  int               // ended builds that are remembered; 0 = 100
+	History      HistoryOptions
+	Tracer       *tracing.Tracer // nil = builds are not traced. It is the engine's to close
 }
 
 // Server is an engine as BuildKit's clients see it.
@@ -44,7 +47,7 @@ type Server struct {
 	id       string // of the worker
 	sessions *remote.Manager
 	builds   builds
-	history  *history
+	history  *pastBuilds
 	conns    atomic.Int64
 	stopping context.Context // ends when the server is to end
 }
@@ -54,9 +57,6 @@ func New(e *engine.Engine, opt Options) (*Server, error) {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
-	if opt.KeepHistory == 0 {
-		opt.KeepHistory = 100
-	}
 	id, err := engine.RootID(e.Root())
 	if err != nil {
 		return nil, err
@@ -65,8 +65,12 @@ func New(e *engine.Engine, opt Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	past, err := newHistory(filepath.Join(e.Root(), "history"), opt.History, opt.Log)
+	if err != nil {
+		return nil, err
+	}
 	return &Server{
-		e: e, opt: opt, id: id, sessions: m, history: newHistory(opt.KeepHistory), builds: builds{byRef: map[string]*build{}, changed: make(chan struct{})},
+		e: e, opt: opt, id: id, sessions: m, history: past, builds: builds{byRef: map[string]*build{}, changed: make(chan struct{})},
 	}, nil
 }
 
@@ -96,6 +100,7 @@ func (s *Server) Serve(ctx context.Context, endpoints ...*Endpoint) error {
 		g.Stop() // ends the calls' contexts and waits for them
 	}
 	wg.Wait()
+	s.history.saved.Wait()
 	return err
 }
 
@@ -108,6 +113,9 @@ func (s *Server) server(l *Endpoint) *grpc.Server {
 	control.RegisterControlServer(g, s)
 	gateway.RegisterLLBBridgeServer(g, bridgeServer{s: s})
 	g.RegisterService(s.contentAPI(), s)
+	if s.opt.Tracer != nil {
+		traces.RegisterTraceServiceServer(g, s.opt.Tracer)
+	}
 	h := health.NewServer()
 	h.SetServingStatus("", grpc_health_v1.HealthCheckResponse_SERVING)
 	grpc_health_v1.RegisterHealthServer(g, h)

@@ -39,11 +39,18 @@ import (
 // serve runs a server with an engine of its own and returns its address.
 func serve(t testing.TB, opt Options) (addr string, e *engine.Engine) {
 	t.Helper()
+	addr, e, stop := serveAt(t, t.TempDir(), opt)
+	t.Cleanup(stop)
+	return addr, e
+}
+
+// serveAt is serve with a directory, which can be served again after it was stopped.
+func serveAt(t *testing.T, dir string, opt Options) (addr string, e *engine.Engine, stop func()) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	dir := t.TempDir()
-	e, err := engine.Open(t.Context(), engine.Options{Root: filepath.Join(dir, "root")})
+	e, err := engine.Open(t.Context(), engine.Options{Root: filepath.Join(dir, "root"), Tracer: opt.Tracer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +66,7 @@ func serve(t testing.TB, opt Options) (addr string, e *engine.Engine) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, l) }()
-	t.Cleanup(func() {
+	return addr, e, func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
@@ -67,8 +74,7 @@ func serve(t testing.TB, opt Options) (addr string, e *engine.Engine) {
 		if err := e.Close(); err != nil {
 			t.Error(err)
 		}
-	})
-	return addr, e
+	}
 }
 
 // client is one connection.

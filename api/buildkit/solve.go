@@ -13,12 +13,14 @@ import (
 
 	control "github.com/moby/buildkit/api/services/control"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/session"
 	"github.com/strata-build/strata/session/remote"
+	"github.com/strata-build/strata/tracing"
 )
 
 // Solve builds what a client asks for and exports it.
@@ -38,10 +40,15 @@ func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control
 	if err := s.builds.add(b); err != nil {
 		return nil, err
 	}
-	if !req.Internal {
+	recorded := !req.Internal && !s.opt.History.Disabled
+	md, _ := metadata.FromIncomingContext(ctx)
+	ctx, end := s.opt.Tracer.Begin(tracing.From(ctx, func(name string) string { return strings.Join(md.Get(name), ",") }), "build", "ref", req.Ref)
+	if recorded {
 		s.history.begin(req, b.journal)
+		b.trace = s.opt.Tracer.Record(ctx)
 	}
 	resp, err := s.run(ctx, req, b, allow)
+	end(err)
 	if err != nil && ctx.Err() != nil {
 		err = diag.Errorf(diag.Canceled, "the build was canceled: %w", context.Cause(ctx))
 	}
@@ -49,10 +56,10 @@ func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control
 		err = vertexError{err, failed}
 	}
 	b.journal.close()
-	if !req.Internal {
-		s.history.end(b, resp, err)
+	if recorded {
+		s.endRecord(context.WithoutCancel(ctx), b, resp, err)
 	}
-	s.builds.remove(b)
+	s.builds.remove(b, recorded)
 	if err != nil {
 		return nil, err
 	}

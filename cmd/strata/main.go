@@ -26,6 +26,7 @@ import (
 	"github.com/strata-build/strata/cmd/strata/progress"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
+	"github.com/strata-build/strata/tracing"
 )
 
 func main() { os.Exit(run(arguments(os.Args), os.Stdin, os.Stdout, os.Stderr)) }
@@ -138,7 +139,9 @@ func (c *cli) engineOptions() (engine.Options, error) {
 		}
 		opt.GCBytes = n
 	}
-	return opt, nil
+	var err error
+	opt.Tracer, err = tracing.New(context.Background(), version, false)
+	return opt, err
 }
 
 // with opens the engine for one call.

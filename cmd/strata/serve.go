@@ -17,6 +17,7 @@ import (
 	"github.com/strata-build/strata/api/local"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
+	"github.com/strata-build/strata/tracing"
 )
 
 // serving are the settings of the daemon: flags, and what they do not say, the configuration file.
@@ -130,12 +131,19 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 	if !v.devices.Disabled {
 		v.entitlements = append(v.entitlements, "device") // a build still asks for each one
 	}
+	past, err := conf.History.options()
+	if err != nil {
+		return err
+	}
+	if opt.Tracer, err = tracing.New(ctx, version, !past.Disabled); err != nil {
+		return err
+	}
 	eng, err := engine.Open(ctx, opt)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, eng.Close()) }()
-	bk, err := buildkit.New(eng, buildkit.Options{Log: log, Version: version, Entitlements: v.entitlements, Labels: labels})
+	bk, err := buildkit.New(eng, buildkit.Options{Log: log, Version: version, Entitlements: v.entitlements, Labels: labels, History: past, Tracer: opt.Tracer})
 	if err != nil {
 		return err
 	}

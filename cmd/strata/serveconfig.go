@@ -38,12 +38,12 @@ type serveConfig struct {
 		Containerd any       `toml:"containerd"`
 	} `toml:"worker"`
 
-	CDI cdiConfig `toml:"cdi"`
-	DNS dnsConfig `toml:"dns"`
+	CDI     cdiConfig      `toml:"cdi"`
+	DNS     dnsConfig      `toml:"dns"`
+	History *historyConfig `toml:"history"`
 
 	Log        any `toml:"log"`
 	OTEL       any `toml:"otel"`
-	History    any `toml:"history"`
 	Frontend   any `toml:"frontend"`
 	System     any `toml:"system"`
 	Provenance any `toml:"provenanceEnvDir"`
@@ -110,7 +110,7 @@ func (c *serveConfig) unused() map[string]any {
 	o := &c.Worker.OCI
 	return map[string]any{
 		"grpc.uid": c.GRPC.UID, "grpc.gid": c.GRPC.GID, "grpc.debugAddress": c.GRPC.Debug, "otel": c.OTEL,
-		"history": c.History, "frontend": c.Frontend, "system": c.System, "provenanceEnvDir": c.Provenance,
+		"frontend": c.Frontend, "system": c.System, "provenanceEnvDir": c.Provenance,
 		"worker.oci.gcpolicy": o.GCPolicy, "worker.oci.gckeepstorage": o.KeepStorage, "worker.oci.reservedSpace": o.Reserved,
 		"worker.oci.maxUsedSpace": o.MaxUsed, "worker.oci.minFreeSpace": o.MinFree, "worker.oci.snapshotter": o.Snapshotter,
 		"worker.oci.platforms": o.Platforms, "worker.oci.bridgeName": o.Bridge,

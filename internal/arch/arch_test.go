@@ -21,10 +21,10 @@ const module = "github.com/strata-build/strata/"
 // rooms are the packages in layers, lowest first. A package imports only packages of lower layers, and those of its own
 // layer that beside names.
 var rooms = [][]string{
-	{"diag"},
+	{"diag", "span"},
 	{"graph"},
 	{"image", "event"},
-	{"layer/inflate", "layer", "store", "registry", "session", "sandbox", "tree", "solve", "dockerfile/lint", "dockerfile", "llb", "signature", "provenance"},
+	{"layer/inflate", "layer", "store", "registry", "session", "sandbox", "tree", "history", "tracing", "solve", "dockerfile/lint", "dockerfile", "llb", "signature", "provenance"},
 	{"archive", "relayer", "session/remote"},
 	{"op", "source", "export", "pack"},
 	{"engine"},
