@@ -45,7 +45,7 @@ func serve(t testing.TB, opt Options) (addr string, e *engine.Engine) {
 }
 
 // serveAt is serve with a directory, which can be served again after it was stopped.
-func serveAt(t *testing.T, dir string, opt Options) (addr string, e *engine.Engine, stop func()) {
+func serveAt(t testing.TB, dir string, opt Options) (addr string, e *engine.Engine, stop func()) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
