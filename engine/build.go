@@ -38,6 +38,7 @@ type build struct {
 	http    *source.HTTP
 	work    *solve.Build[tree.Tree, *build]
 	made    atomic.Pointer[early] // who is told of steps that ran
+	caches  *caches               // elsewhere
 }
 
 // newBuild starts a build. close ends it.
@@ -57,6 +58,7 @@ func (e *Engine) newBuild(ctx context.Context, s session.Session, sink event.Sin
 	b.git = e.puller.NewGit(env, true)
 	b.http = source.NewHTTP(env)
 	b.work = e.solver.Build(ctx, b, b.sink)
+	b.caches = newCaches(b)
 	e.listen(b)
 	return b
 }
@@ -64,6 +66,7 @@ func (e *Engine) newBuild(ctx context.Context, s session.Session, sink event.Sin
 func (b *build) close() {
 	b.e.unlisten(b)
 	b.work.Close()
+	b.caches.close()
 	b.images.Close()
 	b.hold.Release()
 }

@@ -15,10 +15,10 @@ import (
 	"github.com/strata-build/strata/tree"
 )
 
-// cache keeps the solver's results in the store.
-type cache struct{ s *store.Store }
+// results keeps the solver's results in the store.
+type results struct{ s *store.Store }
 
-func (c cache) Lookup(_ context.Context, key graph.Digest) ([]tree.Tree, error) {
+func (c results) Lookup(_ context.Context, key graph.Digest) ([]tree.Tree, error) {
 	hold := c.s.Hold()
 	defer hold.Release()
 	r, err := hold.Result(key)
@@ -33,12 +33,15 @@ func (c cache) Lookup(_ context.Context, key graph.Digest) ([]tree.Tree, error) 
 }
 
 // Store commits the layers of a result and the result itself at once.
-func (c cache) Store(ctx context.Context, e *solve.Entry[tree.Tree]) error {
+func (c results) Store(ctx context.Context, e *solve.Entry[tree.Tree]) error {
 	preimage, err := json.Marshal(e.Preimage)
 	if err != nil {
 		return err
 	}
-	now := time.Now()
+	now := e.Created
+	if now.IsZero() {
+		now = time.Now()
+	}
 	r := store.Result{Label: e.Name, Cost: e.Cost, Created: now}
 	var stacks []*tree.Stack
 	err = c.s.Update(ctx, func(b *store.Batch) error {
@@ -77,7 +80,7 @@ func (c cache) Store(ctx context.Context, e *solve.Entry[tree.Tree]) error {
 }
 
 // blobs are the blobs of layers that only they can give exactly as the build made them.
-func (c cache) blobs(outs [][]store.LayerID) ([]graph.Digest, error) {
+func (c results) blobs(outs [][]store.LayerID) ([]graph.Digest, error) {
 	var all []graph.Digest
 	for _, id := range outs[0] {
 		info, err := c.s.Layer(id)
@@ -91,9 +94,9 @@ func (c cache) blobs(outs [][]store.LayerID) ([]graph.Digest, error) {
 	return all, nil
 }
 
-func (c cache) Memo(_ context.Context, of graph.Digest) (graph.Digest, error) { return c.s.Memo(of) }
+func (c results) Memo(_ context.Context, of graph.Digest) (graph.Digest, error) { return c.s.Memo(of) }
 
-func (c cache) SetMemo(ctx context.Context, of, is graph.Digest) error {
+func (c results) SetMemo(ctx context.Context, of, is graph.Digest) error {
 	return c.s.Update(ctx, func(b *store.Batch) error {
 		b.Memo(of, is)
 		return nil
@@ -101,7 +104,7 @@ func (c cache) SetMemo(ctx context.Context, of, is graph.Digest) error {
 }
 
 // Why compares a preimage with that of the last run of a step with the same name.
-func (c cache) Why(_ context.Context, name string, p *solve.Preimage) string {
+func (c results) Why(_ context.Context, name string, p *solve.Preimage) string {
 	key, err := c.s.Memo(latest(name, p))
 	if err != nil {
 		return event.NeverRun

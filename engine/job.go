@@ -2,8 +2,12 @@ package engine
 
 import (
 	"context"
+	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/strata-build/strata/cache"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/dockerfile"
 	"github.com/strata-build/strata/event"
@@ -174,6 +178,8 @@ type ExportOptions struct {
 	Multi bool       // an index, or a directory per platform, is wanted even for one target
 	Name  string     // the frontend's name for the image, for name=*
 	Epoch *time.Time // SOURCE_DATE_EPOCH of exporters that name none
+
+	Caches []*cache.Export // to be written, too
 }
 
 // Export solves the targets of a plan and exports them as one result. What exporters will need is made as early as possible.
@@ -187,13 +193,30 @@ func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt Ex
 	}
 	set.Multi, set.Name = set.Multi || opt.Multi, opt.Name
 	env := &export.Env{Store: j.b.e.store, Packer: j.b.e.packer, Registry: j.b.web, Session: j.b.session, Events: j.b.sink}
-	receipts, err := export.Run(ctx, env, set, outs.x)
-	if err != nil {
+	j.b.caches.solved()
+	if slices.ContainsFunc(opt.Caches, func(x *cache.Export) bool { return x.Inline }) {
+		j.b.caches.inline(set, plan)
+	}
+	var receipts []*export.Receipt
+	var cached map[string]string
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		receipts, err = export.Run(gctx, env, set, outs.x)
+		return err
+	})
+	g.Go(func() (err error) {
+		cached, err = j.b.caches.export(gctx, plan, opt.Caches)
+		return err
+	})
+	if err := g.Wait(); err != nil {
 		return nil, err
 	}
 	said := make([]map[string]string, len(receipts))
 	for i, r := range receipts {
 		said[i] = r.Metadata
+	}
+	if len(cached) > 0 {
+		said = append(said, cached)
 	}
 	return said, nil
 }

@@ -46,7 +46,7 @@ func (e *Engine) plug() error {
 	e.files = &op.FileRunner{Store: e.store}
 	e.execs = &op.ExecRunner{Store: e.store, Sandbox: e.steps}
 	e.seals = &op.LayersRunner{Store: e.store, Generate: generate}
-	e.solver = solve.New[tree.Tree, *build](runner{e}, cache{e.store}, solve.Options{Parallel: e.opt.MaxParallel, Tenant: e.opt.Tenant})
+	e.solver = solve.New[tree.Tree, *build](runner{e}, results{e.store}, solve.Options{Parallel: e.opt.MaxParallel, Tenant: e.opt.Tenant})
 	return nil
 }
 

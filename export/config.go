@@ -1,11 +1,14 @@
 package export
 
 import (
+	"context"
+	"encoding/json"
 	"slices"
 	"time"
 
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/store"
 )
 
 // finish returns the configuration of an image with these layers: the diff_ids, one history row that is not empty for
@@ -59,4 +62,33 @@ func fillTimes(rows []image.History, layers []Layer) {
 		}
 		last = rows[i].Created
 	}
+}
+
+// inlineCache is the field of a configuration that holds the records of a cache, as BuildKit names it.
+const inlineCache = "moby.buildkit.cache.v0"
+
+// addCache puts the records of the image's cache, if it shall have one, into its configuration.
+func (im *Image) addCache(ctx context.Context, c *image.Config, layers []Layer) error {
+	if im.Cache == nil {
+		return nil
+	}
+	ids, diffs := make([]store.LayerID, len(layers)), make([]graph.Digest, len(layers))
+	for i, l := range layers {
+		ids[i], diffs[i] = l.ID, l.DiffID
+	}
+	records, err := im.Cache(ctx, ids, diffs)
+	if err != nil || records == nil {
+		return err
+	}
+	members := map[string]json.RawMessage{}
+	if len(c.Extra) > 0 {
+		if err := json.Unmarshal(c.Extra, &members); err != nil {
+			return err
+		}
+	}
+	if members[inlineCache], err = json.Marshal(records); err != nil {
+		return err
+	}
+	c.Extra, err = json.Marshal(members)
+	return err
 }

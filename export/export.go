@@ -42,6 +42,8 @@ type Image struct {
 	Annotations map[string]string // of the manifest
 	Attestation []Attestation
 	ID          string // what the frontend calls it; "" = by its platform
+	// Cache returns the records of a cache for the configuration of the image that these layers make, bottom first; nil = none.
+	Cache func(ctx context.Context, ids []store.LayerID, diffIDs []graph.Digest) ([]byte, error)
 
 	// Of an image that exists already, and goes out as it is unless an option forbids it.
 	Manifest *image.Descriptor

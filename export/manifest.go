@@ -96,6 +96,9 @@ func (e *Env) packImage(ctx context.Context, im *Image, o *packing) (packedImage
 	if conf == nil || !sameLayers(conf, out.diffIDs) {
 		c := finish(o.config(im), layers, im.BaseLayers, epoch)
 		out.created = c.Created
+		if err := im.addCache(ctx, c, layers); err != nil {
+			return none, err
+		}
 		if conf, err = c.Encode(); err != nil {
 			return none, diag.Errorf(diag.Invalid, "the image's configuration: %w", err)
 		}
@@ -314,7 +317,7 @@ func (e *Env) open(ctx context.Context, p piece) (io.ReadCloser, error) {
 	if p.layer == nil {
 		return io.NopCloser(bytes.NewReader(p.data)), nil
 	}
-	return e.Packer.open(ctx, *p.layer, p.Descriptor)
+	return e.Packer.Open(ctx, *p.layer, p.Descriptor)
 }
 
 // write copies the piece's bytes to w; a number of bytes other than the descriptor's is an error.

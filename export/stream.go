@@ -127,8 +127,8 @@ func (p *Packer) tarSize(ctx context.Context, l Layer) (int64, error) {
 // virtual reports whether a blob is the layer's tar itself, which is not kept but made.
 func (l *Layer) virtual(d image.Descriptor) bool { return d.Digest == l.DiffID }
 
-// open returns a reader of a blob of the layer.
-func (p *Packer) open(ctx context.Context, l Layer, d image.Descriptor) (io.ReadCloser, error) {
+// Open returns a reader of a blob of a layer, as Blob has returned them.
+func (p *Packer) Open(ctx context.Context, l Layer, d image.Descriptor) (io.ReadCloser, error) {
 	if _, here := p.store.HasBlob(d.Digest); here || !l.virtual(d) {
 		return p.blob(ctx, l, d)
 	}

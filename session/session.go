@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
 )
 
 // Session is the client's side of one build. Every method may be called at any time until the build ends, from many
@@ -36,6 +37,14 @@ type Syncer interface {
 // Layouts is a session that has images in a store of content. Layout brings one to this machine, for a platform.
 type Layouts interface {
 	Layout(ctx context.Context, op *graph.OCILayout, p graph.Platform) (Dir, error)
+}
+
+// Contents is a session whose client has stores of content that the build reads and writes, such as directories for caches:
+// store is the client's name of one. A blob that is missing is diag.NotFound; what is read is not verified.
+type Contents interface {
+	StatContent(ctx context.Context, store string, d graph.Digest) (size int64, err error)
+	ReadContent(ctx context.Context, store string, d graph.Digest, offset int64) (io.ReadCloser, error)
+	WriteContent(ctx context.Context, store string, d image.Descriptor, r io.Reader) error
 }
 
 // Uploader is a session that can send a stream which a URL of the host [UploadHost] names.

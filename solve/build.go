@@ -27,6 +27,7 @@ type Build[R Result, E any] struct {
 	sink   event.Sink
 	parent context.Context
 	stop   context.CancelCauseFunc
+	remote atomic.Pointer[Remote[R]]
 
 	mu     sync.Mutex
 	ctx    context.Context // of nodes that are added now; a failure ends it, and the next solve has another
@@ -37,8 +38,10 @@ type Build[R Result, E any] struct {
 
 // node is a vertex in a build. Equal vertices are one node.
 type node[R Result] struct {
-	v   *graph.Vertex
-	ctx context.Context
+	v      *graph.Vertex
+	ctx    context.Context
+	wanted map[int]bool // outputs that the build uses; guarded by Build.mu
+	whole  bool         // all outputs must be there
 
 	keyOnce sync.Once
 	pin     Pin
@@ -112,20 +115,64 @@ func (b *Build[R, E]) solveAll(edges []graph.Edge) ([]R, error) {
 			continue
 		}
 		g.Go(func() error {
-			outs, err := b.resultOf(b.node(e.V))
+			r, err := b.output(e)
 			if err != nil {
 				// Stop the siblings now: their work would be thrown away by the client, though not by the cache.
 				b.abandon(b.ctxOf(e.V), err)
 				return err
 			}
-			if e.Out < 0 || e.Out >= len(outs) {
-				return diag.Errorf(diag.Invalid, "%s has no output %d", e.V.Name, e.Out)
-			}
-			out[i] = outs[e.Out]
+			out[i] = r
 			return nil
 		})
 	}
 	return out, g.Wait()
+}
+
+// output returns one output of a vertex.
+func (b *Build[R, E]) output(e graph.Edge) (R, error) {
+	var none R
+	n := b.node(e.V)
+	outs, err := b.resultOf(n)
+	if err == nil && e.Out >= 0 && e.Out < len(outs) && absent(outs[e.Out]) {
+		outs, err = b.resultOf(b.again(n)) // only the other outputs were found
+	}
+	if err != nil {
+		return none, err
+	}
+	if e.Out < 0 || e.Out >= len(outs) {
+		return none, diag.Errorf(diag.Invalid, "%s has no output %d", e.V.Name, e.Out)
+	}
+	return outs[e.Out], nil
+}
+
+// absent reports whether an output was not wanted, and so not found.
+func absent[R Result](r R) bool { return any(r) == nil }
+
+// again replaces a node of which not all outputs were found.
+func (b *Build[R, E]) again(n *node[R]) *node[R] {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if now := b.nodes[n.v.ID]; now != n && now != nil {
+		return now
+	}
+	b.past = append(b.past, n)
+	whole := &node[R]{v: n.v, ctx: b.ctx, wanted: n.wanted, whole: true, ended: true}
+	b.nodes[n.v.ID] = whole
+	return whole
+}
+
+// UseRemote lets the build look into caches elsewhere. It must be called before what shall use them is solved.
+func (b *Build[R, E]) UseRemote(r Remote[R]) { b.remote.Store(&r) }
+
+// At returns an output of a vertex if it is there already.
+func (b *Build[R, E]) At(e graph.Edge) (r R, ok bool) {
+	b.mu.Lock()
+	n := b.nodes[e.V.ID]
+	b.mu.Unlock()
+	if n == nil || !n.done.Load() || e.Out < 0 || e.Out >= len(n.res.outs) || absent(n.res.outs[e.Out]) {
+		return r, false
+	}
+	return n.res.outs[e.Out], true
 }
 
 // ctxOf returns the context of a vertex's node, nil if it is no longer found.
@@ -157,7 +204,25 @@ func (b *Build[R, E]) abandon(ctx context.Context, err error) {
 
 // plan announces the vertices below the edges.
 func (b *Build[R, E]) plan(edges []graph.Edge) {
-	graph.Walk(edges, func(v *graph.Vertex) { b.node(v) })
+	graph.Walk(edges, func(v *graph.Vertex) {
+		b.node(v)
+		b.want(v.In)
+	})
+	b.want(edges)
+}
+
+// want notes which outputs are used.
+func (b *Build[R, E]) want(edges []graph.Edge) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, e := range edges {
+		if e.V == nil {
+			continue
+		}
+		if n := b.nodes[e.V.ID]; n != nil && !n.wanted[e.Out] {
+			n.wanted[e.Out] = true
+		}
+	}
 }
 
 func (b *Build[R, E]) node(v *graph.Vertex) *node[R] {
@@ -165,7 +230,7 @@ func (b *Build[R, E]) node(v *graph.Vertex) *node[R] {
 	defer b.mu.Unlock()
 	n := b.nodes[v.ID]
 	if n == nil {
-		n = &node[R]{v: v, ctx: b.ctx}
+		n = &node[R]{v: v, ctx: b.ctx, wanted: map[int]bool{}}
 		b.nodes[v.ID] = n
 		var in []graph.Digest
 		for _, e := range v.In {
@@ -228,7 +293,7 @@ func (b *Build[R, E]) computeKey(n *node[R]) error {
 		}
 		in := b.node(e.V)
 		one := func() (err error) {
-			p.Inputs[i], err = b.token(n, in, e.Out, v.Op.Uses(i))
+			p.Inputs[i], err = b.token(n, in, i)
 			return err
 		}
 		if len(v.In) == 1 {
@@ -247,7 +312,8 @@ func (b *Build[R, E]) computeKey(n *node[R]) error {
 }
 
 // token says what an input contributes to the key of the node that uses it.
-func (b *Build[R, E]) token(user, in *node[R], out int, sel *graph.Selector) (Input, error) {
+func (b *Build[R, E]) token(user, in *node[R], i int) (Input, error) {
+	out, sel := user.v.In[i].Out, user.v.Op.Uses(i)
 	if err := b.keyOf(in); err != nil {
 		return Input{}, err
 	}
@@ -267,15 +333,20 @@ func (b *Build[R, E]) token(user, in *node[R], out int, sel *graph.Selector) (In
 		if d, err := b.s.cache.Memo(user.ctx, memo); err == nil && !in.v.NoCache {
 			return Input{Content: d, Name: in.v.Name}, nil
 		}
+		if r := b.remote.Load(); r != nil && !in.v.NoCache {
+			if d, ok := (*r).Token(user.ctx, user.v, i); ok {
+				if d == "" {
+					d = digest.FromString("as it was made: " + memo.String())
+				}
+				return Input{Content: d, Name: in.v.Name}, b.s.cache.SetMemo(user.ctx, memo, d)
+			}
+		}
 	}
-	outs, err := b.resultOf(in)
+	r, err := b.output(user.v.In[i])
 	if err != nil {
 		return Input{}, err
 	}
-	if out < 0 || out >= len(outs) {
-		return Input{}, b.fail(user, diag.Errorf(diag.Invalid, "%s has no output %d", in.v.Name, out))
-	}
-	d, err := outs[out].Content(user.ctx, *sel)
+	d, err := r.Content(user.ctx, *sel)
 	if err != nil {
 		return Input{}, b.fail(user, err)
 	}
@@ -310,15 +381,24 @@ func (b *Build[R, E]) solve(n *node[R]) (*shared[R], error) {
 	if n.forced() {
 		// A forced run is not the run that another build began earlier.
 		fkey += "@" + strconv.FormatInt(b.id, 10)
-	} else if outs, err := b.s.cache.Lookup(n.ctx, n.key); err == nil {
+	} else if outs, ok := b.lookup(n); ok {
 		b.end(n, true, nil)
 		return newShared(outs), nil
+	}
+	res, retry := b.elsewhere(n)
+	if res != nil {
+		return res, nil
 	}
 	in, err := b.inputs(n)
 	if err != nil {
 		return nil, err
 	}
 	defer in.release()
+	if retry {
+		if res, _ = b.elsewhere(n); res != nil {
+			return res, nil
+		}
+	}
 	for {
 		if err := context.Cause(n.ctx); err != nil {
 			return nil, err

@@ -52,6 +52,7 @@ type Entry[R Result] struct {
 	Name     string
 	Outputs  []R
 	Cost     time.Duration
+	Created  time.Time // zero = now
 }
 
 // Cache keeps results between builds. Errors of Lookup and Memo are misses: their text says why.
@@ -62,6 +63,22 @@ type Cache[R Result] interface {
 	SetMemo(ctx context.Context, of, is graph.Digest) error
 	// Why explains, if it can, why nothing is kept for a preimage, from an earlier one of the same step.
 	Why(ctx context.Context, name string, p *Preimage) string
+}
+
+// Remote finds results in caches elsewhere, which know vertices by keys of their own. It is asked when the cache has nothing.
+type Remote[R Result] interface {
+	// Token returns what stands for the content of input i in v's key, if such a cache knows v by how that input is made: then
+	// the input need not be there. "" stands for how it is made.
+	Token(ctx context.Context, v *graph.Vertex, i int) (graph.Digest, bool)
+	// Find returns the wanted outputs of a vertex. Others are the zero R. With more inputs at hand (see Build.At) it may find
+	// more: then it is asked again, and retry is true.
+	Find(ctx context.Context, v *graph.Vertex, wanted []int) (found *Found[R], retry bool)
+}
+
+// Found is a result from elsewhere.
+type Found[R Result] struct {
+	Outputs []R
+	Created time.Time
 }
 
 // Options bound a solver.
@@ -110,7 +127,9 @@ func (s *shared[R]) retain() *shared[R] {
 func (s *shared[R]) release() {
 	if s.n.Add(-1) == 0 {
 		for _, r := range s.outs {
-			r.Release()
+			if !absent(r) {
+				r.Release()
+			}
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
@@ -70,9 +71,10 @@ type Image struct {
 	Blobs        []image.Descriptor // layers as blobs, bottom first; empty if there are only unpacked ones
 	Annotations  map[string]string  // of the manifest
 
-	layers []store.LayerID // already unpacked, all of them, or nil
-	from   provider        // where Blobs are
-	record string          // name under which the store remembers the image once it is unpacked; "" = not
+	layers  []store.LayerID // already unpacked, all of them, or nil
+	from    provider        // where Blobs are
+	created []time.Time     // when layers were made, as far as that is known; nil = they were not made here
+	record  string          // name under which the store remembers the image once it is unpacked; "" = not
 }
 
 // ChainIDs returns the chain id of every layer, bottom first. Source: image-spec config.md, "Layer ChainID".

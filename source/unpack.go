@@ -122,9 +122,12 @@ func (u *unpacking) slot(ctx context.Context) (func(), error) {
 }
 
 func (u *unpacking) commit(ctx context.Context, i int, draft *store.Draft, applied *layer.Applied) error {
-	diff := u.img.Config.RootFS.DiffIDs[i]
+	diff, made := u.img.Config.RootFS.DiffIDs[i], time.Now()
+	if i < len(u.img.created) && !u.img.created[i].IsZero() {
+		made = u.img.created[i]
+	}
 	return u.im.store.Update(ctx, func(b *store.Batch) error {
-		b.Layer(draft, store.LayerInfo{DiffID: diff, Blob: u.img.Blobs[i].Digest, Size: applied.Bytes, TarSize: applied.TarSize, Files: applied.Entries, Created: time.Now()})
+		b.Layer(draft, store.LayerInfo{DiffID: diff, Blob: u.img.Blobs[i].Digest, Size: applied.Bytes, TarSize: applied.TarSize, Files: applied.Entries, Created: made})
 		b.Chain(u.chains[i], draft.ID)
 		b.Variant(diff, u.img.Blobs[i])
 		return nil

@@ -13,6 +13,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/session"
 )
 
@@ -56,28 +58,35 @@ func (c *client) put(ctx context.Context, path string, d digest.Digest) error {
 	if err != nil {
 		return err
 	}
-	ctx, done := c.call(ctx, map[string][]string{"buildkit-attachable-store-id": {"export"}})
+	ctx, done := c.call(ctx, map[string][]string{storeID: {"export"}})
 	defer done()
+	return c.write(ctx, image.Descriptor{Digest: d, Size: st.Size()}, f)
+}
+
+// write writes one blob into the content store that the call's metadata names.
+func (c *client) write(ctx context.Context, d image.Descriptor, r io.Reader) error {
 	stream, err := c.cc.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/containerd.services.content.v1.Content/Write")
 	if err != nil {
 		return failed(ctx, err, "the client's content store")
 	}
 	buf := make([]byte, chunk)
 	for at := int64(0); ; {
-		n, rerr := io.ReadFull(f, buf)
+		n, rerr := io.ReadFull(r, buf)
 		if rerr != nil && !errors.Is(rerr, io.EOF) && !errors.Is(rerr, io.ErrUnexpectedEOF) {
 			return rerr
 		}
 		m := &message{}
 		m.integer(1, actWrite)
-		last := at+int64(n) == st.Size()
+		last := at+int64(n) == d.Size
 		if last {
 			m = &message{}
 			m.integer(1, actCommit)
+		} else if n == 0 {
+			return diag.Errorf(diag.Conflict, "%s ended after %d bytes instead of %d", d.Digest, at, d.Size)
 		}
-		m.add(2, "strata-"+d.String())
-		m.integer(3, st.Size())
-		m.add(4, d.String())
+		m.add(2, "strata-"+d.Digest.String())
+		m.integer(3, d.Size)
+		m.add(4, d.Digest.String())
 		m.integer(5, at)
 		m.raw = protowire.AppendBytes(protowire.AppendTag(m.raw, 6, protowire.BytesType), buf[:n])
 		at += int64(n)

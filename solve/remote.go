@@ -1,0 +1,102 @@
+package solve
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/strata-build/strata/graph"
+)
+
+// PartKey is the key of a single output of a vertex with several, where not all of them were found.
+func PartKey(key graph.Digest, out int) graph.Digest {
+	return digest.FromString(string(key) + "#" + strconv.Itoa(out))
+}
+
+// lookup returns the kept outputs of a node: all, or those of a vertex with several that the build wants.
+func (b *Build[R, E]) lookup(n *node[R]) ([]R, bool) {
+	if outs, err := b.s.cache.Lookup(n.ctx, n.key); err == nil {
+		return outs, true
+	}
+	if n.whole || n.v.Op.Outputs() < 2 {
+		return nil, false
+	}
+	outs := make([]R, n.v.Op.Outputs())
+	for _, i := range b.wantedOf(n) {
+		part, err := b.s.cache.Lookup(n.ctx, PartKey(n.key, i))
+		if err != nil || len(part) != 1 {
+			newShared(outs).release()
+			return nil, false
+		}
+		outs[i] = part[0]
+	}
+	return outs, true
+}
+
+// wantedOf lists the outputs of a node that the build uses, sorted. Of one that nobody reads, it is the first.
+func (b *Build[R, E]) wantedOf(n *node[R]) []int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []int
+	for _, i := range slices.Sorted(maps.Keys(n.wanted)) {
+		if i >= 0 && i < n.v.Op.Outputs() {
+			out = append(out, i)
+		}
+	}
+	if len(out) == 0 {
+		out = []int{0}
+	}
+	return out
+}
+
+// elsewhere looks into other caches, and keeps what they have. retry tells to ask again when the inputs are there.
+func (b *Build[R, E]) elsewhere(n *node[R]) (res *shared[R], retry bool) {
+	r := b.remote.Load()
+	if r == nil || n.forced() || n.v.Op.Outputs() == 0 {
+		return nil, false
+	}
+	wanted := b.wantedOf(n)
+	if n.whole {
+		wanted = wanted[:0]
+		for i := range n.v.Op.Outputs() {
+			wanted = append(wanted, i)
+		}
+	}
+	found, retry := (*r).Find(n.ctx, n.v, wanted)
+	if found == nil {
+		return nil, retry
+	}
+	if err := b.keep(n, found); err != nil {
+		newShared(found.Outputs).release()
+		return nil, false // it is made here instead, and a lasting fault of the cache is told then
+	}
+	b.end(n, true, nil)
+	return newShared(found.Outputs), false
+}
+
+// keep stores what was found elsewhere: under the vertex's key, or, if there is only a part of it, under keys of the parts.
+func (b *Build[R, E]) keep(n *node[R], f *Found[R]) error {
+	e := &Entry[R]{Key: n.key, Preimage: n.pre, Name: n.v.Name, Outputs: f.Outputs, Created: f.Created}
+	if !slices.ContainsFunc(f.Outputs, absent) {
+		return b.s.cache.Store(n.ctx, e)
+	}
+	for i, r := range f.Outputs {
+		if absent(r) {
+			continue
+		}
+		part := *e
+		part.Key, part.Outputs = PartKey(n.key, i), []R{r}
+		if err := b.s.cache.Store(n.ctx, &part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Volatile reports whether an edge's key says nothing about its content.
+func (b *Build[R, E]) Volatile(e graph.Edge) bool {
+	n := b.node(e.V)
+	return b.keyOf(n) != nil || n.pin.Volatile
+}

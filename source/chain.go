@@ -1,0 +1,34 @@
+package source
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/store"
+)
+
+// Chain is a stack of layers that lies somewhere as blobs, bottom first: what a cache elsewhere has of a step.
+type Chain struct {
+	Name    string // for messages
+	DiffIDs []graph.Digest
+	Blobs   []image.Descriptor
+	Created []time.Time // zero = not known
+	// Open reads a blob; it is verified here.
+	Open func(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error)
+}
+
+// FetchChain returns a chain's layers in the store, after downloading and unpacking what is missing, as for images.
+func (im *Images) FetchChain(ctx context.Context, c Chain, vertex graph.Digest) ([]store.LayerID, error) {
+	img := &Image{Name: c.Name, Config: &image.Config{RootFS: image.RootFS{DiffIDs: c.DiffIDs}}, Blobs: c.Blobs, created: c.Created, from: opener(c.Open)}
+	return im.Layers(ctx, img, 0, vertex)
+}
+
+// opener is a provider that is a function.
+type opener func(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error)
+
+func (o opener) open(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error) {
+	return o(ctx, d, offset)
+}
