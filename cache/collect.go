@@ -19,6 +19,8 @@ import (
 type Results interface {
 	// Kept returns the layers of an output that is in the store, and when it was made.
 	Kept(ctx context.Context, e graph.Edge) (layers []store.LayerID, made time.Time, ok bool)
+	// DiffID returns a layer's diff_id, "" if it is not known yet.
+	DiffID(id store.LayerID) graph.Digest
 	// Pack returns a layer of the store as a blob.
 	Pack(ctx context.Context, id store.LayerID, p Packing) (Layer, error)
 }
@@ -194,6 +196,7 @@ func (c *collector) within(roots []graph.Edge) {
 				diffs[r.far.DiffID] = true
 			} else {
 				ids[r.id] = true
+				diffs[c.results.DiffID(r.id)] = true
 			}
 		}
 	}

@@ -17,6 +17,7 @@ import (
 
 // Matcher finds results in the caches that a build imports. It is safe for concurrent use.
 type Matcher struct {
+	ctx  context.Context // of the build
 	keys *Keys
 	env  Env
 	// unpack brings a chain into the store.
@@ -37,8 +38,8 @@ type source struct {
 }
 
 // NewMatcher returns a matcher without caches.
-func NewMatcher(keys *Keys, env Env, unpack func(context.Context, *graph.Vertex, []Layer) (tree.Tree, error)) *Matcher {
-	return &Matcher{keys: keys, env: env, unpack: unpack}
+func NewMatcher(ctx context.Context, keys *Keys, env Env, unpack func(context.Context, *graph.Vertex, []Layer) (tree.Tree, error)) *Matcher {
+	return &Matcher{ctx: ctx, keys: keys, env: env, unpack: unpack}
 }
 
 // Add imports a cache, after those that are there. It fails only if there are no such caches.
@@ -56,9 +57,9 @@ func (m *Matcher) Add(s Spec) error {
 }
 
 // Preload begins to read the caches.
-func (m *Matcher) Preload(ctx context.Context) {
+func (m *Matcher) Preload() {
 	for _, s := range m.sources() {
-		go s.index(ctx, m.env.Events)
+		go s.index(m)
 	}
 }
 
@@ -69,12 +70,13 @@ func (m *Matcher) sources() []*source {
 }
 
 // index reads the cache. A failure is told once, and then it has nothing.
-func (s *source) index(ctx context.Context, sink event.Sink) *index {
+func (s *source) index(m *Matcher) *index {
+	sink := m.env.Events
 	s.once.Do(func() {
 		v := digest.FromString("importing cache manifest from " + s.id + time.Now().String())
 		sink.Emit(event.Event{Kind: event.Planned, Vertex: v, Name: "importing cache manifest from " + s.id})
 		sink.Emit(event.Event{Kind: event.Started, Vertex: v, Time: time.Now()})
-		ix, err := s.load(ctx)
+		ix, err := s.load(m.ctx)
 		done := event.Event{Kind: event.Done, Vertex: v}
 		if err != nil {
 			done.Error = err.Error()
@@ -90,7 +92,7 @@ func (s *source) index(ctx context.Context, sink event.Sink) *index {
 func (m *Matcher) Find(ctx context.Context, v *graph.Vertex, wanted []int) (*solve.Found[tree.Tree], bool) {
 	retry := false
 	for _, s := range m.sources() {
-		ix := s.index(ctx, m.env.Events)
+		ix := s.index(m)
 		if ix == nil {
 			continue
 		}
@@ -138,7 +140,7 @@ func (m *Matcher) output(l *lookup, v *graph.Vertex, out int, into *solve.Found[
 func (m *Matcher) results(ctx context.Context, e graph.Edge) []result {
 	var all []result
 	for _, s := range m.sources() {
-		if ix := s.index(ctx, m.env.Events); ix != nil {
+		if ix := s.index(m); ix != nil {
 			all = append(all, m.look(ctx, ix).results(e)...)
 		}
 	}
@@ -148,7 +150,7 @@ func (m *Matcher) results(ctx context.Context, e graph.Edge) []result {
 // contentRecord returns the record of what an input holds, as far as that can be known without reading it.
 func (m *Matcher) contentRecord(ctx context.Context, v *graph.Vertex, i int) graph.Digest {
 	for _, s := range m.sources() {
-		if ix := s.index(ctx, m.env.Events); ix != nil {
+		if ix := s.index(m); ix != nil {
 			if d, ok := m.look(ctx, ix).linked(v, i); ok {
 				return d
 			}
@@ -165,7 +167,7 @@ func (m *Matcher) Token(ctx context.Context, v *graph.Vertex, i int) (graph.Dige
 		return "", false
 	}
 	for _, s := range m.sources() {
-		ix := s.index(ctx, m.env.Events)
+		ix := s.index(m)
 		if ix == nil {
 			continue
 		}

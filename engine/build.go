@@ -58,7 +58,7 @@ func (e *Engine) newBuild(ctx context.Context, s session.Session, sink event.Sin
 	b.git = e.puller.NewGit(env, true)
 	b.http = source.NewHTTP(env)
 	b.work = e.solver.Build(ctx, b, b.sink)
-	b.caches = newCaches(b)
+	b.caches = newCaches(ctx, b)
 	e.listen(b)
 	return b
 }

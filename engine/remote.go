@@ -28,6 +28,7 @@ type CacheSpec = cache.Spec
 // caches are the caches elsewhere that a build uses. The keys cost nothing as long as there are none.
 type caches struct {
 	b       *build
+	ctx     context.Context // of the build
 	keys    *cache.Keys
 	matcher *cache.Matcher
 
@@ -41,8 +42,8 @@ var (
 	_ cache.Results = (*caches)(nil)
 )
 
-func newCaches(b *build) *caches {
-	c := &caches{b: b}
+func newCaches(ctx context.Context, b *build) *caches {
+	c := &caches{b: b, ctx: ctx}
 	c.keys = cache.NewKeys(c)
 	return c
 }
@@ -69,14 +70,14 @@ func (c *caches) close() {
 
 // ImportCaches lets what is solved from now on be found in caches elsewhere. It fails only if there are no such caches: one that
 // cannot be read is told, and has nothing.
-func (j *Job) ImportCaches(ctx context.Context, specs ...CacheSpec) error {
+func (j *Job) ImportCaches(specs ...CacheSpec) error {
 	c := j.b.caches
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, s := range specs {
 		m := c.matcher
 		if m == nil {
-			m = cache.NewMatcher(c.keys, c.env(), c.unpack)
+			m = cache.NewMatcher(c.ctx, c.keys, c.env(), c.unpack)
 		}
 		if err := m.Add(s); err != nil {
 			return err
@@ -87,7 +88,7 @@ func (j *Job) ImportCaches(ctx context.Context, specs ...CacheSpec) error {
 		}
 	}
 	if c.matcher != nil {
-		c.matcher.Preload(ctx)
+		c.matcher.Preload()
 	}
 	return nil
 }
@@ -151,7 +152,7 @@ func (c *caches) At(e graph.Edge) (tree.Tree, bool) {
 	if !deep {
 		return nil, false
 	}
-	ids, _, ok := c.Kept(context.Background(), e)
+	ids, _, ok := c.Kept(c.ctx, e)
 	if !ok {
 		return nil, false
 	}
@@ -229,6 +230,12 @@ func (c *caches) Kept(_ context.Context, e graph.Edge) ([]store.LayerID, time.Ti
 		return r.Outputs[0], r.Created, true
 	}
 	return nil, time.Time{}, false
+}
+
+// DiffID implements cache.Results.
+func (c *caches) DiffID(id store.LayerID) graph.Digest {
+	info, _ := c.b.e.store.Layer(id)
+	return info.DiffID
 }
 
 // Pack implements cache.Results.

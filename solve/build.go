@@ -104,7 +104,8 @@ func (b *Build[R, E]) nested(edges ...graph.Edge) ([]R, error) {
 // Key returns the cache key of an edge's vertex.
 func (b *Build[R, E]) Key(e graph.Edge) (graph.Digest, error) {
 	n := b.node(e.V)
-	return n.key, b.keyOf(n)
+	err := b.keyOf(n)
+	return n.key, err
 }
 
 func (b *Build[R, E]) solveAll(edges []graph.Edge) ([]R, error) {

@@ -129,6 +129,7 @@ func (b *bridge) solve(ctx context.Context, req *gateway.SolveRequest) (*result,
 			return nil, unsupported("source policies are not supported")
 		}
 	}
+	b.importCaches(gatewayCaches(req)...)
 	var res *result
 	var err error
 	switch {

@@ -29,6 +29,11 @@ func (b *bridge) dockerfile(ctx context.Context, attrs map[string]string, defs m
 	if err != nil {
 		return nil, err
 	}
+	from, err := frontendCaches(attrs)
+	if err != nil {
+		return nil, err
+	}
+	b.importCaches(from...)
 	if b.session != nil {
 		b.session.Bind(localSessions(attrs))
 	}

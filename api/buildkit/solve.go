@@ -73,6 +73,7 @@ func translateOld(req *control.SolveRequest) {
 	}
 	req.Exporters = slices.DeleteFunc(req.Exporters, func(x *control.Exporter) bool { return x == nil })
 	req.ExporterDeprecated, req.ExporterAttrsDeprecated = "", nil
+	oldCaches(req.Cache)
 }
 
 // allow returns what a build may do: what it asks for, if this daemon allows it.
@@ -118,11 +119,15 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 		defer local.Close()
 		sess = local
 	}
-	s.warnOfCaches(req, b.journal)
 	job := s.e.NewJob(ctx, engine.JobOptions{Session: sess, Sink: event.Sink(b.journal.take), Allow: allow})
 	defer job.Close()
+	to, err := cacheExports(job, req.GetCache().GetExports())
+	if err != nil {
+		return nil, err
+	}
 	br := newBridge(s, job, b.journal, local)
 	br.inputs = req.FrontendInputs
+	br.importCaches(controlSpecs(req.GetCache().GetImports())...)
 	b.bridge, ready = br, true
 	close(b.ready)
 	defer br.end()
@@ -137,6 +142,7 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 	if opt.Epoch == nil {
 		opt.Epoch = epoch
 	}
+	opt.Caches = to
 	said, err := job.Export(ctx, plan, outs, opt)
 	if err != nil {
 		return nil, err
@@ -168,17 +174,6 @@ func (s *Server) result(ctx context.Context, req *control.SolveRequest, br *brid
 		return br.definition(req.Definition)
 	}
 	return br.wait(ctx)
-}
-
-// warnOfCaches says which of the client's wishes are not met, since a build is right without them.
-func (s *Server) warnOfCaches(req *control.SolveRequest, j *journal) {
-	types := map[string]bool{}
-	for _, c := range append(slices.Clone(req.GetCache().GetImports()), req.GetCache().GetExports()...) {
-		types[c.GetType()] = true
-	}
-	for _, t := range slices.Sorted(maps.Keys(types)) {
-		j.take(event.Event{Kind: event.Message, Time: time.Now(), Text: "caches of type " + t + " are not supported yet: the build goes on without"})
-	}
 }
 
 // epochOf is the SOURCE_DATE_EPOCH of a request.

@@ -26,7 +26,7 @@ var rooms = [][]string{
 	{"image", "event"},
 	{"layer/inflate", "layer", "store", "registry", "session", "sandbox", "tree", "history", "tracing", "solve", "dockerfile/lint", "dockerfile", "llb", "signature", "provenance"},
 	{"archive", "relayer", "session/remote"},
-	{"op", "source", "export", "pack"},
+	{"op", "source", "export", "cache", "pack"},
 	{"engine"},
 	{"api/local", "api/buildkit"},
 	{"cmd/strata/progress", "cmd/strata", "bench"},
