@@ -7,7 +7,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/strata-build/strata/cache"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/dockerfile"
 	"github.com/strata-build/strata/event"
@@ -179,7 +178,7 @@ type ExportOptions struct {
 	Name  string     // the frontend's name for the image, for name=*
 	Epoch *time.Time // SOURCE_DATE_EPOCH of exporters that name none
 
-	Caches []*cache.Export // to be written, too
+	Caches []*CacheExport // to be written, too
 }
 
 // Export solves the targets of a plan and exports them as one result. What exporters will need is made as early as possible.
@@ -194,7 +193,7 @@ func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt Ex
 	set.Multi, set.Name = set.Multi || opt.Multi, opt.Name
 	env := &export.Env{Store: j.b.e.store, Packer: j.b.e.packer, Registry: j.b.web, Session: j.b.session, Events: j.b.sink}
 	j.b.caches.solved()
-	if slices.ContainsFunc(opt.Caches, func(x *cache.Export) bool { return x.Inline }) {
+	if slices.ContainsFunc(opt.Caches, func(x *CacheExport) bool { return x.Inline }) {
 		j.b.caches.inline(set, plan)
 	}
 	var receipts []*export.Receipt

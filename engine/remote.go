@@ -25,6 +25,9 @@ import (
 // CacheSpec names a cache that is imported or exported, as --cache-from and --cache-to do.
 type CacheSpec = cache.Spec
 
+// CacheExport is a cache that will be written when a build is solved.
+type CacheExport = cache.Export
+
 // caches are the caches elsewhere that a build uses. The keys cost nothing as long as there are none.
 type caches struct {
 	b       *build
@@ -94,8 +97,8 @@ func (j *Job) ImportCaches(specs ...CacheSpec) error {
 }
 
 // CacheExports checks what caches are to be written before anything is built.
-func (j *Job) CacheExports(specs []CacheSpec) ([]*cache.Export, error) {
-	var out []*cache.Export
+func (j *Job) CacheExports(specs []CacheSpec) ([]*CacheExport, error) {
+	var out []*CacheExport
 	for _, s := range specs {
 		x, err := cache.NewExport(s, j.b.caches.env())
 		if err != nil {
@@ -274,7 +277,7 @@ func (c *caches) inline(set *export.Set, plan *image.Plan) {
 }
 
 // export writes the caches of a build that is solved, and returns what the client is told.
-func (c *caches) export(ctx context.Context, plan *image.Plan, all []*cache.Export) (map[string]string, error) {
+func (c *caches) export(ctx context.Context, plan *image.Plan, all []*CacheExport) (map[string]string, error) {
 	var roots []graph.Edge
 	for _, t := range plan.Targets {
 		roots = append(roots, t.Root)

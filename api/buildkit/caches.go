@@ -9,7 +9,6 @@ import (
 	control "github.com/moby/buildkit/api/services/control"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
 
-	"github.com/strata-build/strata/cache"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/event"
@@ -34,7 +33,7 @@ func oldCaches(c *control.CacheOptions) {
 }
 
 // cacheExports checks what caches a client wants to have written. None may be named twice, but inline is the same.
-func cacheExports(job *engine.Job, all []*control.CacheOptionsEntry) ([]*cache.Export, error) {
+func cacheExports(job *engine.Job, all []*control.CacheOptionsEntry) ([]*engine.CacheExport, error) {
 	var specs []engine.CacheSpec
 	seen := map[string]bool{}
 	for _, c := range all {
