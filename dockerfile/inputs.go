@@ -59,6 +59,17 @@ func ReadInputs(ctx context.Context, req Request, r Resolver) (Request, error) {
 	return req, nil
 }
 
+// Origin is where ReadInputs finds the Dockerfile, if that is a directory of the client.
+func (req Request) Origin() (e graph.Edge, ok bool) {
+	if req.Source != nil || req.remote() && !req.LocalDocker {
+		return graph.Edge{}, false
+	}
+	if req.Filename == "" {
+		req.Filename = "Dockerfile"
+	}
+	return (&inputs{req: &req}).dockerfileDir(), true
+}
+
 type inputs struct {
 	ctx context.Context
 	req *Request

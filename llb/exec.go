@@ -68,7 +68,7 @@ func decodeModes(o *pb.ExecOp, e *graph.Exec) error {
 	case pb.SecurityMode_INSECURE:
 		e.Security = graph.SecurityInsecure
 	default:
-		return invalidf("the security mode %d is unknown", o.Security)
+		return invalidf("invalid security mode %d", o.Security)
 	}
 	for i, s := range o.Secretenv {
 		if s.GetID() == "" || s.Name == "" {

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -64,14 +65,21 @@ func (b *bundle) writeConfig(s *specs.Spec) error {
 	return nil
 }
 
-// writeData puts the content of a Data mount on a ramfs, which is never swapped out, and returns the file's path.
+// writeData puts the content of a Data mount on a tmpfs of its own, which is not swapped out where the kernel can promise it, and returns the file's path.
 func (b *bundle) writeData(m Mount) (string, error) {
 	if b.data == "" {
 		dir := b.file("data")
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			return "", err
 		}
-		if err := unix.Mount("ramfs", dir, "ramfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		mount := func(options string) error {
+			return unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options)
+		}
+		err := mount("mode=0700,noswap") // Linux 6.4
+		if errors.Is(err, unix.EINVAL) {
+			err = mount("mode=0700")
+		}
+		if err != nil {
 			return "", fmt.Errorf("mount a file system in memory: %w", err)
 		}
 		b.data, b.mounts = dir, append(b.mounts, dir)

@@ -91,7 +91,7 @@ func gatewayCaps() []*apicaps.APICap {
 	missing := map[string]bool{
 		string(gateway.CapGatewayExec): true, string(gateway.CapGatewayExecExtraHosts): true, string(gateway.CapGatewayExecSecretEnv): true,
 		string(gateway.CapGatewayExecSignals): true, string(gateway.CapGatewayExecFilesystem): true, string(gateway.CapImportCaches): true,
-		string(gateway.CapSourceMetaResolverImageAttestations): true,
+		string(gateway.CapSourceMetaResolverImageAttestations):   true,
 		string(gateway.CapSourceMetaResolverHTTPChecksumRequest): true,
 	}
 	var out []*apicaps.APICap

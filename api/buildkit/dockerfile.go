@@ -13,6 +13,7 @@ import (
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/llb"
 )
 
 // frontendCaps are the capabilities of the Dockerfile frontend that a request may insist on.
@@ -43,6 +44,11 @@ func (b *bridge) dockerfile(ctx context.Context, attrs map[string]string, defs m
 	}
 	if err := b.fromInputs(ctx, &req, inputs); err != nil {
 		return nil, err
+	}
+	if from, ok := req.Origin(); ok {
+		if b.origin, err = llb.Encode(from); err != nil {
+			return nil, err
+		}
 	}
 	if id, ok := attrs["requestid"]; ok {
 		return b.subrequest(ctx, id, req, inputs)

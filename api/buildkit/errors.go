@@ -31,6 +31,14 @@ type vertexError struct {
 
 func (e vertexError) Unwrap() error { return e.error }
 
+// originError says where the Dockerfile of a build comes from.
+type originError struct {
+	error
+	def *pb.Definition
+}
+
+func (e originError) Unwrap() error { return e.error }
+
 // detailed is an error with a detail of one of BuildKit's types.
 type detailed struct {
 	error
@@ -66,8 +74,13 @@ func toStatus(err error) error {
 		case d.Hint != "":
 			st.Message += "\nhint: " + d.Hint
 		}
+		origin, _ := errors.AsType[originError](err)
 		for _, at := range d.At {
-			st.Details = append(st.Details, detail("Source", &errdefs.Source{Info: sourceInfo(at.Source), Ranges: []*pb.Range{rangeOf(at)}}))
+			info := sourceInfo(at.Source)
+			if info != nil {
+				info.Definition = origin.def
+			}
+			st.Details = append(st.Details, detail("Source", &errdefs.Source{Info: info, Ranges: []*pb.Range{rangeOf(at)}}))
 		}
 	}
 	if v, ok := errors.AsType[vertexError](err); ok {

@@ -55,6 +55,9 @@ func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control
 	if failed := b.journal.failure(); err != nil && failed != "" && diag.KindOf(err) != diag.Canceled {
 		err = vertexError{err, failed}
 	}
+	if b.bridge != nil && b.bridge.origin != nil && err != nil {
+		err = originError{err, b.bridge.origin}
+	}
 	b.journal.close()
 	if recorded {
 		s.endRecord(context.WithoutCancel(ctx), b, resp, err)
@@ -143,6 +146,11 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 		opt.Epoch = epoch
 	}
 	opt.Caches = to
+	if req.EnableSessionExporter && local != nil {
+		if outs, err = s.sessionOutputs(ctx, req, br, res); err != nil {
+			return nil, err
+		}
+	}
 	said, err := job.Export(ctx, plan, outs, opt)
 	if err != nil {
 		return nil, err
@@ -159,7 +167,37 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 			resp[k] = string(v)
 		}
 	}
+	if req.EnableSessionExporter && local != nil {
+		return resp, local.FinalizeExport(ctx, resp)
+	}
 	return resp, nil
+}
+
+// sessionOutputs adds to the exporters of a request those that the client chooses when it sees what was built.
+func (s *Server) sessionOutputs(ctx context.Context, req *control.SolveRequest, br *bridge, res *result) (engine.Outputs, error) {
+	epoch, err := epochOf(req.FrontendAttrs)
+	if err != nil {
+		return engine.Outputs{}, err
+	}
+	var ids []string
+	for _, r := range res.all() {
+		if r == nil || r.id == "" {
+			continue
+		}
+		if err := br.job.Solve(ctx, r.target.Root); err != nil {
+			return engine.Outputs{}, err
+		}
+		ids = append(ids, r.id)
+	}
+	more, err := br.session.FindExporters(ctx, res.meta, ids)
+	if err != nil {
+		return engine.Outputs{}, err
+	}
+	all := slices.Clone(req.Exporters)
+	for _, x := range more {
+		all = append(all, &control.Exporter{Type: x.Type, Attrs: x.Attrs})
+	}
+	return outputs(all, epoch)
 }
 
 // result is what the build's frontend makes: a definition, a Dockerfile, or what the client's own code returns.

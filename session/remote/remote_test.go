@@ -36,6 +36,8 @@ type fakeClient struct {
 	blobs  map[string][]byte
 	reads  int
 	sent   metadata.MD // of the last call
+
+	exporter string // that the client chooses
 }
 
 func (f *fakeClient) handle(_ any, s grpc.ServerStream) error {
@@ -116,6 +118,21 @@ func (f *fakeClient) handle(_ any, s grpc.ServerStream) error {
 		out := &message{}
 		out.raw = protowire.AppendBytes(protowire.AppendTag(nil, 2, protowire.BytesType), b)
 		return s.SendMsg(out)
+	case "/moby.exporter.v1.Exporter/FindExporters":
+		ref, err := m.field(2)
+		if err != nil || f.exporter == "" {
+			return status.Error(codes.Unimplemented, "no exporters")
+		}
+		x := text(f.exporter)
+		x.entry(2, "ref", ref)
+		out := &message{}
+		out.raw = protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), x.raw)
+		return s.SendMsg(out)
+	case "/moby.exporter.v1.Exporter/FinalizeExport":
+		if f.exporter == "" {
+			return status.Error(codes.Unavailable, "not now")
+		}
+		return status.Error(codes.Internal, "refused: "+string((&message{arg}).raw[2:]))
 	case "/moby.buildkit.secrets.v1.Secrets/GetSecret":
 		if string(arg) != "token" {
 			return status.Error(codes.NotFound, "nope")
@@ -538,5 +555,27 @@ func TestContentStoreOutput(t *testing.T) {
 		if len(f.blobs) != 2 || string(f.blobs[digest.FromString(data).String()]) != data {
 			t.Errorf("%d blobs", len(f.blobs))
 		}
+	}
+}
+
+func TestExporters(t *testing.T) {
+	m := manager(t)
+	peer := Peer{Conn: "1"}
+	attach(t, m, "without", peer, &fakeClient{})
+	s := open(t, m, "without", peer)
+	if xs, err := s.FindExporters(t.Context(), nil, []string{"r"}); err != nil || len(xs) != 0 {
+		t.Errorf("%v %v", xs, err)
+	}
+	if err := s.FinalizeExport(t.Context(), map[string]string{"a": "b"}); err != nil {
+		t.Error(err)
+	}
+	attach(t, m, "with", peer, &fakeClient{exporter: "oci"})
+	s = open(t, m, "with", peer)
+	xs, err := s.FindExporters(t.Context(), map[string][]byte{"k": []byte("v")}, []string{"r"})
+	if err != nil || len(xs) != 1 || xs[0].Type != "oci" || xs[0].Attrs["ref"] != "r" {
+		t.Errorf("%v %v", xs, err)
+	}
+	if err := s.FinalizeExport(t.Context(), map[string]string{"a": "b"}); err == nil || !strings.Contains(err.Error(), "refused") {
+		t.Error(err)
 	}
 }
