@@ -22,15 +22,12 @@ func (e *env) Get(k string) (string, bool) {
 
 func (e *env) Keys() []string { return slices.Clone(e.keys) }
 
-// set keeps the place of a variable that is there.
+// set puts a variable last, also one that is there: the order is part of a step's key, and BuildKit's caches know it so.
 func (e *env) set(k, v string) {
-	old, ok := e.vals[k]
-	if !ok {
-		e.keys = append(e.keys, k)
-		e.size += len(k)
-	}
-	e.size += len(v) - len(old)
+	e.unset(k)
+	e.keys = append(e.keys, k)
 	e.vals[k] = v
+	e.size += len(k) + len(v)
 }
 
 func (e *env) unset(k string) {

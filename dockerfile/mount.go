@@ -79,9 +79,6 @@ func (st *step) cacheMount(m *instructions.Mount, g *graph.Mount) {
 	if g.CacheID == "" {
 		g.CacheID = path.Clean(m.Target)
 	}
-	if ns := st.p.req.CacheMountNS; ns != "" {
-		g.CacheID = ns + "/" + g.CacheID
-	}
 	g.Sharing = graph.SharingShared
 	if m.CacheSharing != "" {
 		g.Sharing = graph.Sharing(m.CacheSharing)
@@ -90,6 +87,7 @@ func (st *step) cacheMount(m *instructions.Mount, g *graph.Mount) {
 	if _, ok := st.outline.caches[g.CacheID]; !ok {
 		st.outline.caches[g.CacheID] = st.at
 	}
+	g.CacheID = st.p.req.CacheMountNS + "/" + g.CacheID // as in BuildKit, whose frontends share the mounts
 }
 
 func setOwner(m *instructions.Mount, g *graph.Mount) {

@@ -318,6 +318,10 @@ func (s *stage) inherit() {
 		s.cfg = b.cfg.Clone()
 		s.cfg.Config.OnBuild = nil
 		s.env = b.env.clone()
+		for _, kv := range s.cfg.Config.Env { // after the ARGs
+			k, v, _ := strings.Cut(kv, "=")
+			s.env.set(k, v)
+		}
 		s.workdirSet = b.workdirSet
 		s.args = slices.Clone(b.args)
 		s.historySize = b.historySize

@@ -48,16 +48,16 @@ func NewCacheMap(v *graph.Vertex, pin SourcePin) (*CacheMap, error) {
 	if _, ok := v.Op.(*graph.Local); ok {
 		return nil, nil
 	}
-	m, at := &CacheMap{}, &inputs{at: make([]int, len(v.In))}
+	m, at, op := &CacheMap{}, &inputs{at: make([]int, len(v.In))}, &pb.Op{}
 	for i, in := range v.In {
 		at.at[i] = int(pb.Empty)
 		if !in.IsScratch() {
 			at.at[i] = at.count
 			at.count++
+			op.Inputs = append(op.Inputs, &pb.Input{})
 			m.Inputs = append(m.Inputs, CacheInput{In: i})
 		}
 	}
-	op := &pb.Op{}
 	var err error
 	if err := encodeOp(op, &pb.OpMetadata{}, v.Op, at); err != nil {
 		return m.own(v, pin)
