@@ -42,6 +42,9 @@ func (k Kind) String() string {
 type Source struct {
 	Name string
 	Data []byte
+	// Origin says where the text was read from, in the terms of who read it: this room knows no others. llb.SourceInfo lists
+	// what there is; nil = not known.
+	Origin any `json:"-"`
 }
 
 // Lines returns the span from line first to line last, both counted from 1.

@@ -150,12 +150,13 @@ func caret(line string, at Span) string {
 }
 
 // Suggest returns the candidate nearest to word, or "" if none is near enough to be a likely misspelling: at most two
-// edits, and fewer than half of the word's letters.
+// edits, and fewer than half of the word's letters unless the word is the beginning of the candidate.
 func Suggest(word string, candidates []string) string {
 	best, bestDist := "", 3
 	for _, c := range candidates {
 		d := distance(strings.ToLower(word), strings.ToLower(c))
-		if d < bestDist && d*2 < max(len(word), 3) {
+		begins := len(word) > 2 && strings.HasPrefix(strings.ToLower(c), strings.ToLower(word))
+		if d < bestDist && (begins || d*2 < max(len(word), 3)) {
 			best, bestDist = c, d
 		}
 	}

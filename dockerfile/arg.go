@@ -2,6 +2,7 @@ package dockerfile
 
 import (
 	"context"
+	"maps"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -83,8 +84,11 @@ func (p *planner) mainArgument(a instructions.KeyValuePairOptional, given map[st
 	if err != nil {
 		return info, err
 	}
-	delete(v.Matched, a.Key)
 	info.value, info.deps = v.Text, v.Matched
+	if _, again := info.deps[a.Key]; again { // FOO=${FOO}x is made of what the earlier FOO was made of
+		delete(info.deps, a.Key)
+		maps.Copy(info.deps, p.mainArg[a.Key].deps)
+	}
 	p.globals.set(a.Key, v.Text)
 	return info, nil
 }
@@ -183,7 +187,8 @@ func (f *fromVars) expand(word string) (string, error) {
 		if m := didYouMean(e, name, f.e.Keys()); m.Hint != "" {
 			return "", m
 		}
-		return "", e.WithHint("--from can use ARGs: those above the first FROM and those above the instruction, but no ENV")
+		return "", e.WithHint("--from can use ARGs: those above the first FROM and those above the instruction; other " +
+			"variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround")
 	}
 	if v.Text == "" {
 		return "", invalidf("--from=%s is empty", word)

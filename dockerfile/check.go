@@ -9,9 +9,10 @@ import (
 
 // Checked is the outcome of `--check`.
 type Checked struct {
+	Source   *diag.Source   // the Dockerfile
 	Warnings []diag.Warning // by line
 	Err      error          // why the Dockerfile cannot be built, if it cannot; warnings up to there are kept
-	Fail     bool           // the Dockerfile or the request asks for findings to be errors, and there are some
+	Failure  error          // of the findings, where the Dockerfile or the request asks for them to be errors
 }
 
 // Check lints a Dockerfile without building it. Without a target it looks at every stage. It resolves base images,
@@ -27,5 +28,5 @@ func Check(ctx context.Context, req Request, r Resolver) (*Checked, error) {
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	return &Checked{Warnings: p.lint.Warnings(), Err: err, Fail: p.lint.Err() != nil}, nil
+	return &Checked{Source: req.Source, Warnings: p.lint.Warnings(), Err: err, Failure: p.lint.Err()}, nil
 }

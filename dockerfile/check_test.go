@@ -28,7 +28,7 @@ func TestCheckGolden(t *testing.T) {
 			}
 			var out strings.Builder
 			renderWarnings(&out, res.Warnings)
-			if res.Fail {
+			if res.Failure != nil {
 				out.WriteString("fails\n")
 			}
 			if res.Err != nil {
@@ -48,7 +48,7 @@ func TestCheckConfigFromArgument(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(res.Warnings) != 1 || res.Warnings[0].Rule != "StageNameCasing" || !res.Fail {
+	if len(res.Warnings) != 1 || res.Warnings[0].Rule != "StageNameCasing" || !(res.Failure != nil) {
 		t.Errorf("the build argument does not replace the directive: %+v", res)
 	}
 	if _, err := Plan(t.Context(), req, newFake()); diag.KindOf(err) != diag.Invalid {

@@ -2,7 +2,9 @@ package dockerfile
 
 import (
 	"errors"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
@@ -91,8 +93,8 @@ func text(s diag.Span) string {
 	return strings.Join(lines[s.First-1:min(max(s.Last, s.First), len(lines))], "\n")
 }
 
-// quoted finds the words that a message is about: in quotes or parentheses, after a colon, or a flag at the start.
-var quoted = regexp.MustCompile("\"([^\"]+)\"|'([^']+)'|`([^`]+)`|\\((\\$[^()]+)\\)|: ([^\\s\"'`(]\\S*)|^(--[^:]+)")
+// quoted finds the words that a message is about: in quotes or parentheses, after "expression" or a colon, or a flag at the start.
+var quoted = regexp.MustCompile("\"([^\"]+)\"|'([^']+)'|`([^`]+)`|\\((\\$[^()]+)\\)|expression (\\S+)|: ([^\\s\"'`(]\\S*)|^(--[^:]+)")
 
 // pointAt narrows a span to the first word of the message that stands in its lines.
 func pointAt(s diag.Span, msg string) diag.Span {
@@ -131,8 +133,26 @@ func indexWord(line, word string) int {
 	return strings.Index(line, word)
 }
 
+// GrammarError is the error of an instruction that cannot be read at all. It reads as Err: where it is, Err says too, and Line
+// is for clients that know such errors by a line in their text.
+type GrammarError struct {
+	Line int // where the instruction begins, from 1
+	Err  error
+}
+
+func (e *GrammarError) Error() string { return e.Err.Error() }
+func (e *GrammarError) Unwrap() error { return e.Err }
+
 func invalidf(format string, args ...any) *diag.Error {
 	return diag.Errorf(diag.Invalid, format, args...)
+}
+
+// nearest is didYouMean for the variables of an expression that are not set.
+func nearest(err *diag.Error, unset map[string]struct{}, known []string) *diag.Error {
+	for _, u := range slices.Sorted(maps.Keys(unset)) {
+		err = didYouMean(err, u, known)
+	}
+	return err
 }
 
 // didYouMean adds a hint if a candidate is near the word.

@@ -38,7 +38,7 @@ func parse(src *diag.Source, l *lint.Linter) (*file, error) {
 	f := &file{src: src, escape: res.EscapeToken}
 	for _, n := range res.AST.Children {
 		if err := f.add(n, l.With(n.PrevComment)); err != nil {
-			return nil, located(src, err, n.Location())
+			return nil, &GrammarError{Line: n.StartLine, Err: located(src, err, n.Location())}
 		}
 	}
 	if len(f.stages) == 0 {

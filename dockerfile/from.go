@@ -74,15 +74,12 @@ func (s *stage) setPlatform(l *lint.Linter, known []string) error {
 	lint.UndefinedArgInFrom(l, s.at(), v.Unmatched, known)
 	s.outline.use(v.Matched)
 	if v.Text == "" {
-		err := invalidf("empty platform value from expression (%s)", flag)
-		for u := range v.Unmatched {
-			err = didYouMean(err, u, known)
-		}
-		return err
+		return nearest(invalidf("empty platform value from expression %s", flag), v.Unmatched, known)
 	}
 	pf, err := graph.ParsePlatform(v.Text)
 	if err != nil {
-		return invalidf("failed to parse platform %s: %w", flag, err).WithHint("write it as os/arch or os/arch/variant, such as linux/amd64 or linux/arm/v7")
+		err := invalidf("failed to parse platform %s: %w", flag, err).WithHint("write it as os/arch or os/arch/variant, such as linux/amd64 or linux/arm/v7")
+		return nearest(err, v.Unmatched, known)
 	}
 	target, _ := s.p.globals.Get("TARGETPLATFORM")
 	lint.RedundantTargetPlatform(l, s.at(), flag, v, v.Text == target)

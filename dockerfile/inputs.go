@@ -59,17 +59,6 @@ func ReadInputs(ctx context.Context, req Request, r Resolver) (Request, error) {
 	return req, nil
 }
 
-// Origin is where ReadInputs finds the Dockerfile, if that is a directory of the client.
-func (req Request) Origin() (e graph.Edge, ok bool) {
-	if req.Source != nil || req.remote() && !req.LocalDocker {
-		return graph.Edge{}, false
-	}
-	if req.Filename == "" {
-		req.Filename = "Dockerfile"
-	}
-	return (&inputs{req: &req}).dockerfileDir(), true
-}
-
 type inputs struct {
 	ctx context.Context
 	req *Request
@@ -103,7 +92,7 @@ func (in *inputs) readSource(dir graph.Edge) error {
 		return diag.Errorf(diag.NotFound, "failed to read dockerfile: %s is not there", name).
 			WithHint("name the Dockerfile with --file if it is elsewhere")
 	}
-	in.req.Source = &diag.Source{Name: name, Data: data}
+	in.req.Source = &diag.Source{Name: name, Data: data, Origin: dir}
 	return nil
 }
 

@@ -20,7 +20,8 @@ import (
 )
 
 // Plan makes the graph and the configuration of every platform that was asked for. Only the stages that the target
-// needs are looked at. Errors are diag errors with the place in the Dockerfile.
+// needs are looked at. Errors are diag errors with the place in the Dockerfile; the plan that comes with one has nothing but
+// the warnings of what was read until then.
 func Plan(ctx context.Context, req Request, r Resolver) (*image.Plan, error) {
 	sh, err := newShared(ctx, &req, r)
 	if err != nil {
@@ -53,10 +54,13 @@ func Plan(ctx context.Context, req Request, r Resolver) (*image.Plan, error) {
 			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return nil, err
+	err = g.Wait()
+	plan.Warnings = slices.Concat(sh.notes, planners[0].lint.Warnings())
+	if err != nil {
+		plan.Targets = nil
+		return plan, err
 	}
-	plan.Warnings = slices.Concat(sh.notes, planners[0].lint.Warnings(), planners[0].unusedArgs())
+	plan.Warnings = append(plan.Warnings, planners[0].unusedArgs()...)
 	return plan, nil
 }
 

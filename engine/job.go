@@ -80,13 +80,15 @@ func (j *Job) Plan(ctx context.Context, req dockerfile.Request, inputs map[strin
 		return nil, err
 	}
 	plan, err := dockerfile.Plan(ctx, req, p)
+	if plan != nil {
+		for _, w := range plan.Warnings {
+			j.b.sink.Emit(event.Event{Kind: event.Warn, Warning: &w})
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
 	j.b.narrow(plan)
-	for _, w := range plan.Warnings {
-		j.b.sink.Emit(event.Event{Kind: event.Warn, Warning: &w})
-	}
 	return plan, nil
 }
 

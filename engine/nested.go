@@ -24,7 +24,7 @@ func (b *build) nested(ctx context.Context, s *solve.Step[tree.Tree, *build], o 
 		name = "/" + pb.LLBDefaultDefinitionFile
 	}
 	if len(s.In) != 1 || s.In[0] == nil {
-		return nil, diag.Errorf(diag.NotFound, "%q not found: the nested build's definition would be in an empty tree", name)
+		return nil, diag.Errorf(diag.NotFound, "%q: not found: the nested build's definition would be in an empty tree", name)
 	}
 	t, ok := s.In[0].(filer)
 	if !ok {

@@ -7,8 +7,11 @@ import (
 	"github.com/strata-build/strata/graph"
 )
 
-// maxSpans bounds the places of one vertex that are kept.
-const maxSpans = 100
+// Bounds of what is kept: the places of one vertex, and the lines of one place.
+const (
+	maxSpans = 100
+	maxLines = 1000
+)
 
 // locate reads where ops come from. Lines count from 1 in both forms; characters count from 0 in LLB, columns from 1.
 func (d *decoder) locate(src *pb.Source) error {
@@ -20,7 +23,7 @@ func (d *decoder) locate(src *pb.Source) error {
 		if info == nil {
 			return invalidf("source file %d is missing", i)
 		}
-		d.meta.Sources[i] = &diag.Source{Name: info.Filename, Data: info.Data}
+		d.meta.Sources[i] = &diag.Source{Name: info.Filename, Data: info.Data, Origin: info}
 	}
 	d.at = make(map[graph.Digest][]diag.Span, len(src.Locations))
 	for dgst, all := range src.Locations {
@@ -36,8 +39,14 @@ func (d *decoder) locate(src *pb.Source) error {
 				return invalidf("location %d of op %s is in source file %d of %d", i, dgst, l.SourceIndex, len(src.Infos))
 			}
 			for _, r := range l.Ranges {
-				if s, ok := span(r); ok && len(spans) < maxSpans {
-					s.Source = d.meta.Sources[l.SourceIndex]
+				s, ok := span(r)
+				if !ok {
+					continue
+				}
+				s.Source = d.meta.Sources[l.SourceIndex]
+				if n := len(spans); n > 0 && spans[n-1].Source == s.Source && spans[n-1].Last+1 == s.First && spans[n-1].Col == 0 && s.Col == 0 {
+					spans[n-1].Last = s.Last // an instruction comes as a range for each of its lines
+				} else if n < maxSpans {
 					spans = append(spans, s)
 				}
 			}
@@ -83,15 +92,44 @@ func (l *locations) add(dgst graph.Digest, spans []diag.Span) {
 			}
 			i = int32(len(l.src.Infos))
 			l.index[s.Source] = i
-			l.src.Infos = append(l.src.Infos, &pb.SourceInfo{Filename: s.Source.Name, Data: s.Source.Data})
+			l.src.Infos = append(l.src.Infos, SourceInfo(s.Source))
 		}
-		r := &pb.Range{Start: &pb.Position{Line: int32(s.First)}, End: &pb.Position{Line: int32(max(s.First, s.Last))}}
-		if s.Col > 0 {
-			r.Start.Character, r.End.Character = int32(s.Col-1), int32(s.Col-1+s.Width)
-		}
-		out.Locations = append(out.Locations, &pb.Location{SourceIndex: i, Ranges: []*pb.Range{r}})
+		out.Locations = append(out.Locations, &pb.Location{SourceIndex: i, Ranges: Ranges(s)})
 	}
 	if len(out.Locations) > 0 {
 		l.src.Locations[string(dgst)] = out
 	}
+}
+
+// SourceInfo is a source as clients know it. A source that came in a definition goes out as it came; one that was read from
+// a tree, a graph.Edge, has that tree's definition.
+func SourceInfo(s *diag.Source) *pb.SourceInfo {
+	if s == nil {
+		return nil
+	}
+	if info, ok := s.Origin.(*pb.SourceInfo); ok {
+		return info
+	}
+	info := &pb.SourceInfo{Filename: s.Name, Data: s.Data, Language: "Dockerfile"}
+	if e, ok := s.Origin.(graph.Edge); ok && !e.IsScratch() {
+		if def, err := Encode(e); err == nil { // what only Strata can make has none
+			info.Definition = def
+		}
+	}
+	return info
+}
+
+// Ranges is a span as clients know it: a range for each line, or the part of one line.
+func Ranges(s diag.Span) []*pb.Range {
+	if s.Col > 0 {
+		return []*pb.Range{{
+			Start: &pb.Position{Line: int32(s.First), Character: int32(s.Col - 1)},
+			End:   &pb.Position{Line: int32(max(s.First, s.Last)), Character: int32(s.Col - 1 + s.Width)},
+		}}
+	}
+	var out []*pb.Range
+	for n := s.First; n <= min(max(s.First, s.Last), s.First+maxLines); n++ {
+		out = append(out, &pb.Range{Start: &pb.Position{Line: int32(n)}, End: &pb.Position{Line: int32(n)}})
+	}
+	return out
 }

@@ -44,7 +44,7 @@ func (l *fileLayer) copy(ctx context.Context, a *graph.Action, own ids) error {
 			return err
 		}
 		if !parent.Exists {
-			return diag.Errorf(diag.NotFound, "%q not found: the directory of the destination does not exist", "/"+parent.Rel)
+			return diag.Errorf(diag.NotFound, "%q: not found: the directory of the destination does not exist", "/"+parent.Rel)
 		}
 	}
 	matches, err := files.Pick(ctx, graph.Select{

@@ -312,6 +312,15 @@ func (b *Build[R, E]) computeKey(n *node[R]) error {
 	return nil
 }
 
+// ContentError is why a step has no key: what it reads of an input cannot be told, most often since it is not there.
+type ContentError struct {
+	Input graph.Digest // the input's key
+	Err   error
+}
+
+func (e *ContentError) Error() string { return e.Err.Error() }
+func (e *ContentError) Unwrap() error { return e.Err }
+
 // token says what an input contributes to the key of the node that uses it.
 func (b *Build[R, E]) token(user, in *node[R], i int) (Input, error) {
 	out, sel := user.v.In[i].Out, user.v.Op.Uses(i)
@@ -349,7 +358,7 @@ func (b *Build[R, E]) token(user, in *node[R], i int) (Input, error) {
 	}
 	d, err := r.Content(user.ctx, *sel)
 	if err != nil {
-		return Input{}, b.fail(user, err)
+		return Input{}, b.fail(user, &ContentError{Input: in.key, Err: err})
 	}
 	if memo != "" {
 		if err := b.s.cache.SetMemo(user.ctx, memo, d); err != nil {

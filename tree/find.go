@@ -1,9 +1,11 @@
 package tree
 
 import (
+	"io/fs"
 	"path"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -92,20 +94,30 @@ func (f *Files) child(e *Entry, name string) (*Entry, error) {
 	return kid, nil
 }
 
+// noFile is the error of a path that does not exist, and why or what does. Its cause is what the system would have said.
+func noFile(p, why string, args ...any) *diag.Error {
+	if why != "" {
+		why = ": " + why
+	}
+	err := diag.Errorf(diag.NotFound, "%q: not found"+why, append([]any{p}, args...)...)
+	err.Err = &fs.PathError{Op: "lstat", Path: p, Err: syscall.ENOENT}
+	return err
+}
+
 // notFound makes the error for a name that directory at does not have.
 func (f *Files) notFound(p string, at *Entry, rel, name string) error {
 	p = path.Join("/", p)
 	if at.dir == nil {
-		return diag.Errorf(diag.NotFound, "%q not found: %q is not a directory", p, "/"+rel)
+		return noFile(p, "%q is not a directory", "/"+rel)
 	}
 	var names []string
 	for i := range at.dir.kids {
 		names = append(names, at.dir.kids[i].Name)
 	}
 	if s := diag.Suggest(name, names); s != "" {
-		return diag.Errorf(diag.NotFound, "%q not found: did you mean %q?", p, s)
+		return noFile(p, "did you mean %q?", s)
 	}
-	err := diag.Errorf(diag.NotFound, "%q not found", p)
+	err := noFile(p, "")
 	if f.filter == nil || len(at.dir.srcs) == 0 {
 		return err
 	}

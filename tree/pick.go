@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 )
 
@@ -64,7 +63,7 @@ func (f *Files) Pick(ctx context.Context, sel graph.Select, sums bool) ([]Match,
 	}
 	p.save()
 	if len(kept) == 0 && len(matches) > 0 {
-		return nil, diag.Errorf(diag.NotFound, "%q not found", path.Join("/", sel.Path)).
+		return nil, noFile(path.Join("/", sel.Path), "").
 			WithHint("it exists, but the ignore file or the filters of the directory leave it out")
 	}
 	return kept, required(kept, sel)
@@ -123,7 +122,7 @@ func required(in []Match, sel graph.Select) error {
 			return m.has(want) || abs && m.has(under) || want == base
 		})
 		if !ok {
-			return diag.Errorf(diag.NotFound, "%q not found", r)
+			return noFile(path.Join("/", r), "")
 		}
 	}
 	return nil

@@ -325,7 +325,7 @@ func TestSelection(t *testing.T) {
 	if m, err = f.Pick(context.Background(), graph.Select{Path: "/no*", Wildcard: true}, false); err != nil || len(m) != 0 {
 		t.Errorf("a wildcard without a match: %v, %v", m, err)
 	}
-	for _, c := range []struct{ required, err string }{{"/src/lib", ""}, {"src/lib", ""}, {"/src/*/x.bin", ""}, {"/src/nothing", `"/src/nothing" not found`}} {
+	for _, c := range []struct{ required, err string }{{"/src/lib", ""}, {"src/lib", ""}, {"/src/*/x.bin", ""}, {"/src/nothing", `"/src/nothing": not found`}} {
 		_, err := f.Pick(context.Background(), graph.Select{Path: "/", Include: []string{"src/**"}, Required: []string{c.required}}, false)
 		if c.err == "" && err != nil || c.err != "" && (err == nil || err.Error() != c.err || diag.KindOf(err) != diag.NotFound) {
 			t.Errorf("required %q: %v, want %q", c.required, err, c.err)
@@ -338,7 +338,7 @@ func TestMissingPathSuggests(t *testing.T) {
 	write(t, dir, map[string]string{"app/config.json": "{}", "secret.key": "s"})
 	l := local(t, dir, &graph.Local{Exclude: []string{"*.key"}})
 	_, err := l.Content(context.Background(), sel(graph.Select{Path: "/app/confg.json"}))
-	if err == nil || err.Error() != `"/app/confg.json" not found: did you mean "config.json"?` || diag.KindOf(err) != diag.NotFound {
+	if err == nil || err.Error() != `"/app/confg.json": not found: did you mean "config.json"?` || diag.KindOf(err) != diag.NotFound {
 		t.Errorf("got %v", err)
 	}
 	_, err = l.Content(context.Background(), sel(graph.Select{Path: "/secret.key"}))

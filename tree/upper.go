@@ -247,7 +247,7 @@ func (u *Upper) parent(rel string) (node, error) {
 		return n, err
 	}
 	if !n.ok {
-		return n, diag.Errorf(diag.NotFound, "%q not found: its directory does not exist", "/"+rel)
+		return n, noFile("/"+rel, "its directory does not exist")
 	}
 	return u.ensure(dir)
 }

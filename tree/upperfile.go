@@ -141,9 +141,9 @@ func (u *Upper) notFound(dir *node, p string) error {
 		}
 	}
 	if s := diag.Suggest(path.Base(p), names); s != "" {
-		return diag.Errorf(diag.NotFound, "%q not found: did you mean %q?", p, s)
+		return noFile(p, "did you mean %q?", s)
 	}
-	return diag.Errorf(diag.NotFound, "%q not found", p)
+	return noFile(p, "")
 }
 
 // ReadFile is Files.ReadFile for what is written so far.

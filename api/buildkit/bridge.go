@@ -25,7 +25,6 @@ type bridge struct {
 	journal *journal
 	session *remote.Session           // nil = no client
 	inputs  map[string]*pb.Definition // of the frontend
-	origin  *pb.Definition            // of what the Dockerfile is in; nil = not known
 
 	mu       sync.Mutex
 	refs     map[string]*ref

@@ -235,7 +235,7 @@ func TestClientsShowErrors(t *testing.T) {
 		"run":         {"FROM base\nRUN exit 7\n", `process "/bin/sh -c exit 7" did not complete successfully: exit code: 7`},
 		"instruction": {"FROM base\nCOPPY a b\n", "unknown instruction: COPPY"},
 		"entitlement": {"FROM base\nRUN --security=insecure true\n", "entitlement security.insecure is not allowed"},
-		"copy":        {"FROM base\nCOPY nope /\n", `"/nope" not found`},
+		"copy":        {"FROM base\nCOPY nope /\n", `"/nope": not found`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(x.file), 0o644); err != nil {

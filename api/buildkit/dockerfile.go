@@ -13,7 +13,6 @@ import (
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
-	"github.com/strata-build/strata/llb"
 )
 
 // frontendCaps are the capabilities of the Dockerfile frontend that a request may insist on.
@@ -44,11 +43,6 @@ func (b *bridge) dockerfile(ctx context.Context, attrs map[string]string, defs m
 	}
 	if err := b.fromInputs(ctx, &req, inputs); err != nil {
 		return nil, err
-	}
-	if from, ok := req.Origin(); ok {
-		if b.origin, err = llb.Encode(from); err != nil {
-			return nil, err
-		}
 	}
 	if id, ok := attrs["requestid"]; ok {
 		return b.subrequest(ctx, id, req, inputs)
@@ -127,7 +121,7 @@ func (b *bridge) fromInputs(ctx context.Context, req *dockerfile.Request, inputs
 	if err != nil {
 		return diag.Errorf(diag.KindOf(err), "failed to read dockerfile: %w", err)
 	}
-	req.Source = &diag.Source{Name: name, Data: data}
+	req.Source = &diag.Source{Name: name, Data: data, Origin: in.Edge}
 	return nil
 }
 

@@ -4,10 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io/fs"
 	"strings"
 
 	"github.com/moby/buildkit/solver/errdefs"
-	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
@@ -17,7 +18,10 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/dockerfile"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/llb"
+	"github.com/strata-build/strata/solve"
 )
 
 // typeURL begins the types of error details: BuildKit's clients know them by these names, in JSON.
@@ -30,14 +34,6 @@ type vertexError struct {
 }
 
 func (e vertexError) Unwrap() error { return e.error }
-
-// originError says where the Dockerfile of a build comes from.
-type originError struct {
-	error
-	def *pb.Definition
-}
-
-func (e originError) Unwrap() error { return e.error }
 
 // detailed is an error with a detail of one of BuildKit's types.
 type detailed struct {
@@ -57,7 +53,7 @@ func toStatus(err error) error {
 	if _, ok := status.FromError(err); ok {
 		return err
 	}
-	st := &spb.Status{Code: int32(codes.Unknown), Message: err.Error()}
+	st := &spb.Status{Code: int32(codes.Unknown), Message: message(err)}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		st.Code = int32(codes.DeadlineExceeded)
@@ -68,19 +64,11 @@ func toStatus(err error) error {
 		st.Code, st.Message = int32(codes.NotFound), n.Error()
 	}
 	if d, ok := errors.AsType[*diag.Error](err); ok {
-		switch {
-		case strings.HasPrefix(d.Hint, "did you mean"):
-			st.Message += " (" + d.Hint + ")" // as BuildKit writes it
-		case d.Hint != "":
+		if d.Hint != "" && !suggests(d) {
 			st.Message += "\nhint: " + d.Hint
 		}
-		origin, _ := errors.AsType[originError](err)
 		for _, at := range d.At {
-			info := sourceInfo(at.Source)
-			if info != nil {
-				info.Definition = origin.def
-			}
-			st.Details = append(st.Details, detail("Source", &errdefs.Source{Info: info, Ranges: []*pb.Range{rangeOf(at)}}))
+			st.Details = append(st.Details, detail("Source", &errdefs.Source{Info: llb.SourceInfo(at.Source), Ranges: llb.Ranges(at)}))
 		}
 	}
 	if v, ok := errors.AsType[vertexError](err); ok {
@@ -91,6 +79,25 @@ func toStatus(err error) error {
 	}
 	return status.ErrorProto(st)
 }
+
+// message is an error's text as BuildKit writes it, without a hint but for a word that was perhaps meant.
+func message(err error) string {
+	msg := err.Error()
+	if g, ok := errors.AsType[*dockerfile.GrammarError](err); ok {
+		msg = fmt.Sprintf("dockerfile parse error on line %d: %s", g.Line, msg)
+	}
+	if c, ok := errors.AsType[*solve.ContentError](err); ok {
+		msg = fmt.Sprintf("failed to compute cache key: failed to calculate checksum of ref %s: %s", c.Input, msg)
+	} else if p, ok := errors.AsType[*fs.PathError](err); ok && diag.KindOf(err) == diag.NotFound && !strings.Contains(msg, p.Error()) {
+		msg += ": " + p.Error()
+	}
+	if d, ok := errors.AsType[*diag.Error](err); ok && suggests(d) {
+		msg += " (" + strings.Replace(d.Hint, "did you mean --", "did you mean ", 1) + ")"
+	}
+	return msg
+}
+
+func suggests(d *diag.Error) bool { return strings.HasPrefix(d.Hint, "did you mean") }
 
 // detail encodes a message as its type does: those with a oneof have a JSON of their own.
 func detail(name string, m proto.Message) *anypb.Any {
@@ -112,22 +119,6 @@ func detailOf(url string, m proto.Message) *anypb.Any {
 	d := detail("", m)
 	d.TypeUrl = url
 	return d
-}
-
-func sourceInfo(s *diag.Source) *pb.SourceInfo {
-	if s == nil {
-		return nil
-	}
-	return &pb.SourceInfo{Filename: s.Name, Data: s.Data, Language: "Dockerfile"}
-}
-
-func rangeOf(s diag.Span) *pb.Range {
-	r := &pb.Range{Start: &pb.Position{Line: int32(s.First)}, End: &pb.Position{Line: int32(max(s.First, s.Last))}}
-	if s.Col > 0 {
-		r.Start.Character = int32(s.Col - 1)
-		r.End.Character = int32(s.Col - 1 + s.Width)
-	}
-	return r
 }
 
 // noJob says that a build is not known.

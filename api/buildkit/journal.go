@@ -2,6 +2,7 @@ package buildkit
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/llb"
 )
 
 // maxJournal bounds the bytes of logs that a journal keeps for those who come later. Who reads along misses nothing.
@@ -170,12 +172,15 @@ func (j *journal) warn(v graph.Digest, w *diag.Warning) *control.StatusResponse 
 	if w.Rule != "" {
 		x.Short = []byte(w.Rule + ": " + w.Msg)
 	}
+	if len(w.At) > 0 {
+		x.Short = fmt.Appendf(x.Short, " (line %d)", w.At[0].First)
+	}
 	for _, d := range w.Detail {
 		x.Detail = append(x.Detail, []byte(d))
 	}
 	for _, at := range w.At {
-		x.Info = sourceInfo(at.Source)
-		x.Ranges = append(x.Ranges, rangeOf(at))
+		x.Info = llb.SourceInfo(at.Source)
+		x.Ranges = append(x.Ranges, llb.Ranges(at)...)
 	}
 	return &control.StatusResponse{Warnings: []*control.VertexWarning{x}}
 }

@@ -55,9 +55,6 @@ func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control
 	if failed := b.journal.failure(); err != nil && failed != "" && diag.KindOf(err) != diag.Canceled {
 		err = vertexError{err, failed}
 	}
-	if b.bridge != nil && b.bridge.origin != nil && err != nil {
-		err = originError{err, b.bridge.origin}
-	}
 	b.journal.close()
 	if recorded {
 		s.endRecord(context.WithoutCancel(ctx), b, resp, err)

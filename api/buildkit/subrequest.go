@@ -2,9 +2,11 @@ package buildkit
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -14,6 +16,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/dockerfile"
 	"github.com/strata-build/strata/engine"
+	"github.com/strata-build/strata/llb"
 )
 
 // Questions that a client may ask about a Dockerfile. Source: frontend/subrequests.
@@ -34,25 +37,33 @@ type question struct {
 	Metadata    []named `json:"metadata"`
 }
 
-type named struct{ Name string }
+type named struct {
+	Name        string `json:"name"`
+	Description string `json:"description"`
+}
+
+func questions() []question {
+	asked := func(name, text string, more ...named) question {
+		return question{Name: name, Version: "1.0.0", Type: "rpc", Description: text, Metadata: append([]named{{Name: "result.json"}, {Name: "result.txt"}}, more...)}
+	}
+	outline := asked(askOutline, "List all parameters current build target supports")
+	outline.Opts = []named{{"target", "Target build stage"}}
+	return []question{
+		outline,
+		asked(askTargets, "List all targets current build supports"),
+		asked(askLint, "Lint a Dockerfile", named{Name: "result.statuscode"}),
+		asked(askDescribe, "List available subrequest types"),
+	}
+}
 
 func (b *bridge) subrequest(ctx context.Context, id string, req dockerfile.Request, inputs map[string]engine.Input) (*result, error) {
 	switch id {
 	case askDescribe:
-		var all []question
-		for _, q := range [][2]string{
-			{askOutline, "List all parameters current build target supports"},
-			{askTargets, "List all targets current build supports"},
-			{askLint, "Lint source code"},
-			{askDescribe, "List available subrequest types"},
-		} {
-			all = append(all, question{
-				Name: q[0], Version: "1.0.0", Type: "rpc", Description: q[1], Metadata: []named{{"result.json"}, {"result.txt"}},
-			})
-		}
-		return answer(all, func(w *tabwriter.Writer) {
+		all := questions()
+		return answer(all, func(w *texts) {
+			w.table(1, "NAME\tVERSION\tDESCRIPTION")
 			for _, q := range all {
-				fmt.Fprintf(w, "%s\t%s\t%s\n", q.Name, q.Version, q.Description)
+				w.row("%s\t%s\t%s", strings.TrimPrefix(q.Name, "frontend."), q.Version, q.Description)
 			}
 		})
 	case askOutline:
@@ -78,17 +89,39 @@ func (b *bridge) subrequest(ctx context.Context, id string, req dockerfile.Reque
 	return nil, detailed{err, "Subrequest", &errdefs.Subrequest{Name: id}}
 }
 
+// texts writes the tables of an answer for people.
+type texts struct {
+	bytes.Buffer
+	tab *tabwriter.Writer
+}
+
+// table begins a table; pad is the space between columns.
+func (w *texts) table(pad int, head string) {
+	w.end()
+	w.tab = tabwriter.NewWriter(&w.Buffer, 0, 0, pad, ' ', 0)
+	if head != "" {
+		w.row("%s", head)
+	}
+}
+
+func (w *texts) row(format string, args ...any) { fmt.Fprintf(w.tab, format+"\n", args...) }
+
+func (w *texts) end() {
+	if w.tab != nil {
+		w.tab.Flush()
+	}
+}
+
 // answer is a result without a tree.
-func answer(v any, print func(*tabwriter.Writer)) (*result, error) {
+func answer(v any, print func(*texts)) (*result, error) {
 	raw, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return nil, err
 	}
-	var text bytes.Buffer
-	w := tabwriter.NewWriter(&text, 0, 8, 2, ' ', 0)
-	print(w)
-	w.Flush()
-	return &result{meta: map[string][]byte{"result.json": raw, "result.txt": text.Bytes(), "version": []byte("1.0.0")}}, nil
+	var w texts
+	print(&w)
+	w.end()
+	return &result{meta: map[string][]byte{"result.json": raw, "result.txt": w.Bytes(), "version": []byte("1.0.0")}}, nil
 }
 
 func location(at []diag.Span) *pb.Location {
@@ -97,7 +130,7 @@ func location(at []diag.Span) *pb.Location {
 	}
 	l := &pb.Location{}
 	for _, s := range at {
-		l.Ranges = append(l.Ranges, rangeOf(s))
+		l.Ranges = append(l.Ranges, llb.Ranges(s)...)
 	}
 	return l
 }
@@ -142,28 +175,43 @@ func outlineAnswer(o *dockerfile.Outline) (*result, error) {
 	for _, n := range o.Cache {
 		out.Cache = append(out.Cache, need{ID: n.Name, Location: location(n.At)})
 	}
-	return answer(out, func(w *tabwriter.Writer) {
-		if o.Name != "" {
-			fmt.Fprintf(w, "TARGET:\t%s\n", o.Name)
-		}
+	return answer(out, func(w *texts) { outlineText(w, o) })
+}
+
+func outlineText(w *texts, o *dockerfile.Outline) {
+	end := func() {
+		w.end()
+		w.tab = nil
+		w.WriteByte('\n')
+	}
+	if o.Name != "" || o.Description != "" {
+		w.table(1, "")
+		w.row("TARGET:\t%s", first(o.Name, "(default)"))
 		if o.Description != "" {
-			fmt.Fprintf(w, "DESCRIPTION:\t%s\n", o.Description)
+			w.row("DESCRIPTION:\t%s", o.Description)
 		}
-		if len(o.Args) > 0 {
-			fmt.Fprintf(w, "\nBUILD ARG\tVALUE\tDESCRIPTION\n")
-		}
+		end()
+	}
+	if len(o.Args) > 0 {
+		w.table(3, "BUILD ARG\tVALUE\tDESCRIPTION")
 		for _, a := range o.Args {
-			fmt.Fprintf(w, "%s\t%s\t%s\n", a.Name, a.Value, a.Description)
+			w.row("%s\t%s\t%s", a.Name, a.Value, a.Description)
 		}
-		for title, needs := range map[string][]dockerfile.OutlineNeed{"SECRET": o.Secrets, "SSH": o.SSH} {
-			if len(needs) > 0 {
-				fmt.Fprintf(w, "\n%s\tREQUIRED\n", title)
-			}
-			for _, n := range needs {
-				fmt.Fprintf(w, "%s\t%t\n", n.Name, n.Required)
-			}
+		end()
+	}
+	for _, part := range []struct {
+		title string
+		needs []dockerfile.OutlineNeed
+	}{{"SECRET", o.Secrets}, {"SSH", o.SSH}} {
+		if len(part.needs) == 0 {
+			continue
 		}
-	})
+		w.table(3, part.title+"\tREQUIRED")
+		for _, n := range part.needs {
+			w.row("%s\t%s", n.Name, map[bool]string{true: "true"}[n.Required])
+		}
+		end()
+	}
 }
 
 func targetsAnswer(ts []dockerfile.TargetInfo, src *diag.Source) (*result, error) {
@@ -182,20 +230,19 @@ func targetsAnswer(ts []dockerfile.TargetInfo, src *diag.Source) (*result, error
 	for _, t := range ts {
 		out.Targets = append(out.Targets, target{t.Name, t.Default, t.Description, t.Base, t.Platform, location(t.At)})
 	}
-	return answer(out, func(w *tabwriter.Writer) {
-		fmt.Fprintf(w, "TARGET\tDESCRIPTION\n")
+	return answer(out, func(w *texts) {
+		w.table(1, "TARGET\tDESCRIPTION")
 		for _, t := range ts {
 			name := t.Name
 			if t.Default {
 				name = strings.TrimSpace(name + " (default)")
 			}
-			if name != "" {
-				fmt.Fprintf(w, "%s\t%s\n", name, t.Description)
-			}
+			w.row("%s\t%s", name, t.Description)
 		}
 	})
 }
 
+// lintAnswer is the answer to askLint. A place is of the source with its index; -1 = of none.
 func lintAnswer(c *dockerfile.Checked) (*result, error) {
 	type warning struct {
 		RuleName    string       `json:"ruleName"`
@@ -206,40 +253,57 @@ func lintAnswer(c *dockerfile.Checked) (*result, error) {
 	}
 	type failure struct {
 		Message  string       `json:"message"`
-		Location *pb.Location `json:"location,omitempty"`
+		Location *pb.Location `json:"location"`
 	}
 	out := struct {
 		Warnings []warning        `json:"warnings"`
 		Sources  []*pb.SourceInfo `json:"sources"`
 		Error    *failure         `json:"buildError,omitempty"`
 	}{}
-	index := map[*diag.Source]int32{}
+	var all []*diag.Source
 	at := func(spans []diag.Span) *pb.Location {
 		l := location(spans)
-		if l == nil {
-			return nil
+		if l == nil || spans[0].Source == nil {
+			return &pb.Location{SourceIndex: -1}
 		}
-		src := spans[0].Source
-		if _, ok := index[src]; !ok && src != nil {
-			index[src] = int32(len(out.Sources))
-			out.Sources = append(out.Sources, sourceInfo(src))
+		i := slices.Index(all, spans[0].Source)
+		if i < 0 {
+			i = len(all)
+			all = append(all, spans[0].Source)
+			out.Sources = append(out.Sources, llb.SourceInfo(spans[0].Source))
 		}
-		l.SourceIndex = index[src]
+		l.SourceIndex = int32(i)
 		return l
 	}
+	at([]diag.Span{c.Source.Lines(1, 1)}) // the first source is the Dockerfile, whether something is found in it or not
 	for _, w := range c.Warnings {
 		out.Warnings = append(out.Warnings, warning{w.Rule, strings.Join(w.Detail, "\n"), w.URL, w.Msg, at(w.At)})
 	}
-	if c.Err != nil {
-		f := &failure{Message: c.Err.Error()}
-		if d := diag.Flatten(c.Err); d != nil {
-			f.Location = at(d.At)
-		}
-		out.Error = f
+	status := "0"
+	if len(c.Warnings) > 0 {
+		status = "1"
 	}
-	return answer(out, func(w *tabwriter.Writer) {
-		for _, x := range c.Warnings {
-			fmt.Fprintf(w, "\nWARNING: %s - %s\n%s\n", x.Rule, x.URL, x.Msg)
+	if err := cmp.Or(c.Err, c.Failure); err != nil {
+		out.Error = &failure{message(err), at(diag.Flatten(err).At)}
+		if out.Error.Location.SourceIndex < 0 {
+			out.Error.Location.SourceIndex = 0
+		}
+		status = "1"
+	}
+	res, err := answer(out, func(w *texts) {
+		for i, x := range c.Warnings {
+			fmt.Fprintf(w, "\nWARNING: %s", x.Rule)
+			if x.URL != "" {
+				fmt.Fprintf(w, " - %s", x.URL)
+			}
+			fmt.Fprintf(w, "\n%s\n", x.Msg)
+			if l := out.Warnings[i].Location; l.SourceIndex >= 0 {
+				_ = (&errdefs.Source{Info: out.Sources[l.SourceIndex], Ranges: l.Ranges}).Print(w) // a buffer takes all
+			}
 		}
 	})
+	if err == nil {
+		res.meta["result.statuscode"] = []byte(status)
+	}
+	return res, err
 }
