@@ -55,16 +55,18 @@ func (p *planner) findEpoch(ctx context.Context, v string) (*time.Time, error) {
 	var e graph.Edge
 	var err error
 	if v == "context" {
-		if e, err = p.main(); err != nil {
-			return nil, err
-		}
-	} else if e, err = p.epochSource(ctx, v); err != nil {
+		e, err = p.main()
+	} else {
+		e, err = p.epochSource(ctx, v)
+	}
+	if err != nil {
 		return nil, err
 	}
-	if e.V == nil {
+	src := onlySource(e)
+	if src == nil {
 		return nil, nil
 	}
-	t, err := p.r.Time(ctx, e)
+	t, err := p.r.Time(ctx, edge(src))
 	if err != nil {
 		return nil, diag.Errorf(diag.KindOf(err), "%s=%s: %w", epochArg, v, err)
 	}
@@ -75,8 +77,41 @@ func (p *planner) findEpoch(ctx context.Context, v string) (*time.Time, error) {
 	return &t, nil
 }
 
+// onlySource is the git or http source that a tree is made of, nil if it is made of others or of several. A client's directory
+// has no time of its own.
+func onlySource(e graph.Edge) *graph.Vertex {
+	seen := map[*graph.Vertex]bool{}
+	var sources []*graph.Vertex
+	var visit func(v *graph.Vertex)
+	visit = func(v *graph.Vertex) {
+		if v == nil || seen[v] {
+			return
+		}
+		seen[v] = true
+		if len(v.In) == 0 {
+			sources = append(sources, v)
+		}
+		for _, in := range v.In {
+			visit(in.V)
+		}
+	}
+	visit(e.V)
+	if len(sources) != 1 {
+		return nil
+	}
+	switch sources[0].Op.(type) {
+	case *graph.Git, *graph.HTTP:
+		return sources[0]
+	}
+	return nil
+}
+
 func (p *planner) epochSource(ctx context.Context, v string) (graph.Edge, error) {
 	bad := invalidf("invalid %s: %s", epochArg, v).WithHint("give seconds since 1970, \"context\", a named context, or a stage with a single remote ADD")
+	if nc, err := p.namedContext(v, nil); err == nil && nc != nil {
+		f, err := nc.load(ctx, p.target)
+		return f.edge, err
+	}
 	var names []string
 	for _, inst := range p.file.stages {
 		if inst.Name != "" && strings.EqualFold(inst.Name, v) {
@@ -85,12 +120,7 @@ func (p *planner) epochSource(ctx context.Context, v string) (graph.Edge, error)
 		}
 		names = append(names, inst.Name)
 	}
-	nc, err := p.namedContext(v, nil)
-	if err != nil || nc == nil {
-		return graph.Edge{}, didYouMean(bad, v, names)
-	}
-	f, err := nc.load(ctx, p.target)
-	return f.edge, err
+	return graph.Edge{}, didYouMean(bad, v, names)
 }
 
 // epochStage is the remote source of a stage that has nothing else.
@@ -127,7 +157,8 @@ func (p *planner) epochStage(inst *instructions.Stage) (graph.Edge, error) {
 			}
 			e = edge(graph.New(r.op, nil, graph.Named("[internal] resolve %s source stage %s", epochArg, inst.Name)))
 		default:
-			return e, invalidf("%s stage can have ARG and one ADD only, not %s", epochArg, ic.Name())
+			return e, invalidf("%s stage does not meet source-only requirements: unsupported %s instruction", epochArg, ic.Name()).
+				WithHint("it can have ARG and one ADD of a URL only")
 		}
 	}
 	if e.V == nil {

@@ -242,7 +242,7 @@ func (p *planner) finish(s *stage) image.Target {
 	if p.implicit {
 		pf = n
 	}
-	t := image.Target{ID: graph.FormatPlatform(pf), Root: s.root, Platform: pf, Config: cfg, Base: s.from}
+	t := image.Target{ID: graph.FormatPlatform(pf), Root: s.root, Platform: pf, Config: cfg, Base: s.from, Epoch: p.epoch}
 	t.Seal(s.sealed)
 	return t
 }

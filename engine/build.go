@@ -98,7 +98,7 @@ func (e *Engine) Build(ctx context.Context, req Request, s session.Session, sink
 			return nil, err
 		}
 	}
-	said, err := j.Export(ctx, plan, Outputs{outs}, ExportOptions{Epoch: req.Epoch})
+	said, err := j.Export(ctx, plan, Outputs{outs}, ExportOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +143,7 @@ func (b *build) solve(ctx context.Context, plan *image.Plan) (*export.Set, error
 	set := &export.Set{Multi: len(plan.Targets) > 1}
 	for _, t := range plan.Targets {
 		im := export.Image{
-			ID: t.ID, Platform: t.Platform, Config: t.Config, Tree: next(), Base: t.Base, BaseLayers: b.baseLayers(ctx, t), Annotations: t.Annotations,
+			ID: t.ID, Platform: t.Platform, Config: t.Config, Tree: next(), Base: t.Base, BaseLayers: b.baseLayers(ctx, t), Epoch: t.Epoch, Annotations: t.Annotations,
 		}
 		for _, a := range t.Attestations {
 			im.Attestation = append(im.Attestation, export.Attestation{Attestation: a, Tree: next()})

@@ -26,10 +26,11 @@ type early struct {
 
 // packEarly watches the build for layers of the targets' images. The returned function ends the watch and what it
 // started; an exporter that has joined some of that work keeps it going.
-func (b *build) packEarly(ctx context.Context, plan *image.Plan, outs []export.Exporter, epoch *time.Time) (stop func()) {
+func (b *build) packEarly(ctx context.Context, plan *image.Plan, outs []export.Exporter) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	w := &early{ctx: ctx, b: b, outs: outs, epoch: epoch, wants: map[graph.Digest]graph.Edge{}}
+	w := &early{ctx: ctx, b: b, outs: outs, wants: map[graph.Digest]graph.Edge{}}
 	for _, t := range plan.Targets {
+		w.epoch = t.Epoch // of all targets: where it is not, a layer is made that is not needed
 		w.follow(t.Root)
 	}
 	b.made.Store(w)

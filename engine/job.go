@@ -176,9 +176,8 @@ func NewOutputs(outs []Output, epoch *time.Time) (Outputs, error) {
 
 // ExportOptions say how targets become one result.
 type ExportOptions struct {
-	Multi bool       // an index, or a directory per platform, is wanted even for one target
-	Name  string     // the frontend's name for the image, for name=*
-	Epoch *time.Time // SOURCE_DATE_EPOCH of exporters that name none
+	Multi bool   // an index, or a directory per platform, is wanted even for one target
+	Name  string // the frontend's name for the image, for name=*
 
 	Caches []*CacheExport // to be written, too
 }
@@ -186,7 +185,7 @@ type ExportOptions struct {
 // Export solves the targets of a plan and exports them as one result. What exporters will need is made as early as possible.
 // It returns what each of them says, under BuildKit's keys.
 func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt ExportOptions) ([]map[string]string, error) {
-	stop := j.b.packEarly(ctx, plan, outs.x, opt.Epoch)
+	stop := j.b.packEarly(ctx, plan, outs.x)
 	defer stop()
 	set, err := j.b.solve(ctx, plan)
 	if err != nil {

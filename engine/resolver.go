@@ -10,6 +10,7 @@ import (
 	"github.com/strata-build/strata/dockerfile"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/source"
 	"github.com/strata-build/strata/tree"
 )
 
@@ -97,5 +98,23 @@ func (b *build) Time(ctx context.Context, src graph.Edge) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
-	return files.Newest(ctx)
+	newest, err := files.Newest(ctx)
+	if _, ok := src.V.Op.(*graph.HTTP); !ok || err != nil || !newest.IsZero() {
+		return newest, err
+	}
+	return archiveTime(ctx, files) // the server told no time
+}
+
+// archiveTime is the time of the newest file in the archive that is a tree's only file; zero if it is no archive.
+func archiveTime(ctx context.Context, files *tree.Files) (time.Time, error) {
+	kids, err := files.ReadDir(ctx, "/")
+	if err != nil || len(kids) != 1 {
+		return time.Time{}, err
+	}
+	f, err := files.OpenFile(kids[0].Name)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer f.Close()
+	return source.NewestInArchive(f), context.Cause(ctx)
 }

@@ -23,7 +23,7 @@ func (p *Packer) Early(ctx context.Context, x Exporter, id store.LayerID, epoch 
 	default:
 		return nil
 	}
-	if o.Epoch != nil {
+	if o.Epoch != nil || o.NoEpoch {
 		epoch = o.Epoch
 	}
 	req := Request{ID: id, Compression: o.Compression, Force: o.Force}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/tree"
+	"time"
 )
 
 // part is what an exporter of files writes for one image.
@@ -20,6 +21,7 @@ type part struct {
 	*opened
 	prefix string   // directory for it, or "."
 	extra  []stated // files of attestations
+	epoch  *time.Time
 }
 
 // parts opens the images of a set. The caller calls the function in any case.
@@ -36,7 +38,7 @@ func (f *files) parts(ctx context.Context, set *Set) ([]part, func(), error) {
 		if err != nil {
 			return nil, closeAll, err
 		}
-		parts = append(parts, part{opened: o, prefix: f.prefix(set, im)})
+		parts = append(parts, part{opened: o, prefix: f.prefix(set, im), epoch: f.epochOf(im)})
 		if parts[i].extra, err = f.statements(ctx, o, set, im); err != nil {
 			return nil, closeAll, err
 		}

@@ -69,7 +69,7 @@ func (x *Local) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) 
 }
 
 func (x *Local) write(ctx context.Context, e *Env, dst *dest, p part) error {
-	c := &copying{env: e, src: p.fd, dst: dst, epoch: x.epoch, links: map[inode]string{}}
+	c := &copying{env: e, src: p.fd, dst: dst, epoch: p.epoch, links: map[inode]string{}}
 	c.g, c.ctx = errgroup.WithContext(ctx)
 	c.g.SetLimit(2 * runtime.GOMAXPROCS(0))
 	if p.prefix != "." {
@@ -82,7 +82,7 @@ func (x *Local) write(ctx context.Context, e *Env, dst *dest, p part) error {
 	c.report(true)
 	for _, s := range p.extra {
 		if err == nil {
-			err = dst.write(path.Join(p.prefix, s.name), s.raw, x.epoch)
+			err = dst.write(path.Join(p.prefix, s.name), s.raw, p.epoch)
 		}
 	}
 	return err

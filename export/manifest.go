@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"strconv"
 	"time"
 
 	"github.com/opencontainers/image-spec/specs-go"
@@ -16,6 +17,9 @@ import (
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/layer"
 )
+
+// rewritten is BuildKit's annotation of a layer whose times are not later than SOURCE_DATE_EPOCH: its seconds.
+const rewritten = "buildkit/rewritten-timestamp"
 
 // piece is one blob that an exported image consists of: bytes in memory, or a layer.
 type piece struct {
@@ -118,6 +122,9 @@ func (e *Env) packImage(ctx context.Context, im *Image, o *packing) (packedImage
 	for i, l := range pieces {
 		m.Layers[i] = l.Descriptor
 		m.Layers[i].Annotations = merge(l.Annotations, given[out.diffIDs[i]].Annotations)
+		if t := layers[i].clamp; t != nil && o.oci {
+			m.Layers[i].Annotations = merge(m.Layers[i].Annotations, map[string]string{rewritten: strconv.FormatInt(t.Unix(), 10)})
+		}
 	}
 	raw, err := encode(m)
 	if err != nil {
@@ -131,7 +138,7 @@ func (e *Env) packImage(ctx context.Context, im *Image, o *packing) (packedImage
 
 // epoch returns SOURCE_DATE_EPOCH for an image: the output's, or the build's.
 func (o *packing) epoch(im *Image) *time.Time {
-	if o.Epoch != nil {
+	if o.Epoch != nil || o.NoEpoch {
 		return o.Epoch
 	}
 	return im.Epoch

@@ -32,6 +32,7 @@ type imageOptions struct {
 	Force         bool // convert layers that exist in another compression
 	Annotations   []Annotation
 	Epoch         *time.Time
+	NoEpoch       bool  // source-date-epoch= is empty: not even the build's counts
 	Rewrite       bool  // clamp the times of files to the epoch
 	OCI           *bool // media types; nil = the exporter's default
 	Artifact      bool  // write attestations as OCI artifacts
@@ -112,8 +113,8 @@ func (a *attrs) image() imageOptions {
 		Rewrite:  a.flag("rewrite-timestamp", false),
 		Artifact: a.flag("oci-artifact", true),
 		Inline:   a.flag("attestation-inline", true),
-		Epoch:    a.epoch(),
 	}
+	o.Epoch, o.NoEpoch = a.epoch()
 	if v, ok := a.take("name"); ok && v == "*" {
 		o.NameFromBuild = true
 	} else if ok {
@@ -185,18 +186,19 @@ func (a *attrs) annotationsAndConfigs(o *imageOptions) {
 	}
 }
 
-func (a *attrs) epoch() *time.Time {
+// epoch reads SOURCE_DATE_EPOCH of an output. None is wanted at all if it is there and empty.
+func (a *attrs) epoch() (t *time.Time, none bool) {
 	v, ok := a.take("source-date-epoch")
 	if !ok || v == "" {
-		return nil
+		return nil, ok
 	}
 	n, err := strconv.ParseInt(v, 10, 64)
 	if err != nil {
 		a.fail(diag.Errorf(diag.Invalid, "output %s: source-date-epoch=%s: it must be seconds since 1970", a.exporter, v))
-		return nil
+		return nil, false
 	}
-	t := time.Unix(n, 0).UTC()
-	return &t
+	u := time.Unix(n, 0).UTC()
+	return &u, false
 }
 
 // normalNames writes references in full: "app" is docker.io/library/app:latest.

@@ -26,10 +26,21 @@ type files struct {
 	epoch *time.Time // no file is newer
 	dest  string
 	mark  string // begins the names of attestations' files
+
+	noEpoch bool // not even the build's epoch counts
+}
+
+// epochOf is the time that no file of an image is newer than: the output's, or the build's.
+func (f *files) epochOf(im *Image) *time.Time {
+	if f.epoch != nil || f.noEpoch {
+		return f.epoch
+	}
+	return im.Epoch
 }
 
 func (a *attrs) files(o Output) files {
-	f := files{epoch: a.epoch(), dest: o.Dest}
+	f := files{dest: o.Dest}
+	f.epoch, f.noEpoch = a.epoch()
 	if v, ok := a.take("src"); ok {
 		f.src = v
 		if v == "" {
@@ -143,8 +154,12 @@ func (x *Tar) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) {
 	if err != nil {
 		return nil, err
 	}
+	epoch := x.epoch
+	if len(parts) > 0 {
+		epoch = parts[0].epoch // a build has one for all
+	}
 	return &Receipt{Metadata: map[string]string{}}, e.stream(out, func(w io.Writer) error {
-		_, err := layer.WriteEntries(ctx, w, entries(parts), layer.TarOptions{Epoch: x.epoch})
+		_, err := layer.WriteEntries(ctx, w, entries(parts), layer.TarOptions{Epoch: epoch})
 		return err
 	})
 }

@@ -115,6 +115,7 @@ type Target struct {
 	Platform graph.Platform
 	Config   *Config // RootFS is filled in when the layers are known
 	Base     *Base
+	Epoch    *time.Time        // SOURCE_DATE_EPOCH; an exporter's own goes before it
 	Metadata map[string]string // for exporters and clients, such as the base image's name
 
 	Annotations  map[string]string     // of the manifest; LayersAnnotation describes the layers

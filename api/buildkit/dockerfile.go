@@ -3,6 +3,7 @@ package buildkit
 import (
 	"context"
 	"encoding/json"
+	"strconv"
 	"strings"
 
 	"github.com/moby/buildkit/solver/errdefs"
@@ -144,10 +145,18 @@ func (b *bridge) fromPlan(plan *image.Plan, multi bool) (*result, error) {
 		ps.Platforms = append(ps.Platforms, platform{ID: t.ID, Platform: ociPlatform(t.Platform)})
 		if multi {
 			res.many[t.ID] = r
-			res.meta[metaConfig+"/"+t.ID] = conf
 		} else {
 			res.single = r
-			res.meta[metaConfig] = conf
+		}
+		forTarget := func(key string, v []byte) {
+			if multi {
+				key += "/" + t.ID
+			}
+			res.meta[key] = v
+		}
+		forTarget(metaConfig, conf)
+		if t.Epoch != nil {
+			forTarget(metaEpoch, strconv.AppendInt(nil, t.Epoch.Unix(), 10))
 		}
 		for k, v := range t.Metadata {
 			res.meta[k] = []byte(v)

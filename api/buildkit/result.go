@@ -159,14 +159,6 @@ func (b *bridge) plan(r *result) (*image.Plan, engine.ExportOptions, error) {
 			return nil, opt, diag.Errorf(diag.Invalid, "the result's platforms cannot be read: %w", err)
 		}
 	}
-	if v, ok := r.meta[metaEpoch]; ok {
-		n, err := strconv.ParseInt(string(v), 10, 64)
-		if err != nil {
-			return nil, opt, diag.Errorf(diag.Invalid, "the result's time %q is no number of seconds", v)
-		}
-		t := time.Unix(n, 0).UTC()
-		opt.Epoch = &t
-	}
 	if r.many == nil {
 		single := r.single
 		if single == nil {
@@ -227,5 +219,24 @@ func target(made *ref, p platform, r *result) (image.Target, error) {
 		x.Root = x.ref.target.Root
 		t.Attestations = append(t.Attestations, x.Attestation)
 	}
-	return t, nil
+	var err error
+	t.Epoch, err = epochIn(r.meta, p.ID)
+	return t, err
+}
+
+// epochIn is the SOURCE_DATE_EPOCH that a frontend has found for a platform, or for all.
+func epochIn(meta map[string][]byte, id string) (*time.Time, error) {
+	v, ok := meta[metaEpoch+"/"+id]
+	if !ok || id == "" {
+		v = meta[metaEpoch]
+	}
+	if len(v) == 0 {
+		return nil, nil
+	}
+	n, err := strconv.ParseInt(string(v), 10, 64)
+	if err != nil {
+		return nil, diag.Errorf(diag.Invalid, "invalid SOURCE_DATE_EPOCH from frontend: %q: it must be seconds since 1970", v)
+	}
+	t := time.Unix(n, 0).UTC()
+	return &t, nil
 }

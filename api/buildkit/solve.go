@@ -102,11 +102,7 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 			close(b.ready)
 		}
 	}()
-	epoch, err := epochOf(req.FrontendAttrs)
-	if err != nil {
-		return nil, err
-	}
-	outs, err := outputs(req.Exporters, epoch)
+	outs, err := outputs(req.Exporters, epochOf(req.FrontendAttrs))
 	if err != nil {
 		return nil, err
 	}
@@ -139,9 +135,6 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 	if err != nil {
 		return nil, err
 	}
-	if opt.Epoch == nil {
-		opt.Epoch = epoch
-	}
 	opt.Caches = to
 	if req.EnableSessionExporter && local != nil {
 		if outs, err = s.sessionOutputs(ctx, req, br, res); err != nil {
@@ -172,10 +165,7 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 
 // sessionOutputs adds to the exporters of a request those that the client chooses when it sees what was built.
 func (s *Server) sessionOutputs(ctx context.Context, req *control.SolveRequest, br *bridge, res *result) (engine.Outputs, error) {
-	epoch, err := epochOf(req.FrontendAttrs)
-	if err != nil {
-		return engine.Outputs{}, err
-	}
+	epoch := epochOf(req.FrontendAttrs)
 	var ids []string
 	for _, r := range res.all() {
 		if r == nil || r.id == "" {
@@ -211,18 +201,14 @@ func (s *Server) result(ctx context.Context, req *control.SolveRequest, br *brid
 	return br.wait(ctx)
 }
 
-// epochOf is the SOURCE_DATE_EPOCH of a request.
-func epochOf(attrs map[string]string) (*time.Time, error) {
-	v := attrs["build-arg:SOURCE_DATE_EPOCH"]
-	if v == "" {
-		return nil, nil
-	}
-	n, err := strconv.ParseInt(v, 10, 64)
+// epochOf is the SOURCE_DATE_EPOCH of a request, nil if there is none or if only the frontend can tell what it stands for.
+func epochOf(attrs map[string]string) *time.Time {
+	n, err := strconv.ParseInt(attrs["build-arg:SOURCE_DATE_EPOCH"], 10, 64)
 	if err != nil {
-		return nil, diag.Errorf(diag.Invalid, "invalid SOURCE_DATE_EPOCH: %s: it must be seconds since 1970", v)
+		return nil
 	}
 	t := time.Unix(n, 0).UTC()
-	return &t, nil
+	return &t
 }
 
 // outputs are the exporters of a request; the client knows its destinations by their numbers.
