@@ -237,7 +237,7 @@ func (c *namedContext) local(ctx context.Context, name string) (found, error) {
 	key := "context:" + c.key + "-" + c.p.req.sharedKey(name)
 	probe := &graph.Local{Name: name, Follow: []string{".dockerignore"}, SharedKey: key + "-.dockerignore"}
 	e := edge(graph.New(probe, nil, graph.Named("[context %s] load .dockerignore", c.key)))
-	data, err := c.p.r.ReadFile(ctx, e, "/.dockerignore", maxInput)
+	data, err := c.p.r.ReadFile(ctx, e, "/.dockerignore", MaxInput)
 	if err != nil && diag.KindOf(err) != diag.NotFound {
 		return found{}, err
 	}

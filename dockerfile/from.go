@@ -78,6 +78,9 @@ func (s *stage) setPlatform(l *lint.Linter, known []string) error {
 	}
 	pf, err := graph.ParsePlatform(v.Text)
 	if err != nil {
+		if slices.Contains(strings.Split(v.Text, "/"), "") { // as BuildKit's library has it
+			err = invalidf("%q is an invalid component of %q: platform specifier component must match \"^[A-Za-z0-9_.-]+$\": invalid argument", "", v.Text)
+		}
 		err := invalidf("failed to parse platform %s: %w", flag, err).WithHint("write it as os/arch or os/arch/variant, such as linux/amd64 or linux/arm/v7")
 		return nearest(err, v.Unmatched, known)
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/strata-build/strata/graph"
 )
 
-// maxInput bounds a Dockerfile and an ignore file, in bytes.
-const maxInput = 16 << 20
+// MaxInput bounds a Dockerfile and an ignore file, in bytes.
+const MaxInput = 16 << 20
 
 // ReadInputs reads the Dockerfile, unless the request has it, and the ignore file: `<Dockerfile>.dockerignore` beside
 // the Dockerfile, else `.dockerignore` in the context. "Dockerfile" may be spelt "dockerfile". A remote context holds
@@ -97,14 +97,14 @@ func (in *inputs) readSource(dir graph.Edge) error {
 }
 
 func (in *inputs) read(dir graph.Edge, name string) ([]byte, bool, error) {
-	data, err := in.r.ReadFile(in.ctx, dir, path.Join("/", name), maxInput+1)
+	data, err := in.r.ReadFile(in.ctx, dir, path.Join("/", name), MaxInput+1)
 	switch {
 	case err != nil && diag.KindOf(err) == diag.NotFound:
 		return nil, false, nil
 	case err != nil:
 		return nil, false, err
-	case len(data) > maxInput:
-		return nil, false, diag.Errorf(diag.Exhausted, "%s is larger than %d MiB", name, maxInput>>20)
+	case len(data) > MaxInput:
+		return nil, false, diag.Errorf(diag.Exhausted, "%s exceeds maximum allowed size of %d MiB", name, MaxInput>>20)
 	}
 	return data, true, nil
 }

@@ -31,7 +31,7 @@ func TestReadInputs(t *testing.T) {
 		{name: "git with a local Dockerfile", req: Request{ContextURL: "https://h/r.git", LocalDocker: true}, files: map[string]string{"dockerfile:/Dockerfile": "FROM f"}, source: "Dockerfile=FROM f"},
 		{name: "http archive", req: Request{ContextURL: "https://h/a.tar.gz"}, files: map[string]string{"source.http:/context": archive, "file:/Dockerfile": "FROM g"}, source: "Dockerfile=FROM g"},
 		{name: "http file", req: Request{ContextURL: "https://h/Dockerfile"}, files: map[string]string{"source.http:/context": "FROM h"}, source: "context=FROM h"},
-		{name: "too large", files: map[string]string{"dockerfile:/Dockerfile": strings.Repeat("#", maxInput+1)}, kind: diag.Exhausted},
+		{name: "too large", files: map[string]string{"dockerfile:/Dockerfile": strings.Repeat("#", MaxInput+1)}, kind: diag.Exhausted},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got, err := ReadInputs(t.Context(), c.req, &fake{files: c.files})

@@ -31,7 +31,7 @@ func ParsePlatform(s string) (Platform, error) {
 	}
 	for _, part := range parts {
 		if !platformPart.MatchString(part) {
-			return Platform{}, diag.Errorf(diag.Invalid, "%q is an invalid component of %q: platform specifier component must match %q: invalid argument", part, s, platformPart)
+			return bad()
 		}
 	}
 	switch len(parts) {

@@ -100,9 +100,6 @@ func (b *bridge) decodeInputs(attrs map[string]string, defs map[string]*pb.Defin
 	return inputs, nil
 }
 
-// maxDockerfile bounds a Dockerfile, in bytes.
-const maxDockerfile = 16 << 20
-
 // fromInputs takes the build context and the Dockerfile from the inputs of these names.
 func (b *bridge) fromInputs(ctx context.Context, req *dockerfile.Request, inputs map[string]engine.Input) error {
 	if in, ok := inputs["context"]; ok && req.ContextURL == "" {
@@ -113,12 +110,15 @@ func (b *bridge) fromInputs(ctx context.Context, req *dockerfile.Request, inputs
 	if !ok {
 		return nil
 	}
+	if in.Edge.IsScratch() {
+		return diag.Errorf(diag.Invalid, "invalid nil input definition to definition op: there is no Dockerfile in the input \"dockerfile\", which is empty")
+	}
 	files, err := b.job.Files(ctx, in.Edge)
 	if err != nil {
 		return err
 	}
 	name := first(req.Filename, "Dockerfile")
-	data, err := files.ReadFile(ctx, name, maxDockerfile)
+	data, err := files.ReadFile(ctx, name, dockerfile.MaxInput)
 	if err != nil {
 		return diag.Errorf(diag.KindOf(err), "failed to read dockerfile: %w", err)
 	}

@@ -80,6 +80,8 @@ func (g bridgeServer) ResolveSourceMeta(ctx context.Context, req *gateway.Resolv
 		return out, err
 	case *graph.HTTP:
 		return nil, unsupported("metadata of downloads is not resolved")
+	case *graph.Local:
+		return out, nil // only its client knows what it has
 	}
 	return nil, unsupported("sources of the kind %s cannot be resolved", v.Op.Kind())
 }
