@@ -8,12 +8,12 @@ import (
 	"os"
 	"path"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/tree"
-	"time"
 )
 
 // part is what an exporter of files writes for one image.
