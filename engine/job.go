@@ -15,6 +15,7 @@ import (
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/session"
+	"github.com/strata-build/strata/solve"
 	"github.com/strata-build/strata/store"
 	"github.com/strata-build/strata/tree"
 )
@@ -35,6 +36,9 @@ type JobOptions struct {
 	Sink    event.Sink
 	Allow   []string // network.host, security.insecure, device
 }
+
+// ContentError is why a step has no key: what it reads of an input is not there.
+type ContentError = solve.ContentError
 
 // Input is a tree that a client passes to a Dockerfile under a name.
 type Input struct {

@@ -19,9 +19,9 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/dockerfile"
+	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/llb"
-	"github.com/strata-build/strata/solve"
 )
 
 // typeURL begins the types of error details: BuildKit's clients know them by these names, in JSON.
@@ -86,7 +86,7 @@ func message(err error) string {
 	if g, ok := errors.AsType[*dockerfile.GrammarError](err); ok {
 		msg = fmt.Sprintf("dockerfile parse error on line %d: %s", g.Line, msg)
 	}
-	if c, ok := errors.AsType[*solve.ContentError](err); ok {
+	if c, ok := errors.AsType[*engine.ContentError](err); ok {
 		msg = fmt.Sprintf("failed to compute cache key: failed to calculate checksum of ref %s: %s", c.Input, msg)
 	} else if p, ok := errors.AsType[*fs.PathError](err); ok && diag.KindOf(err) == diag.NotFound && !strings.Contains(msg, p.Error()) {
 		msg += ": " + p.Error()

@@ -100,7 +100,7 @@ func data(m *encoded) []byte {
 	return nil
 }
 
-func solveIn(t *testing.T, c client, ref string, def *pb.Definition) error {
+func solve(t *testing.T, c client, ref string, def *pb.Definition) error {
 	t.Helper()
 	_, err := c.ControlClient.Solve(t.Context(), &control.SolveRequest{Ref: ref, Definition: def, Exporters: nil})
 	return err
@@ -123,7 +123,7 @@ func TestHistorySurvives(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := solveIn(t, c, "bad", missing(t)); err == nil {
+	if err := solve(t, c, "bad", missing(t)); err == nil {
 		t.Fatal("a file that is not there was removed")
 	}
 	stop()
@@ -180,7 +180,7 @@ func TestHistoryLimits(t *testing.T) {
 	addr, _ := serve(t, Options{History: HistoryOptions{Entries: 2}})
 	c := dial(t, addr)
 	for i := range 4 {
-		if err := solveIn(t, c, fmt.Sprint("b", i), mkdir(t, fmt.Sprint("/", i))); err != nil {
+		if err := solve(t, c, fmt.Sprint("b", i), mkdir(t, fmt.Sprint("/", i))); err != nil {
 			t.Fatal(err)
 		}
 		if i == 0 {
@@ -216,7 +216,7 @@ func TestHistoryLimits(t *testing.T) {
 func TestHistoryDisabled(t *testing.T) {
 	addr, _ := serve(t, Options{History: HistoryOptions{Disabled: true}})
 	c := dial(t, addr)
-	if err := solveIn(t, c, "one", mkdir(t, "/a")); err != nil {
+	if err := solve(t, c, "one", mkdir(t, "/a")); err != nil {
 		t.Fatal(err)
 	}
 	if refs, _ := past(t, c, &control.BuildHistoryRequest{}); len(refs) != 0 {
