@@ -101,8 +101,7 @@ func (st *step) copyFiles(cp *copying) error {
 	for _, doc := range cp.SourceContents {
 		c := proto
 		c.Src, c.Owner = path.Join("/", doc.Path), f.owner(cp.chown)
-		from := f.mkfile(&graph.Mkfile{Path: c.Src, Mode: 0o644, Data: []byte(doc.Data)})
-		f.do(graph.Action{From: from, Copy: &c})
+		f.do(graph.Action{From: f.input(inlineDocument(c.Src, 0o644, doc.Data)), Copy: &c})
 	}
 	opts := []graph.Option{graph.Named("%s", title), graph.From(st.at...)}
 	if st.noCache {

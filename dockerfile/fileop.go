@@ -43,9 +43,12 @@ func (f *fileOp) do(a graph.Action) {
 	f.cur = f.push(a)
 }
 
-// mkfile makes a tree with nothing but a file, and returns its index.
-func (f *fileOp) mkfile(m *graph.Mkfile) int {
-	return f.push(graph.Action{In: graph.None, Out: graph.None, Mkfile: m})
+// inlineDocument is a tree with nothing but a file that the Dockerfile holds. It is a vertex of its own, as in BuildKit, whose
+// caches are then hit.
+func inlineDocument(name string, mode uint32, data string) graph.Edge {
+	f := &fileOp{cur: graph.None}
+	f.do(graph.Action{Mkfile: &graph.Mkfile{Path: name, Mode: mode, Data: []byte(data)}})
+	return f.edge(graph.Named("[internal] preparing inline document"))
 }
 
 func (f *fileOp) push(a graph.Action) int {
@@ -54,7 +57,7 @@ func (f *fileOp) push(a graph.Action) int {
 }
 
 // owner reads USER[:GROUP], names or ids, of the passwd and group files of the current tree. Without a group it is
-// that of the user: of the same number, or what passwd says.
+// that of the user: of the same number, or what passwd says, for which None stands.
 func (f *fileOp) owner(s string) *graph.Owner {
 	if s == "" {
 		return nil
@@ -65,7 +68,7 @@ func (f *fileOp) owner(s string) *graph.Owner {
 		o.UserIn, o.GroupIn = *f.users, *f.users
 	}
 	if id, ok := parseID(user); ok {
-		o.UID, o.GID = id, id
+		o.UID, o.GID = id, graph.None
 	} else {
 		o.User, o.GID = user, graph.None
 	}

@@ -1,6 +1,7 @@
 package dockerfile
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"slices"
@@ -30,9 +31,18 @@ func (st *step) mounts(c *instructions.RunCommand, x *execOp) error {
 			return err
 		}
 	}
-	// A mount within another comes after it, in whatever order they are written.
-	slices.SortStableFunc(x.op.Mounts, func(a, b graph.Mount) int { return strings.Compare(a.Target, b.Target) })
+	// A mount within another comes after it, in whatever order they are written. Secrets and agents come last.
+	slices.SortStableFunc(x.op.Mounts, func(a, b graph.Mount) int {
+		if c := cmp.Compare(mountRank(a.Type), mountRank(b.Type)); c != 0 || mountRank(a.Type) > 0 {
+			return c
+		}
+		return strings.Compare(a.Target, b.Target)
+	})
 	return nil
+}
+
+func mountRank(t graph.MountType) int {
+	return slices.Index([]graph.MountType{graph.MountSecret, graph.MountSSH}, t) + 1
 }
 
 // mount adds a bind, cache or tmpfs mount.
@@ -131,7 +141,7 @@ func (st *step) secret(m *instructions.Mount, op *graph.Exec) error {
 		}
 		target = "/run/secrets/" + path.Base(id)
 	}
-	g := graph.Mount{Type: graph.MountSecret, Target: path.Join("/", target), Input: graph.None, Output: graph.None, ReadOnly: true, ID: id, Optional: !m.Required}
+	g := graph.Mount{Type: graph.MountSecret, Target: path.Join("/", target), Input: graph.None, Output: graph.None, ID: id, Optional: !m.Required, Mode: 0o400}
 	setOwner(m, &g)
 	op.Mounts = append(op.Mounts, g)
 	return nil
@@ -154,7 +164,7 @@ func (st *step) ssh(m *instructions.Mount, op *graph.Exec, n int) error {
 	if _, ok := lookupList(op.Env, "SSH_AUTH_SOCK"); !ok {
 		op.Env = append(op.Env, "SSH_AUTH_SOCK="+target)
 	}
-	g := graph.Mount{Type: graph.MountSSH, Target: path.Join("/", target), Input: graph.None, Output: graph.None, ID: id, Optional: !m.Required}
+	g := graph.Mount{Type: graph.MountSSH, Target: path.Join("/", target), Input: graph.None, Output: graph.None, ID: id, Optional: !m.Required, Mode: 0o600}
 	setOwner(m, &g)
 	op.Mounts = append(op.Mounts, g)
 	return nil

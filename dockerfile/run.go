@@ -111,10 +111,8 @@ func (st *step) runArgs(c *instructions.RunCommand, x *execOp) (args []string, s
 // script mounts a file that the instruction itself holds, and returns its path.
 func (x *execOp) script(name, data string) string {
 	const dir = "/dev/pipes/"
-	f := &fileOp{cur: graph.None}
-	f.do(graph.Action{Mkfile: &graph.Mkfile{Path: "/" + name, Mode: 0o755, Data: []byte(data)}})
-	e := f.edge(graph.Named("[internal] preparing inline document"))
-	x.op.Mounts = append(x.op.Mounts, graph.Mount{Type: graph.MountBind, Target: dir, Input: x.input(e), Output: graph.None, ReadOnly: true})
+	in := x.input(inlineDocument("/"+name, 0o755, data))
+	x.op.Mounts = append(x.op.Mounts, graph.Mount{Type: graph.MountBind, Target: dir, Input: in, Output: graph.None, ReadOnly: true})
 	return dir + name
 }
 

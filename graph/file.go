@@ -23,7 +23,7 @@ type Action struct {
 
 // Owner names a user and a group: by name, looked up in the passwd and group files of a tree, or by id. Nil pointers
 // to an Owner mean: as in the source for a copy, root otherwise. A GID of None without a Group is the primary group of
-// the named user.
+// the named user, or the number of the user that is named by its id.
 type Owner struct {
 	User    string `json:"user,omitempty"` // a name; "" = UID
 	UID     int    `json:"uid,omitempty"`

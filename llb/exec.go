@@ -294,10 +294,10 @@ func encodeMount(g *graph.Mount, at *inputs) (*pb.Mount, error) {
 	case graph.MountTmpfs:
 		m.MountType, m.TmpfsOpt = pb.MountType_TMPFS, &pb.TmpfsOpt{Size: g.Size}
 	case graph.MountSecret:
-		m.MountType = pb.MountType_SECRET
+		m.MountType, m.Output = pb.MountType_SECRET, 0 // as clients write it
 		m.SecretOpt = &pb.SecretOpt{ID: g.ID, Optional: g.Optional, Uid: uint32(g.UID), Gid: uint32(g.GID), Mode: g.Mode}
 	case graph.MountSSH:
-		m.MountType = pb.MountType_SSH
+		m.MountType, m.Output = pb.MountType_SSH, 0
 		m.SSHOpt = &pb.SSHOpt{ID: g.ID, Optional: g.Optional, Uid: uint32(g.UID), Gid: uint32(g.GID), Mode: g.Mode}
 	default:
 		return nil, diag.Errorf(diag.Unsupported, "LLB has no mount type %q", g.Type)

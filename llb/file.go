@@ -300,6 +300,8 @@ func encodeCopy(c *graph.Copy) *pb.FileActionCopy {
 	}
 	if c.Mode != nil {
 		out.Mode = int32(*c.Mode)
+	} else if c.ModeStr != "" {
+		out.Mode = 0 // as clients write it
 	}
 	for _, r := range c.Required {
 		out.RequiredPaths = append(out.RequiredPaths, absolute(c.Src, r))

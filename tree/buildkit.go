@@ -129,7 +129,9 @@ func (s *summer) list(sel graph.Select, matches []Match) graph.Digest {
 	var rows []row
 	var walk func(p *Pick, at string)
 	walk = func(p *Pick, at string) {
-		rows = append(rows, row{at, s.of(p.Entry)})
+		if at != "" { // the root's name ends with a slash, and what such a name has in common is what is in the directory
+			rows = append(rows, row{at, s.of(p.Entry)})
+		}
 		for i := range p.Kids {
 			walk(&p.Kids[i], at+"/"+p.Kids[i].Name)
 		}
