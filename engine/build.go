@@ -39,6 +39,8 @@ type build struct {
 	work    *solve.Build[tree.Tree, *build]
 	made    atomic.Pointer[early] // who is told of steps that ran
 	caches  *caches               // elsewhere
+	policy  SourcePolicy          // nil = every source may be used
+	policed policed
 }
 
 // newBuild starts a build. close ends it.
@@ -128,7 +130,7 @@ func (b *build) solve(ctx context.Context, plan *image.Plan) (*export.Set, error
 			edges = append(edges, a.Root)
 		}
 	}
-	trees, err := b.work.Solve(edges...)
+	trees, err := b.trees(ctx, edges...)
 	if err != nil {
 		return nil, err
 	}

@@ -34,7 +34,8 @@ type Job struct{ b *build }
 type JobOptions struct {
 	Session session.Session // nil = no client
 	Sink    event.Sink
-	Allow   []string // network.host, security.insecure, device
+	Allow   []string     // network.host, security.insecure, device
+	Policy  SourcePolicy // nil = every source may be used
 }
 
 // ContentError is why a step has no key: what it reads of an input is not there.
@@ -56,7 +57,9 @@ func (e *Engine) OpenBlob(ctx context.Context, d graph.Digest) (*store.Blob, err
 
 // NewJob starts a build. It ends with ctx or with Close.
 func (e *Engine) NewJob(ctx context.Context, opt JobOptions) *Job {
-	return &Job{b: e.newBuild(ctx, opt.Session, opt.Sink, opt.Allow)}
+	b := e.newBuild(ctx, opt.Session, opt.Sink, opt.Allow)
+	b.policy = opt.Policy
+	return &Job{b: b}
 }
 
 // Close waits for what is still under way and gives up the results.
@@ -127,14 +130,14 @@ func (j *Job) Check(ctx context.Context, req dockerfile.Request, inputs map[stri
 }
 
 // Solve makes trees and keeps them until the job is closed.
-func (j *Job) Solve(_ context.Context, edges ...graph.Edge) error {
-	_, err := j.b.work.Solve(edges...)
+func (j *Job) Solve(ctx context.Context, edges ...graph.Edge) error {
+	_, err := j.b.trees(ctx, edges...)
 	return err
 }
 
 // Files solves an edge and returns the picture of its files.
-func (j *Job) Files(_ context.Context, e graph.Edge) (*tree.Files, error) {
-	trees, err := j.b.work.Solve(e)
+func (j *Job) Files(ctx context.Context, e graph.Edge) (*tree.Files, error) {
+	trees, err := j.b.trees(ctx, e)
 	if err != nil {
 		return nil, err
 	}
@@ -149,24 +152,13 @@ func (j *Job) Files(_ context.Context, e graph.Edge) (*tree.Files, error) {
 	return f.Files()
 }
 
-// Image resolves an image's name, as short as the user likes, for a platform.
-func (j *Job) Image(ctx context.Context, ref string, p graph.Platform, mode graph.ResolveMode) (dockerfile.Resolved, error) {
+// FullReference is an image's name, as short as the user likes, in full.
+func FullReference(ref string) (string, error) {
 	full, err := registry.ParseRef(ref)
 	if err != nil {
-		return dockerfile.Resolved{}, err
+		return "", err
 	}
-	return j.b.Image(ctx, full.String(), p, mode)
-}
-
-// OCILayout resolves an image of an OCI layout for a platform.
-func (j *Job) OCILayout(ctx context.Context, ref string, p graph.Platform) (dockerfile.Resolved, error) {
-	return j.b.OCILayout(ctx, ref, p)
-}
-
-// Pin returns what a source stands for now: the commit of a git reference, the digest of a download.
-func (j *Job) Pin(ctx context.Context, v *graph.Vertex) (string, error) {
-	p, err := runner{j.b.e}.Pin(ctx, v, j.b)
-	return p.Value, err
+	return full.String(), nil
 }
 
 // Outputs are exporters that are known to make sense.
@@ -189,6 +181,10 @@ type ExportOptions struct {
 // Export solves the targets of a plan and exports them as one result. What exporters will need is made as early as possible.
 // It returns what each of them says, under BuildKit's keys.
 func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt ExportOptions) ([]map[string]string, error) {
+	plan, err := j.b.policedPlan(ctx, plan)
+	if err != nil {
+		return nil, err
+	}
 	stop := j.b.packEarly(ctx, plan, outs.x)
 	defer stop()
 	set, err := j.b.solve(ctx, plan)

@@ -201,7 +201,7 @@ func (e *Engine) planSealed(ctx context.Context, j *Job, d dockerfile.Request) (
 		return j, plan, err
 	}
 	j.b.user.Emit(event.Event{Kind: event.Message, Text: "OUTPUT: a layer of an earlier build is gone: the steps that make layers run again"})
-	next := e.NewJob(ctx, JobOptions{Session: j.b.session, Sink: anew(j.b.user), Allow: j.b.allow})
+	next := e.NewJob(ctx, JobOptions{Session: j.b.session, Sink: anew(j.b.user), Allow: j.b.allow, Policy: j.b.policy})
 	next.b.request = j.b.request
 	j.Close()
 	j, d.Rerun = next, true
@@ -231,7 +231,7 @@ func anew(sink event.Sink) event.Sink {
 // verifyOutput runs the steps that make layers again, with an empty input, and compares what they make.
 func (e *Engine) verifyOutput(ctx context.Context, b *build, d dockerfile.Request, plan *image.Plan) error {
 	b.user.Emit(event.Event{Kind: event.Message, Text: "verifying the output: the steps that make layers run again, without input"})
-	again := e.NewJob(ctx, JobOptions{Session: b.session, Sink: anew(b.user), Allow: b.allow})
+	again := e.NewJob(ctx, JobOptions{Session: b.session, Sink: anew(b.user), Allow: b.allow, Policy: b.policy})
 	defer again.Close()
 	again.b.request = b.request
 	d.Rerun = true
@@ -281,7 +281,7 @@ func (b *build) records(ctx context.Context, plan *image.Plan) ([]sealedStage, e
 	})
 	var out []sealedStage
 	for _, v := range all {
-		trees, err := b.work.Solve(graph.Edge{V: v, Out: 1})
+		trees, err := b.trees(ctx, graph.Edge{V: v, Out: 1})
 		if err != nil {
 			return nil, err
 		}

@@ -24,7 +24,14 @@ func (b *build) narrow(plan *image.Plan) {
 	if len(follow) == 0 {
 		return
 	}
-	r := replacer{follow: follow, made: map[*graph.Vertex]*graph.Vertex{}}
+	r := replacer{made: map[*graph.Vertex]*graph.Vertex{}, op: func(v *graph.Vertex) graph.Op {
+		if paths := follow[v.ID]; len(paths) > 0 {
+			local := *v.Op.(*graph.Local)
+			local.Follow = paths
+			return &local
+		}
+		return v.Op
+	}}
 	for i := range plan.Targets {
 		plan.Targets[i].Root = r.edge(plan.Targets[i].Root)
 	}
@@ -74,10 +81,10 @@ func pathsRead(roots []graph.Edge) map[graph.Digest][]string {
 	return out
 }
 
-// replacer rebuilds a graph around directories that are read in part.
+// replacer rebuilds a graph in which some vertices do something else.
 type replacer struct {
-	follow map[graph.Digest][]string
-	made   map[*graph.Vertex]*graph.Vertex
+	op   func(*graph.Vertex) graph.Op
+	made map[*graph.Vertex]*graph.Vertex
 }
 
 func (r *replacer) edge(e graph.Edge) graph.Edge {
@@ -91,12 +98,8 @@ func (r *replacer) vertex(v *graph.Vertex) *graph.Vertex {
 	if n := r.made[v]; n != nil {
 		return n
 	}
-	op, changed := v.Op, false
-	if paths := r.follow[v.ID]; len(paths) > 0 {
-		local := *v.Op.(*graph.Local)
-		local.Follow = paths
-		op, changed = &local, true
-	}
+	op := r.op(v)
+	changed := op != v.Op
 	in := make([]graph.Edge, len(v.In))
 	for i, e := range v.In {
 		in[i] = r.edge(e)

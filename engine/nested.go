@@ -46,6 +46,9 @@ func (b *build) nested(ctx context.Context, s *solve.Step[tree.Tree, *build], o 
 	if err != nil {
 		return nil, err
 	}
+	if roots, err = b.police(ctx, b.policy, roots[:1]); err != nil {
+		return nil, err
+	}
 	made, err := s.Solve(roots[0])
 	if err != nil {
 		return nil, err

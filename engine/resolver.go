@@ -18,16 +18,36 @@ var _ dockerfile.Resolver = (*build)(nil)
 
 // Image implements dockerfile.Resolver.
 func (b *build) Image(ctx context.Context, ref string, p graph.Platform, mode graph.ResolveMode) (dockerfile.Resolved, error) {
-	img, err := b.images.Resolve(ctx, &graph.Image{Ref: ref, Mode: mode}, p)
+	op, err := b.source(ctx, &graph.Image{Ref: ref, Mode: mode}, p)
 	if err != nil {
 		return dockerfile.Resolved{}, err
 	}
-	return dockerfile.Resolved{Digest: img.Digest, Config: img.Config}, nil
+	o, ok := op.(*graph.Image)
+	if !ok {
+		return dockerfile.Resolved{}, diag.Errorf(diag.Unsupported, "the source policy makes of the image %s what is none: %s", ref, op.Kind())
+	}
+	img, err := b.images.Resolve(ctx, o, p)
+	if err != nil {
+		return dockerfile.Resolved{}, err
+	}
+	out := dockerfile.Resolved{Digest: img.Digest, Config: img.Config}
+	if o.Ref != ref {
+		out.Ref = o.Ref
+	}
+	return out, nil
 }
 
 // OCILayout implements dockerfile.Resolver.
 func (b *build) OCILayout(ctx context.Context, ref string, p graph.Platform) (dockerfile.Resolved, error) {
-	img, err := b.images.ResolveLayout(ctx, layoutOf(ref), p)
+	op, err := b.source(ctx, layoutOf(ref), p)
+	if err != nil {
+		return dockerfile.Resolved{}, err
+	}
+	o, ok := op.(*graph.OCILayout)
+	if !ok {
+		return dockerfile.Resolved{}, diag.Errorf(diag.Unsupported, "the source policy makes of the layout %s what is none: %s", ref, op.Kind())
+	}
+	img, err := b.images.ResolveLayout(ctx, o, p)
 	if err != nil {
 		return dockerfile.Resolved{}, err
 	}
@@ -57,7 +77,7 @@ type filer interface{ Files() (*tree.Files, error) }
 
 // ReadFile implements dockerfile.Resolver.
 func (b *build) ReadFile(ctx context.Context, from graph.Edge, path string, limit int64) ([]byte, error) {
-	trees, err := b.work.Solve(from)
+	trees, err := b.trees(ctx, from)
 	if err != nil {
 		return nil, err
 	}
@@ -83,10 +103,15 @@ func (b *build) ReadFile(ctx context.Context, from graph.Edge, path string, limi
 
 // Time implements dockerfile.Resolver.
 func (b *build) Time(ctx context.Context, src graph.Edge) (time.Time, error) {
+	policed, err := b.police(ctx, b.policy, []graph.Edge{src})
+	if err != nil {
+		return time.Time{}, err
+	}
+	src = policed[0]
 	if o, ok := src.V.Op.(*graph.Git); ok {
 		return b.git.Time(ctx, o)
 	}
-	trees, err := b.work.Solve(src)
+	trees, err := b.trees(ctx, src)
 	if err != nil {
 		return time.Time{}, err
 	}

@@ -219,6 +219,12 @@ func (s setter) list(key string, v []string) {
 	}
 }
 
+// EncodeSource writes one source. Its identifier is in the one form that policies know.
+func EncodeSource(o graph.Op) (*pb.SourceOp, error) {
+	id, attrs, err := encodeSource(o)
+	return &pb.SourceOp{Identifier: id, Attrs: attrs}, err
+}
+
 // encodeSource writes the identifier and the attributes of a source.
 func encodeSource(o graph.Op) (id string, attrs map[string]string, err error) {
 	s := setter{}

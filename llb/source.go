@@ -91,6 +91,9 @@ func (a *attrs) choice(key string, of ...string) string {
 	return ""
 }
 
+// DecodeSource reads one source.
+func DecodeSource(o *pb.SourceOp) (graph.Op, error) { return decodeSource(o) }
+
 func decodeSource(o *pb.SourceOp) (graph.Op, error) {
 	if o == nil {
 		return nil, invalidf("a source without content")

@@ -34,9 +34,11 @@ type Syncer interface {
 	Sync(ctx context.Context, op *graph.Local, progress func(n int64, end bool)) (Dir, error)
 }
 
-// Layouts is a session that has images in a store of content. Layout brings one to this machine, for a platform.
+// Layouts is a session that has images in a store of content. Layout brings one to this machine, for a platform; Blob reads one
+// blob, whose digest is right when it ends.
 type Layouts interface {
 	Layout(ctx context.Context, op *graph.OCILayout, p graph.Platform) (Dir, error)
+	Blob(ctx context.Context, op *graph.Blob, d graph.Digest) (io.ReadCloser, error)
 }
 
 // Contents is a session whose client has stores of content that the build reads and writes, such as directories for caches:

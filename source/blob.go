@@ -2,12 +2,14 @@ package source
 
 import (
 	"context"
+	"io"
 	"strings"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/registry"
+	"github.com/strata-build/strata/session"
 	"github.com/strata-build/strata/tree"
 )
 
@@ -53,18 +55,10 @@ func (im *Images) haveBlob(ctx context.Context, op *graph.Blob, d graph.Digest, 
 	desc := image.Descriptor{Digest: d}
 	var from provider
 	if op.Layout {
-		if im.env.Session == nil {
-			return diag.Errorf(diag.NotFound, "%s: there is no client that has the layout", op.Ref)
-		}
-		dir, err := im.env.Session.Dir(ctx, op.Store)
-		if err != nil {
+		var err error
+		if from, err = im.layoutBlobs(ctx, op); err != nil {
 			return err
 		}
-		a, err := im.archive(ctx, dir.Path)
-		if err != nil {
-			return err
-		}
-		from = blobs{a}
 	} else {
 		ref, err := registry.ParseRef(op.Ref)
 		if err != nil {
@@ -79,4 +73,35 @@ func (im *Images) haveBlob(ctx context.Context, op *graph.Blob, d graph.Digest, 
 		from = remote{im.env.Registry, ref}
 	}
 	return im.copyBlob(ctx, watchedProvider{from, &progress{sink: im.env.Progress, vertex: vertex, item: short(d), action: "downloading", total: desc.Size}}, desc)
+}
+
+// layoutBlobs is where the blobs of a layout of the client are.
+func (im *Images) layoutBlobs(ctx context.Context, op *graph.Blob) (provider, error) {
+	switch s := im.env.Session.(type) {
+	case nil:
+		return nil, diag.Errorf(diag.NotFound, "%s: there is no client that has the layout", op.Ref)
+	case session.Layouts:
+		return inSession{s, op}, nil
+	}
+	dir, err := im.env.Session.Dir(ctx, op.Store)
+	if err != nil {
+		return nil, err
+	}
+	a, err := im.archive(ctx, dir.Path)
+	return blobs{a}, err
+}
+
+// inSession is a store of content on another machine.
+type inSession struct {
+	s  session.Layouts
+	op *graph.Blob
+}
+
+func (s inSession) open(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error) {
+	r, err := s.s.Blob(ctx, s.op, d.Digest)
+	if err != nil || offset == 0 {
+		return r, err
+	}
+	_, err = io.CopyN(io.Discard, r, offset)
+	return r, err
 }

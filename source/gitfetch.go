@@ -237,7 +237,7 @@ func (k *checkout) fetchCommit(ctx context.Context) error {
 		}
 		return err
 	}
-	if !k.have(ctx) {
+	if !k.haveCommit(ctx) { // the tag may have been moved, and then it cannot be had any more
 		return diag.Errorf(diag.NotFound, "%s has no commit %s", k.remote.arg, k.c.sha)
 	}
 	return nil
@@ -262,6 +262,10 @@ func (k *checkout) have(ctx context.Context) bool {
 			return false
 		}
 	}
+	return k.haveCommit(ctx)
+}
+
+func (k *checkout) haveCommit(ctx context.Context) bool {
 	kind, err := k.kind(ctx, k.c.sha)
 	return err == nil && (kind == "commit" || kind == "tag")
 }

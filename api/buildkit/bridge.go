@@ -15,6 +15,7 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/llb"
+	"github.com/strata-build/strata/policy"
 	"github.com/strata-build/strata/session/remote"
 )
 
@@ -25,6 +26,7 @@ type bridge struct {
 	journal *journal
 	session *remote.Session           // nil = no client
 	inputs  map[string]*pb.Definition // of the frontend
+	policy  *policy.Policy            // of sources; nil = all may be used
 
 	mu       sync.Mutex
 	refs     map[string]*ref
@@ -92,8 +94,17 @@ func (b *bridge) get(id string) (*ref, error) {
 	return nil, diag.Errorf(diag.NotFound, "no such ref: %.80q", id)
 }
 
-// edge decodes a definition to its first result.
-func (b *bridge) edge(def *pb.Definition) (graph.Edge, error) {
+// edge decodes a definition to its first result, with the sources that a policy lets pass.
+func (b *bridge) edge(ctx context.Context, def *pb.Definition, p *policy.Policy) (graph.Edge, error) {
+	e, err := b.plainEdge(def)
+	if err != nil {
+		return graph.Edge{}, err
+	}
+	return b.job.Police(ctx, asPolicy(p), e)
+}
+
+// plainEdge decodes a definition. The build's own policy looks at it when it is solved.
+func (b *bridge) plainEdge(def *pb.Definition) (graph.Edge, error) {
 	roots, meta, err := llb.Decode(def, llb.Options{Platform: engine.Native()})
 	if err != nil {
 		return graph.Edge{}, err
@@ -110,8 +121,8 @@ func (b *bridge) edge(def *pb.Definition) (graph.Edge, error) {
 }
 
 // definition makes a result of a definition.
-func (b *bridge) definition(def *pb.Definition) (*result, error) {
-	e, err := b.edge(def)
+func (b *bridge) definition(ctx context.Context, def *pb.Definition, p *policy.Policy) (*result, error) {
+	e, err := b.edge(ctx, def, p)
 	if err != nil {
 		return nil, err
 	}
@@ -124,21 +135,19 @@ func (b *bridge) definition(def *pb.Definition) (*result, error) {
 
 // solve answers a frontend's Solve.
 func (b *bridge) solve(ctx context.Context, req *gateway.SolveRequest) (*result, error) {
-	for _, p := range req.SourcePolicies {
-		if len(p.GetRules()) > 0 {
-			return nil, unsupported("source policies are not supported")
-		}
+	p, err := b.withPolicies(req.SourcePolicies)
+	if err != nil {
+		return nil, err
 	}
 	b.importCaches(gatewayCaches(req)...)
 	var res *result
-	var err error
 	switch {
 	case req.Definition != nil && len(req.Definition.Def) > 0 && req.Frontend != "":
 		return nil, diag.Errorf(diag.Invalid, "cannot solve with both Definition and Frontend specified")
 	case req.Frontend != "":
 		res, err = b.frontend(ctx, req.Frontend, req.FrontendOpt, req.FrontendInputs)
 	case req.Definition != nil:
-		res, err = b.definition(req.Definition)
+		res, err = b.definition(ctx, req.Definition, p)
 	default:
 		return &result{meta: map[string][]byte{}}, nil
 	}

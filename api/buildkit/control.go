@@ -91,8 +91,6 @@ func gatewayCaps() []*apicaps.APICap {
 	missing := map[string]bool{
 		string(gateway.CapGatewayExec): true, string(gateway.CapGatewayExecExtraHosts): true, string(gateway.CapGatewayExecSecretEnv): true,
 		string(gateway.CapGatewayExecSignals): true, string(gateway.CapGatewayExecFilesystem): true, string(gateway.CapImportCaches): true,
-		string(gateway.CapSourceMetaResolverImageAttestations):   true,
-		string(gateway.CapSourceMetaResolverHTTPChecksumRequest): true,
 	}
 	var out []*apicaps.APICap
 	for _, c := range gateway.Caps.All() {

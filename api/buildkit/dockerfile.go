@@ -38,7 +38,7 @@ func (b *bridge) dockerfile(ctx context.Context, attrs map[string]string, defs m
 	if b.session != nil {
 		b.session.Bind(localSessions(attrs))
 	}
-	inputs, err := b.decodeInputs(attrs, defs)
+	inputs, err := b.decodeInputs(ctx, attrs, defs)
 	if err != nil {
 		return nil, err
 	}
@@ -74,10 +74,10 @@ func checkCaps(list string) error {
 }
 
 // decodeInputs reads the trees that the client passes, and their images' configurations.
-func (b *bridge) decodeInputs(attrs map[string]string, defs map[string]*pb.Definition) (map[string]engine.Input, error) {
+func (b *bridge) decodeInputs(ctx context.Context, attrs map[string]string, defs map[string]*pb.Definition) (map[string]engine.Input, error) {
 	inputs := map[string]engine.Input{}
 	for name, def := range defs {
-		e, err := b.edge(def)
+		e, err := b.edge(ctx, def, b.policy)
 		if err != nil {
 			return nil, err
 		}

@@ -77,6 +77,12 @@ func toStatus(err error) error {
 	if d, ok := errors.AsType[detailed](err); ok {
 		st.Details = append(st.Details, detail(d.name, d.detail))
 	}
+	if d, ok := denyMessages(err); ok {
+		raw, jerr := json.Marshal(d)
+		if jerr == nil {
+			st.Details = append(st.Details, &anypb.Any{TypeUrl: "github.com/moby/buildkit/policysession.DecisionResponse+json", Value: raw})
+		}
+	}
 	return status.ErrorProto(st)
 }
 

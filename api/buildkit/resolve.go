@@ -7,12 +7,14 @@ import (
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/strata-build/strata/diag"
-	"github.com/strata-build/strata/dockerfile"
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/llb"
+	"github.com/strata-build/strata/policy"
 )
 
 // ResolveImageConfig finds an image's configuration.
@@ -21,24 +23,28 @@ func (g bridgeServer) ResolveImageConfig(ctx context.Context, req *gateway.Resol
 	if err != nil {
 		return nil, err
 	}
-	if err := noPolicies(len(req.SourcePolicies)); err != nil {
-		return nil, err
-	}
-	const layout = 1
-	var img dockerfile.Resolved
+	scheme := "docker-image://"
 	switch req.ResolverType {
 	case 0:
-		img, err = b.image(ctx, req.Ref, platformOf(req.Platform), req.ResolveMode)
-	case layout:
-		img, err = b.job.OCILayout(ctx, req.Ref, platformOf(req.Platform))
+	case 1:
+		scheme = "oci-layout://"
 	default:
-		err = diag.Errorf(diag.Invalid, "unknown resolver type %d", req.ResolverType)
+		return nil, diag.Errorf(diag.Invalid, "unknown resolver type %d", req.ResolverType)
 	}
+	src := &pb.SourceOp{Identifier: scheme + req.Ref}
+	if req.StoreID != "" || req.SessionID != "" {
+		src.Attrs = map[string]string{pb.AttrOCILayoutStoreID: req.StoreID, pb.AttrOCILayoutSessionID: req.SessionID}
+	}
+	p, err := b.withPolicies(req.SourcePolicies)
 	if err != nil {
 		return nil, err
 	}
-	conf, err := configOf(img.Config)
-	return &gateway.ResolveImageConfigResponse{Digest: img.Digest.String(), Config: conf, Ref: first(img.Ref, req.Ref)}, err
+	meta, err := b.sourceMeta(ctx, &gateway.ResolveSourceMetaRequest{Source: src, Platform: req.Platform, ResolveMode: req.ResolveMode}, p)
+	if err != nil {
+		return nil, err
+	}
+	_, ref, _ := strings.Cut(meta.Source.Identifier, "://")
+	return &gateway.ResolveImageConfigResponse{Digest: meta.Image.GetDigest(), Config: meta.Image.GetConfig(), Ref: ref}, nil
 }
 
 // ResolveSourceMeta tells what a source stands for now.
@@ -47,90 +53,173 @@ func (g bridgeServer) ResolveSourceMeta(ctx context.Context, req *gateway.Resolv
 	if err != nil {
 		return nil, err
 	}
-	if err := noPolicies(len(req.SourcePolicies)); err != nil {
+	p, err := b.withPolicies(req.SourcePolicies)
+	if err != nil {
 		return nil, err
 	}
+	return b.sourceMeta(ctx, req, p)
+}
+
+// sourceMeta tells what a source stands for, or what the policy puts in its place.
+func (b *bridge) sourceMeta(ctx context.Context, req *gateway.ResolveSourceMetaRequest, pol *policy.Policy) (*gateway.ResolveSourceMetaResponse, error) {
 	if req.Source == nil || req.Source.Identifier == "" {
 		return nil, diag.Errorf(diag.Invalid, "there is no source to resolve")
 	}
-	v, err := b.sourceVertex(req.Source, req.Platform)
+	src, err := fullReference(req.Source)
 	if err != nil {
 		return nil, err
 	}
-	out := &gateway.ResolveSourceMetaResponse{Source: req.Source}
-	switch o := v.Op.(type) {
+	asked, err := llb.DecodeSource(src)
+	if err != nil {
+		return nil, err
+	}
+	p := platformOf(req.Platform)
+	op, err := pol.Source(ctx, asked, p)
+	if err != nil {
+		return nil, diag.Errorf(diag.KindOf(err), "could not resolve image due to policy: %w", err)
+	}
+	out := &gateway.ResolveSourceMetaResponse{Source: src}
+	if op != asked {
+		if out.Source, err = llb.EncodeSource(op); err != nil {
+			return nil, err
+		}
+	}
+	switch o := op.(type) {
 	case *graph.Image:
-		img, err := b.job.Image(ctx, o.Ref, v.Platform, modeOr(o.Mode, req.ResolveMode))
-		if err != nil {
+		if o.Mode, err = modeOr(o.Mode, req.ResolveMode); err != nil {
 			return nil, err
 		}
-		return out, b.imageMeta(out, req.GetImage(), img)
+		out.Image, err = b.imageMeta(ctx, o, p, req.Image)
 	case *graph.OCILayout:
-		img, err := b.job.OCILayout(ctx, o.Ref, v.Platform)
+		out.Image, err = b.layoutMeta(ctx, o, p, req.Image)
+	case *graph.Git:
+		out.Git, err = b.gitMeta(ctx, o, req.Git)
+	case *graph.HTTP:
+		out.HTTP, err = b.httpMeta(ctx, o, req.HTTP)
+	case *graph.Local: // only its client knows what it has
+	default:
+		err = unsupported("sources of the kind %s cannot be resolved", op.Kind())
+	}
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (b *bridge) imageMeta(ctx context.Context, o *graph.Image, p graph.Platform, req *gateway.ResolveSourceImageRequest) (*gateway.ResolveSourceImageResponse, error) {
+	var img *engine.ImageMeta
+	var chain *engine.ImageChain
+	var err error
+	if req.GetAttestationChain() || len(req.GetResolveAttestations()) > 0 {
+		img, chain, err = b.job.ImageChain(ctx, o, p, req.GetResolveAttestations())
+	} else {
+		img, err = b.job.ImageMeta(ctx, o, p)
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := &gateway.ResolveSourceImageResponse{Digest: img.Digest.String(), AttestationChain: chainTo(chain)}
+	if !req.GetNoConfig() {
+		out.Config, err = configOf(img.Config)
+	}
+	return out, err
+}
+
+func (b *bridge) layoutMeta(ctx context.Context, o *graph.OCILayout, p graph.Platform, req *gateway.ResolveSourceImageRequest) (*gateway.ResolveSourceImageResponse, error) {
+	if o.Store == "" { // its name is where it is
+		o.Store, _, _ = strings.Cut(o.Ref, "@")
+	}
+	img, err := b.job.LayoutMeta(ctx, o, p)
+	if err != nil {
+		return nil, err
+	}
+	out := &gateway.ResolveSourceImageResponse{Digest: img.Digest.String()}
+	if !req.GetNoConfig() {
+		out.Config, err = configOf(img.Config)
+	}
+	return out, err
+}
+
+func chainTo(c *engine.ImageChain) *gateway.AttestationChain {
+	if c == nil {
+		return nil
+	}
+	out := &gateway.AttestationChain{
+		Root: c.Root.String(), ImageManifest: c.Image.String(), AttestationManifest: c.Attestation.String(), Blobs: map[string]*gateway.Blob{},
+	}
+	if c.Signature != "" {
+		out.SignatureManifests = []string{c.Signature.String()}
+	}
+	for _, x := range c.Blobs {
+		out.Blobs[x.Desc.Digest.String()] = &gateway.Blob{
+			Descriptor_: &gateway.Descriptor{MediaType: x.Desc.MediaType, Digest: x.Desc.Digest.String(), Size: x.Desc.Size, Annotations: x.Desc.Annotations},
+			Data:        x.Data,
+		}
+	}
+	return out
+}
+
+func (b *bridge) gitMeta(ctx context.Context, o *graph.Git, req *gateway.ResolveSourceGitRequest) (*gateway.ResolveSourceGitResponse, error) {
+	m, err := b.job.GitMeta(ctx, o, req.GetReturnObject())
+	if err != nil {
+		return nil, err
+	}
+	return &gateway.ResolveSourceGitResponse{Checksum: m.ID, Ref: m.Ref, CommitChecksum: m.Commit, CommitObject: m.CommitObject, TagObject: m.TagObject}, nil
+}
+
+func (b *bridge) httpMeta(ctx context.Context, o *graph.HTTP, req *gateway.ResolveSourceHTTPRequest) (*gateway.ResolveSourceHTTPResponse, error) {
+	out := &gateway.ResolveSourceHTTPResponse{}
+	if sum := req.GetChecksumRequest(); sum != nil {
+		a := digest.Algorithm(sum.Algo.String())
+		switch sum.Algo {
+		case gateway.ChecksumRequest_CHECKSUM_ALGO_SHA256:
+			a = digest.SHA256
+		case gateway.ChecksumRequest_CHECKSUM_ALGO_SHA384:
+			a = digest.SHA384
+		case gateway.ChecksumRequest_CHECKSUM_ALGO_SHA512:
+			a = digest.SHA512
+		}
+		d, err := b.job.HTTPSum(ctx, o, a, sum.Suffix)
 		if err != nil {
 			return nil, err
 		}
-		return out, b.imageMeta(out, req.GetImage(), img)
-	case *graph.Git:
-		if req.GetGit().GetReturnObject() {
-			return nil, unsupported("git objects are not returned")
-		}
-		pin, err := b.job.Pin(ctx, v)
-		out.Git = &gateway.ResolveSourceGitResponse{Checksum: pin, Ref: o.Ref}
-		return out, err
-	case *graph.HTTP:
-		return nil, unsupported("metadata of downloads is not resolved")
-	case *graph.Local:
-		return out, nil // only its client knows what it has
+		out.ChecksumResponse = &gateway.ChecksumResponse{Digest: d.String(), Suffix: sum.Suffix}
 	}
-	return nil, unsupported("sources of the kind %s cannot be resolved", v.Op.Kind())
-}
-
-func (b *bridge) imageMeta(out *gateway.ResolveSourceMetaResponse, req *gateway.ResolveSourceImageRequest, img dockerfile.Resolved) error {
-	if req.GetAttestationChain() || len(req.GetResolveAttestations()) > 0 {
-		return unsupported("attestations of images are not resolved")
-	}
-	out.Image = &gateway.ResolveSourceImageResponse{Digest: img.Digest.String()}
-	var err error
-	if !req.GetNoConfig() {
-		out.Image.Config, err = configOf(img.Config)
-	}
-	return err
-}
-
-func (b *bridge) image(ctx context.Context, ref string, p graph.Platform, mode string) (dockerfile.Resolved, error) {
-	m, err := resolveMode(mode)
-	if err != nil {
-		return dockerfile.Resolved{}, err
-	}
-	return b.job.Image(ctx, ref, p, m)
-}
-
-// sourceVertex reads a source as a definition of its own.
-func (b *bridge) sourceVertex(src *pb.SourceOp, p *pb.Platform) (*graph.Vertex, error) {
-	op, err := (&pb.Op{Op: &pb.Op_Source{Source: src}, Platform: p}).MarshalVT()
+	m, err := b.job.HTTPMeta(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	last, err := (&pb.Op{Inputs: []*pb.Input{{Digest: digest.FromBytes(op).String()}}}).MarshalVT()
-	if err != nil {
-		return nil, err
+	out.Checksum, out.Filename = m.Digest.String(), m.Filename
+	if m.Modified != nil {
+		out.LastModified = timestamppb.New(*m.Modified)
 	}
-	e, err := b.edge(&pb.Definition{Def: [][]byte{op, last}})
-	if err != nil {
-		return nil, err
-	}
-	if e.V == nil {
-		return nil, diag.Errorf(diag.Invalid, "there is no source to resolve")
-	}
-	return e.V, nil
+	return out, nil
 }
 
-func modeOr(m graph.ResolveMode, asked string) graph.ResolveMode {
-	if x, err := resolveMode(strings.ToLower(asked)); err == nil && m == graph.ResolveDefault {
-		return x
+// fullReference is the source with the whole name of its image, which frontends may write as short as users do.
+func fullReference(src *pb.SourceOp) (*pb.SourceOp, error) {
+	short, ok := strings.CutPrefix(src.Identifier, "docker-image://")
+	if !ok {
+		return src, nil
 	}
-	return m
+	ref, err := engine.FullReference(short)
+	if err != nil {
+		return nil, err
+	}
+	if ref == short {
+		return src, nil
+	}
+	out := src.CloneVT()
+	out.Identifier = "docker-image://" + ref
+	return out, nil
+}
+
+// modeOr is the mode of a source, or else that of the request.
+func modeOr(m graph.ResolveMode, asked string) (graph.ResolveMode, error) {
+	if m != graph.ResolveDefault {
+		return m, nil
+	}
+	return resolveMode(strings.ToLower(asked))
 }
 
 func platformOf(p *pb.Platform) graph.Platform {
@@ -145,11 +234,4 @@ func configOf(c *image.Config) ([]byte, error) {
 		return nil, nil
 	}
 	return c.Encode()
-}
-
-func noPolicies(n int) error {
-	if n > 0 {
-		return unsupported("source policies are not supported")
-	}
-	return nil
 }

@@ -141,7 +141,7 @@ func (b *bridge) decode(in *gateway.Result) (*result, error) {
 // fromWire finds a reference; one without a name may bring its definition.
 func (b *bridge) fromWire(w *gateway.Ref) (*ref, error) {
 	if w.GetId() == "" && w.GetDef() != nil {
-		e, err := b.edge(w.GetDef())
+		e, err := b.plainEdge(w.GetDef())
 		if err != nil {
 			return nil, err
 		}

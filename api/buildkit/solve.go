@@ -30,10 +30,7 @@ func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control
 	if err != nil {
 		return nil, err
 	}
-	switch {
-	case len(req.SourcePolicy.GetRules()) > 0 || req.SourcePolicySession != "":
-		return nil, unsupported("source policies are not supported")
-	case req.ProxyNetwork:
+	if req.ProxyNetwork {
 		return nil, unsupported("the proxy network is not supported")
 	}
 	b := &build{ref: req.Ref, journal: newJournal(), ready: make(chan struct{}), owner: peerOf(ctx).Conn}
@@ -115,14 +112,20 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 		defer local.Close()
 		sess = local
 	}
-	job := s.e.NewJob(ctx, engine.JobOptions{Session: sess, Sink: event.Sink(b.journal.take), Allow: allow})
+	var br *bridge
+	pol, closePolicy, err := s.policyOf(ctx, req, func() *bridge { return br })
+	if err != nil {
+		return nil, err
+	}
+	defer closePolicy()
+	job := s.e.NewJob(ctx, engine.JobOptions{Session: sess, Sink: event.Sink(b.journal.take), Allow: allow, Policy: asPolicy(pol)})
 	defer job.Close()
 	to, err := cacheExports(job, req.GetCache().GetExports())
 	if err != nil {
 		return nil, err
 	}
-	br := newBridge(s, job, b.journal, local)
-	br.inputs = req.FrontendInputs
+	br = newBridge(s, job, b.journal, local)
+	br.inputs, br.policy = req.FrontendInputs, pol
 	br.importCaches(controlSpecs(req.GetCache().GetImports())...)
 	b.bridge, ready = br, true
 	close(b.ready)
@@ -196,7 +199,7 @@ func (s *Server) result(ctx context.Context, req *control.SolveRequest, br *brid
 		}
 		return br.frontend(ctx, req.Frontend, req.FrontendAttrs, req.FrontendInputs)
 	case req.Definition != nil:
-		return br.definition(req.Definition)
+		return br.definition(ctx, req.Definition, br.policy)
 	}
 	return br.wait(ctx)
 }

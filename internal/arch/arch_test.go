@@ -25,7 +25,7 @@ var rooms = [][]string{
 	{"graph"},
 	{"image", "event"},
 	{"layer/inflate", "layer", "store", "registry", "session", "sandbox", "tree", "history", "tracing", "solve", "dockerfile/lint", "dockerfile", "llb", "signature", "provenance"},
-	{"archive", "relayer", "session/remote"},
+	{"archive", "relayer", "policy", "session/remote"},
 	{"op", "source", "export", "cache", "pack"},
 	{"engine"},
 	{"api/local", "api/buildkit"},

@@ -67,7 +67,15 @@ func blob(b []byte) *message {
 
 // field returns the last value of a bytes or string field; nil if it is absent.
 func (m *message) field(n protowire.Number) ([]byte, error) {
-	var out []byte
+	all, err := m.fields(n)
+	if len(all) == 0 {
+		return nil, err
+	}
+	return all[len(all)-1], err
+}
+
+// fields returns all values of a bytes or string field.
+func (m *message) fields(n protowire.Number) (out [][]byte, err error) {
 	for b := m.raw; len(b) > 0; {
 		num, typ, k := protowire.ConsumeTag(b)
 		if k < 0 {
@@ -79,7 +87,7 @@ func (m *message) field(n protowire.Number) ([]byte, error) {
 			if k < 0 {
 				return nil, errMessage
 			}
-			out, b = v, b[k:]
+			out, b = append(out, v), b[k:]
 			continue
 		}
 		if k = protowire.ConsumeFieldValue(num, typ, b); k < 0 {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -59,6 +60,24 @@ func (s *Session) Layout(ctx context.Context, op *graph.OCILayout, p graph.Platf
 		os.WriteFile(filepath.Join(f.dir, ocispec.ImageLayoutFile), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o600),
 		os.WriteFile(filepath.Join(f.dir, ocispec.ImageIndexFile), raw, 0o600))
 	return session.Dir{Path: f.dir, Key: "session/" + f.name}, err
+}
+
+// Blob implements session.Layouts. The blob is kept, as those of images are.
+func (s *Session) Blob(ctx context.Context, op *graph.Blob, d graph.Digest) (io.ReadCloser, error) {
+	c, err := s.from(ctx, &graph.Local{Session: op.Session})
+	if err != nil {
+		return nil, err
+	}
+	s.layoutMu.Lock()
+	defer s.layoutMu.Unlock()
+	f, err := s.layoutSlot(c, op.Store)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.blob(ctx, d, math.MaxInt64); err != nil {
+		return nil, err
+	}
+	return os.Open(f.path(d))
 }
 
 // layoutFetch fills one layout.
