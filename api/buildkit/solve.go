@@ -18,7 +18,6 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/event"
-	"github.com/strata-build/strata/session"
 	"github.com/strata-build/strata/session/remote"
 	"github.com/strata-build/strata/tracing"
 )
@@ -103,14 +102,14 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 	if err != nil {
 		return nil, err
 	}
-	var sess session.Session
+	use := engine.JobOptions{Sink: event.Sink(b.journal.take), Allow: allow}
 	var local *remote.Session
 	if req.Session != "" {
 		if local, err = s.sessions.Open(ctx, req.Session, peerOf(ctx)); err != nil {
 			return nil, err
 		}
 		defer local.Close()
-		sess = local
+		use.Session = local
 	}
 	var br *bridge
 	pol, closePolicy, err := s.policyOf(ctx, req, func() *bridge { return br })
@@ -118,7 +117,8 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 		return nil, err
 	}
 	defer closePolicy()
-	job := s.e.NewJob(ctx, engine.JobOptions{Session: sess, Sink: event.Sink(b.journal.take), Allow: allow, Policy: asPolicy(pol)})
+	use.Policy = asPolicy(pol)
+	job := s.e.NewJob(ctx, use)
 	defer job.Close()
 	to, err := cacheExports(job, req.GetCache().GetExports())
 	if err != nil {
