@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"runtime"
 	"strconv"
 	"strings"
@@ -100,6 +101,9 @@ func (p *Packer) Blob(ctx context.Context, req Request) (Layer, image.Descriptor
 		if d, ok := p.reuse(l, req); ok {
 			return l, d, nil
 		}
+	}
+	if req.Compression.Type == layer.EStargz {
+		return p.estargz(ctx, l, req)
 	}
 	if req.Compression.Type == layer.Uncompressed {
 		if l, err = p.Layer(ctx, req); err != nil {
@@ -229,21 +233,29 @@ func public(d image.Descriptor) image.Descriptor {
 	return out
 }
 
-// make reads a layer once, for its diff_id and, if c is not nil, a blob, and notes both in the store.
-func (p *Packer) make(ctx context.Context, l Layer, c *layer.Compression) (made, error) {
+// slot waits until a layer may be read.
+func (p *Packer) slot(ctx context.Context) (release func(), err error) {
 	select {
 	case p.slots <- struct{}{}:
-		defer func() { <-p.slots }()
+		return func() { <-p.slots }, nil
 	case <-ctx.Done():
-		return made{}, context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
+}
+
+// make reads a layer once, for its diff_id and, if c is not nil, a blob, and notes both in the store.
+func (p *Packer) make(ctx context.Context, l Layer, c *layer.Compression) (made, error) {
+	release, err := p.slot(ctx)
+	if err != nil {
+		return made{}, err
+	}
+	defer release()
 	tar := newMeter()
 	var blob image.Descriptor
-	var err error
 	if c == nil {
 		err = p.tar(ctx, tar, l)
 	} else {
-		blob, err = p.compress(ctx, l, *c, tar)
+		blob, _, err = p.compress(ctx, l, *c, tar)
 	}
 	if err != nil {
 		return made{}, err
@@ -259,12 +271,53 @@ func (p *Packer) make(ctx context.Context, l Layer, c *layer.Compression) (made,
 	return made{l, blob}, p.note(ctx, l, blob)
 }
 
-// compress writes a layer's tar through a compressor into a new blob, and through tar.
-func (p *Packer) compress(ctx context.Context, l Layer, c layer.Compression, tar io.Writer) (image.Descriptor, error) {
+// estargz finds or makes an eStargz blob. Its tar is another one of the same files, with a table of contents: which one is
+// noted as a memo, and it is the layer's in the image that the blob is for.
+func (p *Packer) estargz(ctx context.Context, l Layer, req Request) (Layer, image.Descriptor, error) {
+	l, err := p.Layer(ctx, req)
+	if err != nil {
+		return l, image.Descriptor{}, err
+	}
+	sealed := l
+	sealed.pulled, sealed.blob = nil, ""
+	memo := digest.FromString(fmt.Sprintf("export: %s as %s", l.DiffID, compressionName(req.Compression)))
+	if sealed.DiffID, err = p.store.Memo(memo); err == nil {
+		if d, ok := p.reuse(sealed, req); ok {
+			return sealed, d, nil
+		}
+	}
+	m, err := do(ctx, &p.flights, req.key(true), func(ctx context.Context) (made, error) {
+		release, err := p.slot(ctx)
+		if err != nil {
+			return made{}, err
+		}
+		defer release()
+		tar := newMeter()
+		blob, diff, err := p.compress(ctx, l, req.Compression, tar)
+		if err == nil && tar.digest() != l.DiffID {
+			err = diag.Errorf(diag.Conflict, "layer %d holds %s, not %s as recorded", l.ID, tar.digest(), l.DiffID)
+		}
+		if err != nil {
+			return made{}, err
+		}
+		sealed.DiffID, sealed.TarSize = diff, 0
+		return made{sealed, blob}, p.store.Update(ctx, func(b *store.Batch) error {
+			b.Memo(memo, diff)
+			b.Variant(diff, blob)
+			return nil
+		})
+	})
+	m.layer.fetch = req.Fetch
+	return m.layer, public(m.blob), err
+}
+
+// compress writes a layer's tar through a compressor into a new blob, and through tar. The diff_id is that of an eStargz blob,
+// empty for others, which hold just the tar.
+func (p *Packer) compress(ctx context.Context, l Layer, c layer.Compression, tar io.Writer) (desc image.Descriptor, diff graph.Digest, err error) {
 	none := image.Descriptor{}
 	w, err := p.store.NewBlob(ctx, "")
 	if err != nil {
-		return none, err
+		return none, "", err
 	}
 	defer w.Abort()
 	as := compressionName(c)
@@ -273,17 +326,22 @@ func (p *Packer) compress(ctx context.Context, l Layer, c layer.Compression, tar
 	}
 	z, err := layer.NewCompressor(w, c)
 	if err != nil {
-		return none, err
+		return none, "", err
 	}
 	if err := p.tar(ctx, io.MultiWriter(z, tar), l); err != nil {
-		return none, err
+		_ = z.Close() // it has goroutines; the first error matters
+		return none, "", err
 	}
 	if err := z.Close(); err != nil {
-		return none, err
+		return none, "", err
 	}
 	d, n, err := w.Commit(ctx)
-	desc := image.Descriptor{MediaType: layerType(true, mediaTypes[c.Type]), Digest: d, Size: n, Annotations: map[string]string{madeAs: as}}
-	return desc, err
+	desc = image.Descriptor{MediaType: layerType(true, mediaTypes[c.Type]), Digest: d, Size: n, Annotations: map[string]string{madeAs: as}}
+	if e, ok := z.(*layer.EStargzWriter); ok {
+		diff = e.DiffID()
+		maps.Copy(desc.Annotations, e.Annotations())
+	}
+	return desc, diff, err
 }
 
 var mediaTypes = map[layer.Type]string{layer.Gzip: image.DockerLayerGzip, layer.EStargz: image.DockerLayerGzip, layer.Zstd: image.DockerLayerZstd}

@@ -19,7 +19,7 @@ const (
 	Uncompressed Type = iota
 	Gzip
 	Zstd
-	EStargz // gzip with a table of contents; named here, not written by this package
+	EStargz // gzip with a table of contents
 	Bzip2   // read only
 	Xz      // read only
 )
@@ -80,8 +80,10 @@ func NewCompressor(w io.Writer, c Compression) (io.WriteCloser, error) {
 		return newGzip(w, c.Level)
 	case Zstd:
 		return newZstd(w, c.Level)
+	case EStargz:
+		return NewEStargz(w, c.Level)
 	}
-	return nil, diag.Errorf(diag.Unsupported, "layers cannot be written with compression %s", c.Type).WithHint("use gzip, zstd or uncompressed")
+	return nil, diag.Errorf(diag.Unsupported, "layers cannot be written with compression %s", c.Type).WithHint("use gzip, zstd, estargz or uncompressed")
 }
 
 type plainWriter struct{ io.Writer }
