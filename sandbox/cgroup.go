@@ -21,6 +21,7 @@ import (
 type cgroups struct {
 	unified     bool
 	roots       []string          // mount points of all hierarchies
+	v2          string            // mount point of the hierarchy of version 2; "" = none
 	controllers map[string]string // controller ("memory", "cpu", "cpuset", "pids", "devices") -> mount point
 }
 
@@ -53,6 +54,7 @@ func parseCgroups(mounts []*mountinfo.Info) *cgroups {
 		}
 		c.roots = append(c.roots, m.Mountpoint)
 		if m.FSType != "cgroup" {
+			c.v2 = m.Mountpoint
 			continue
 		}
 		v1 = true

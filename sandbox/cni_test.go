@@ -41,7 +41,7 @@ func fakeCNI(t *testing.T, b *box) (calls func() []string) {
 }
 
 func TestCNI(t *testing.T) {
-	b := newBox(t)
+	b := newBox(t, "")
 	calls := fakeCNI(t, b)
 	step := func(s *Spec) {
 		s.Network = graph.NetworkDefault
@@ -80,7 +80,7 @@ func TestNetworkModes(t *testing.T) {
 			t.Errorf("%+v: %v", c.cfg, err)
 		}
 	}
-	b := newBox(t)
+	b := newBox(t, "")
 	b.net.cfg.Mode = NoNetwork
 	if out, _ := b.sh(t, "ls /sys/class/net; ip route", func(s *Spec) { s.Network = graph.NetworkDefault }); strings.Contains(out, "default") || strings.Contains(out, "eth0") {
 		t.Errorf("%q", out)

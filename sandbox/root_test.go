@@ -20,9 +20,6 @@ func needRoot(t testing.TB) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	if _, err := exec.LookPath("runc"); err != nil {
-		t.Skip("needs runc")
-	}
 	if _, err := os.Stat("/bin/busybox"); err != nil {
 		t.Skip("needs a static busybox")
 	}
@@ -35,11 +32,31 @@ type box struct {
 	warned []string
 }
 
-func newBox(t testing.TB) *box {
+// both runs a test with the built-in runtime and with runc: they must behave alike.
+func both(t *testing.T, f func(t *testing.T, b *box)) {
+	t.Run("built-in", func(t *testing.T) {
+		b := newBox(t, "")
+		if b.native == nil {
+			t.Skip("this machine cannot use the built-in runtime")
+		}
+		b.binary = "no-such-runtime" // it must not be needed
+		f(t, b)
+	})
+	t.Run("runc", func(t *testing.T) { f(t, newBox(t, "runc")) })
+}
+
+// newBox makes a sandbox with a runtime: "" is the built-in one.
+func newBox(t testing.TB, binary string) *box {
 	needRoot(t)
+	if _, err := exec.LookPath("runc"); binary != "" && err != nil {
+		t.Skip("needs runc")
+	}
 	b := &box{rootfs: filepath.Join(t.TempDir(), "rootfs")}
 	var err error
-	b.Sandbox, err = New(Options{Root: t.TempDir(), Warn: func(s string) { b.warned = append(b.warned, s) }})
+	b.Sandbox, err = New(Options{Root: t.TempDir(), Binary: binary, Warn: func(s string) { b.warned = append(b.warned, s) }})
+	if err == nil {
+		err = b.prepare()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,11 +134,15 @@ func noLeaks(t testing.TB, b *box) {
 }
 
 func BenchmarkTrue(b *testing.B) {
-	box := newBox(b)
-	spec := &Spec{RootFS: box.rootfs, Args: []string{"/bin/true"}, Network: graph.NetworkNone}
-	for b.Loop() {
-		if exit, err := box.Run(context.Background(), spec); err != nil || exit.Code != 0 {
-			b.Fatal(exit, err)
-		}
+	for _, binary := range []string{"", "runc"} {
+		b.Run("runtime="+binary, func(b *testing.B) {
+			box := newBox(b, binary)
+			spec := &Spec{RootFS: box.rootfs, Args: []string{"/bin/true"}, Network: graph.NetworkNone}
+			for b.Loop() {
+				if exit, err := box.Run(context.Background(), spec); err != nil || exit.Code != 0 {
+					b.Fatal(exit, err)
+				}
+			}
+		})
 	}
 }

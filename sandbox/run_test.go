@@ -25,8 +25,9 @@ import (
 	"github.com/strata-build/strata/graph"
 )
 
-func TestExit(t *testing.T) {
-	b := newBox(t)
+func TestExit(t *testing.T) { both(t, testExit) }
+
+func testExit(t *testing.T, b *box) {
 	if out, exit := b.sh(t, "echo hello; exit 3", nil); out != "hello\n" || exit.Code != 3 {
 		t.Errorf("%q %+v", out, exit)
 	}
@@ -55,8 +56,9 @@ func TestExit(t *testing.T) {
 }
 
 // The child sees three descriptors, its own environment, no inheritable capabilities, and a filter.
-func TestConfinement(t *testing.T) {
-	b := newBox(t)
+func TestConfinement(t *testing.T) { both(t, testConfinement) }
+
+func testConfinement(t *testing.T, b *box) {
 	t.Setenv("STRATA_CANARY", "daemon")
 	leak, err := os.Open("/etc/passwd")
 	if err != nil {
@@ -87,8 +89,9 @@ func TestConfinement(t *testing.T) {
 	noLeaks(t, b)
 }
 
-func TestUserAndCwd(t *testing.T) {
-	b := newBox(t)
+func TestUserAndCwd(t *testing.T) { both(t, testUserAndCwd) }
+
+func testUserAndCwd(t *testing.T, b *box) {
 	for user, want := range map[string]string{
 		"": "0 0 0 10 /root", "app": "1000 1001 1001 10 44 /home/app", "1000": "1000 1001 1001 10 44 /home/app", "1000:1000": "1000 1000 1000 /home/app", "55": "55 0 0 /",
 	} {
@@ -116,8 +119,9 @@ func TestUserAndCwd(t *testing.T) {
 	noLeaks(t, b)
 }
 
-func TestMounts(t *testing.T) {
-	b := newBox(t)
+func TestMounts(t *testing.T) { both(t, testMounts) }
+
+func testMounts(t *testing.T, b *box) {
 	src := t.TempDir()
 	os.WriteFile(filepath.Join(src, "f"), []byte("from the host"), 0o644)
 	f, err := OpenInRoot(src, "f", unix.O_PATH)
@@ -157,8 +161,9 @@ grep -E ' (/scratch|/dev/shm|/etc/hosts|/run/secrets/key) ' /proc/mounts; dd if=
 }
 
 // Images of Ubuntu have such a link; what is mounted is where it leads, and nothing of it stays.
-func TestResolvConfLink(t *testing.T) {
-	b := newBox(t)
+func TestResolvConfLink(t *testing.T) { both(t, testResolvConfLink) }
+
+func testResolvConfLink(t *testing.T, b *box) {
 	b.net.cfg.DNS.Servers = []string{"203.0.113.5"}
 	os.Symlink("../run/systemd/resolve/stub-resolv.conf", filepath.Join(b.rootfs, "etc/resolv.conf"))
 	out, exit := b.sh(t, "cat /etc/resolv.conf; touch /x 2>/dev/null || echo read-only", func(s *Spec) {
@@ -175,8 +180,9 @@ func TestResolvConfLink(t *testing.T) {
 	}
 }
 
-func TestManyAtOnce(t *testing.T) {
-	b := newBox(t)
+func TestManyAtOnce(t *testing.T) { both(t, testManyAtOnce) }
+
+func testManyAtOnce(t *testing.T, b *box) {
 	b.write("etc/hosts", "") // the steps share a root, so that no mount point may come and go
 	b.write("etc/resolv.conf", "")
 	var wg sync.WaitGroup
@@ -192,8 +198,9 @@ func TestManyAtOnce(t *testing.T) {
 }
 
 // A step that replaces the parent of a mount point by a link deletes nothing outside of its root.
-func TestStubSwap(t *testing.T) {
-	b := newBox(t)
+func TestStubSwap(t *testing.T) { both(t, testStubSwap) }
+
+func testStubSwap(t *testing.T, b *box) {
 	canary := t.TempDir()
 	os.Mkdir(filepath.Join(canary, "sub"), 0o755)
 	out, exit := b.sh(t, "umount /a/sub; mv /a /b && ln -s "+canary+" /a", func(s *Spec) {
@@ -212,8 +219,9 @@ func TestStubSwap(t *testing.T) {
 	}
 }
 
-func TestCancel(t *testing.T) {
-	b := newBox(t)
+func TestCancel(t *testing.T) { both(t, testCancel) }
+
+func testCancel(t *testing.T, b *box) {
 	reason := errors.New("the client left")
 	for _, after := range []time.Duration{0, 5 * time.Millisecond, 20 * time.Millisecond, 40 * time.Millisecond, 300 * time.Millisecond} {
 		ctx, cancel := context.WithCancelCause(t.Context())
@@ -229,8 +237,9 @@ func TestCancel(t *testing.T) {
 	}
 }
 
-func TestLimits(t *testing.T) {
-	b := newBox(t)
+func TestLimits(t *testing.T) { both(t, testLimits) }
+
+func testLimits(t *testing.T, b *box) {
 	_, exit := b.sh(t, "head -c 200000000 /dev/zero | tail -c 150000000 | wc -c; exit 7", func(s *Spec) { s.Limits.Memory = 16 << 20 })
 	// The kernel may end the shell as well, if the memory of its victim is not free soon enough.
 	if exit.Code != 7 && exit.Code != 137 || !exit.OOMKilled {
@@ -254,8 +263,9 @@ func TestLimits(t *testing.T) {
 	noLeaks(t, b)
 }
 
-func TestNetworkNone(t *testing.T) {
-	b := newBox(t)
+func TestNetworkNone(t *testing.T) { both(t, testNetworkNone) }
+
+func testNetworkNone(t *testing.T, b *box) {
 	for range 2 { // the second one gets the namespace of the first
 		out, _ := b.sh(t, "ls /sys/class/net 2>/dev/null; ip -o addr; ip route", nil)
 		if !strings.Contains(out, "127.0.0.1/8") || strings.Contains(out, "eth0") || strings.Contains(out, "default") {
@@ -272,8 +282,9 @@ func TestNetworkNone(t *testing.T) {
 }
 
 // The bridge is made in a network namespace of the test, and steps reach it and nothing else.
-func TestBridge(t *testing.T) {
-	b := newBox(t)
+func TestBridge(t *testing.T) { both(t, testBridge) }
+
+func testBridge(t *testing.T, b *box) {
 	outside, err := newNS()
 	if err != nil {
 		t.Skip("no network namespaces:", err)
@@ -426,8 +437,9 @@ func TestNoBridge(t *testing.T) {
 	}
 }
 
-func TestTTY(t *testing.T) {
-	b := newBox(t)
+func TestTTY(t *testing.T) { testTTY(t, newBox(t, "runc")) }
+
+func testTTY(t *testing.T, b *box) {
 	resize := make(chan WinSize, 1)
 	resize <- WinSize{Rows: 33, Cols: 99}
 	out, exit := b.sh(t, "test -t 0 && test -t 1 && echo tty; read line; echo got $line; i=0; while [ \"$(stty size)\" != '33 99' ] && [ $i -lt 50 ]; do sleep 0.1; i=$((i+1)); done; stty size; exit 4", func(s *Spec) {
@@ -439,8 +451,9 @@ func TestTTY(t *testing.T) {
 	noLeaks(t, b)
 }
 
-func TestStdin(t *testing.T) {
-	b := newBox(t)
+func TestStdin(t *testing.T) { both(t, testStdin) }
+
+func testStdin(t *testing.T, b *box) {
 	if out, _ := b.sh(t, "wc -c", func(s *Spec) { s.Stdin = io.LimitReader(zeros{}, 1<<20) }); strings.TrimSpace(out) != fmt.Sprint(1<<20) {
 		t.Errorf("%q", out)
 	}
@@ -456,8 +469,9 @@ type zeros struct{}
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // Sweep removes what a sandbox left that was killed in the middle of a step.
-func TestSweep(t *testing.T) {
-	b := newBox(t)
+func TestSweep(t *testing.T) { both(t, testSweep) }
+
+func testSweep(t *testing.T, b *box) {
 	ctx, cancel := context.WithCancel(t.Context())
 	r, w := io.Pipe()
 	done := make(chan error)

@@ -24,27 +24,29 @@ import (
 // Options configure a Sandbox.
 type Options struct {
 	Root    string // state directory, one process at a time; best on a file system in memory
-	Binary  string // the runtime: a name or a path of runc or something with its command line; "" = runc
+	Binary  string // a name or a path of runc or something with its command line; "" = the built-in runtime, and runc for the rest
 	Network NetworkConfig
 	Devices Devices
 	Log     *slog.Logger
 	Warn    func(string) // what a user should know, such as a missing bridge; nil = Log
 }
 
-// Sandbox is a Runtime that uses an OCI runtime's command line, made for runc.
+// Sandbox is a Runtime that makes containers itself, or has an OCI runtime do it by its command line, made for runc.
 type Sandbox struct {
 	root    string
 	owner   string
 	log     *slog.Logger
 	net     *network
-	binary  string
+	binary  string // of the OCI runtime
+	forced  bool   // it runs all steps
 	devices Devices
 	ids     atomic.Int64
 	started string // part of every id, so that none comes twice
 
-	mu   sync.Mutex // of prepare
-	host *host
-	runc *runc // nil = not found yet
+	mu     sync.Mutex // of prepare and outside
+	host   *host
+	native *native // nil = this machine cannot
+	runc   *runc   // nil = not found yet
 }
 
 var _ Runtime = (*Sandbox)(nil)
@@ -58,7 +60,10 @@ func New(opt Options) (*Sandbox, error) {
 	if root, err = realDir(root); err != nil {
 		return nil, diag.Errorf(diag.Unavailable, "the sandbox's state directory: %w", err)
 	}
-	s := &Sandbox{root: root, owner: ownerOf(root), log: opt.Log, binary: opt.Binary, devices: opt.Devices, started: strconv.FormatInt(time.Now().UnixMilli(), 36)}
+	s := &Sandbox{
+		root: root, owner: ownerOf(root), log: opt.Log, binary: opt.Binary, forced: opt.Binary != "", devices: opt.Devices,
+		started: strconv.FormatInt(time.Now().UnixMilli(), 36),
+	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -111,41 +116,51 @@ func (s *Sandbox) Close() error {
 	for _, dir := range []string{filepath.Join(s.root, "run"), s.runtimeDir(), filepath.Join(s.cniDir(), "results"), s.cniDir(), s.root} {
 		_ = os.Remove(dir) // what is in them is for Sweep
 	}
+	if s.native != nil {
+		s.native.close()
+	}
 	if s.host == nil {
 		return nil
 	}
 	return s.host.cgroups.remove("/" + cgroupName(s.owner))
 }
 
-// Version says which runtime is used, such as "runc 1.3.3".
-func (s *Sandbox) Version() (string, error) {
-	if err := s.prepare(); err != nil {
-		return "", err
-	}
-	return s.runc.name + " " + s.runc.version, nil
-}
-
 // prepare finds out what there is to work with. What is missing may be there the next time.
 func (s *Sandbox) prepare() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.runc != nil {
+	if s.host != nil {
 		return nil
 	}
 	return s.find()
+}
+
+// outside is the OCI runtime, which is looked for when the first step needs it. Why says what for.
+func (s *Sandbox) outside(why error) (*runc, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.runc != nil {
+		return s.runc, nil
+	}
+	r, err := findRunc(s.binary, s.runtimeDir())
+	if err != nil {
+		if why != nil {
+			err = diag.Errorf(diag.Unsupported, "the step needs what the built-in container runtime does not have (%w): %w", why, err)
+		}
+		return nil, err
+	}
+	if r.old() {
+		s.log.Warn("the container runtime is old; its makers have fixed ways out of containers since", "runtime", r.name, "version", r.version)
+	}
+	s.runc = r
+	return r, nil
 }
 
 func (s *Sandbox) find() error {
 	if os.Geteuid() != 0 {
 		return diag.Errorf(diag.Denied, "build steps can only run as root").WithHint("run the builder as root, for example with sudo")
 	}
-	r, err := findRunc(s.binary, s.runtimeDir())
-	if err != nil {
-		return err
-	}
-	if r.old() {
-		s.log.Warn("the container runtime is old; its makers have fixed ways out of containers since", "runtime", r.name, "version", r.version)
-	}
+	var err error
 	h := &host{devices: s.devices}
 	if h.cgroups, err = findCgroups(); err != nil {
 		return diag.Errorf(diag.Unavailable, "cannot read how control groups are mounted: %w", err)
@@ -160,7 +175,12 @@ func (s *Sandbox) find() error {
 	} else {
 		s.log.Warn("this kernel has no seccomp: build steps run without a system call filter")
 	}
-	s.host, s.runc = h, r
+	if !s.forced {
+		if s.native, err = newNative(); err != nil {
+			s.log.Info("build steps cannot use the built-in container runtime", "reason", err)
+		}
+	}
+	s.host = h
 	return nil
 }
 
@@ -215,10 +235,22 @@ func (s *Sandbox) Run(ctx context.Context, spec *Spec) (_ *Exit, err error) {
 	if err != nil {
 		return nil, err
 	}
+	c := &container{bundle: b, cgroup: p.cgroup, cgroups: s.host.cgroups, spec: p.Spec, started: make(chan struct{})}
+	var why error
+	if s.native != nil {
+		if why = s.native.accepts(oci); why == nil {
+			return s.native.run(ctx, c, oci)
+		}
+		s.log.Debug("a step needs another runtime than the built-in one", "reason", why)
+	}
+	r, err := s.outside(why)
+	if err != nil {
+		return nil, err
+	}
 	if err := b.writeConfig(oci); err != nil {
 		return nil, err
 	}
-	return s.runc.run(ctx, &container{bundle: b, cgroup: p.cgroup, cgroups: s.host.cgroups, spec: p.Spec, started: make(chan struct{})})
+	return r.run(ctx, c)
 }
 
 // plan resolves what the spec names and writes what mounts hold.
@@ -229,6 +261,11 @@ func (s *Sandbox) plan(spec *Spec, b *bundle) (*plan, error) {
 		return nil, err
 	}
 	p.cgroup = filepath.Join("/", spec.Limits.CgroupParent, cgroupName(s.owner), b.id)
+	if spec.Limits.CgroupParent != "" { // Sweep would not find it
+		if err := writeFile(b.file(cgroupFile), []byte(p.cgroup), 0o600); err != nil {
+			return nil, diag.Errorf(diag.Unavailable, "cannot prepare the step: %w", err)
+		}
+	}
 	for _, m := range spec.Mounts {
 		source := m.Source
 		switch {

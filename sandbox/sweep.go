@@ -2,13 +2,11 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
 
 	"github.com/moby/sys/mountinfo"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,8 +25,8 @@ func (s *Sandbox) Sweep(ctx context.Context) error {
 	groups := []string{"/" + cgroupName(s.owner)}
 	bundles, _ := os.ReadDir(filepath.Join(s.root, "run"))
 	for _, b := range bundles {
-		if g := cgroupOf(filepath.Join(s.root, "run", b.Name(), "config.json")); g != "" {
-			groups = append(groups, g)
+		if g, err := os.ReadFile(filepath.Join(s.root, "run", b.Name(), cgroupFile)); err == nil && len(g) > 1 {
+			groups = append(groups, string(g))
 		}
 	}
 	for _, g := range groups {
@@ -50,12 +48,5 @@ func (s *Sandbox) Sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// cgroupOf reads where the container of a bundle was.
-func cgroupOf(config string) string {
-	data, err := os.ReadFile(config)
-	var c specs.Spec
-	if err != nil || json.Unmarshal(data, &c) != nil || c.Linux == nil {
-		return ""
-	}
-	return c.Linux.CgroupsPath
-}
+// cgroupFile is a file of a bundle with the control group of its container, if that is not in the sandbox's own.
+const cgroupFile = "cgroup"

@@ -1,0 +1,318 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"unsafe"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/strata-build/strata/sandbox/bpf"
+)
+
+// joinable is a control group that a process is about to start in.
+type joinable struct {
+	procs []*os.File // cgroup.procs of the hierarchies of version 1
+	v2    *os.File   // the directory in the hierarchy of version 2; nil = there is none
+}
+
+func (j *joinable) close() {
+	for _, f := range j.procs {
+		f.Close()
+	}
+	if j.v2 != nil {
+		j.v2.Close()
+	}
+}
+
+// setting is a file of a control group and what is written to it.
+type setting struct{ controller, file, value string }
+
+// settings are the limits of r, device rules of version 1 included.
+func (c *cgroups) settings(r *specs.LinuxResources) []setting {
+	var out []setting
+	set := func(controller, v1, v2, value string) {
+		file := v1
+		if c.unified {
+			file = v2
+		}
+		if file != "" {
+			out = append(out, setting{controller, file, value})
+		}
+	}
+	limit := func(n int64) string {
+		if n < 0 && c.unified {
+			return "max"
+		}
+		return strconv.FormatInt(n, 10)
+	}
+	if m := r.Memory; m != nil {
+		if m.Limit != nil {
+			set("memory", "memory.limit_in_bytes", "memory.max", limit(*m.Limit))
+		}
+		if m.Swap != nil {
+			swap := *m.Swap // with the memory
+			if c.unified && swap > 0 && m.Limit != nil {
+				swap -= *m.Limit
+			}
+			set("memory", "memory.memsw.limit_in_bytes", "memory.swap.max", limit(swap))
+		}
+	}
+	if r.Pids != nil && r.Pids.Limit != nil {
+		value := strconv.FormatInt(*r.Pids.Limit, 10)
+		if *r.Pids.Limit <= 0 {
+			value = "max"
+		}
+		set("pids", "pids.max", "pids.max", value)
+	}
+	if r.CPU != nil {
+		out = append(out, c.cpu(r.CPU)...)
+	}
+	if !c.unified {
+		for _, d := range r.Devices {
+			file := "devices.deny"
+			if d.Allow {
+				file = "devices.allow"
+			}
+			out = append(out, setting{"devices", file, deviceRule(d)})
+		}
+	}
+	return out
+}
+
+func (c *cgroups) cpu(l *specs.LinuxCPU) []setting {
+	var out []setting
+	add := func(controller, file, value string) { out = append(out, setting{controller, file, value}) }
+	if l.Cpus != "" {
+		add("cpuset", "cpuset.cpus", l.Cpus)
+	}
+	if l.Mems != "" {
+		add("cpuset", "cpuset.mems", l.Mems)
+	}
+	if l.Shares != nil {
+		if c.unified {
+			// From 2…262144 to 1…10000, as all runtimes do it.
+			add("cpu", "cpu.weight", strconv.FormatUint(1+(max(*l.Shares, 2)-2)*9999/262142, 10))
+		} else {
+			add("cpu", "cpu.shares", strconv.FormatUint(*l.Shares, 10))
+		}
+	}
+	period, quota := uint64(100000), "max"
+	if l.Period != nil {
+		period = *l.Period
+		if !c.unified {
+			add("cpu", "cpu.cfs_period_us", strconv.FormatUint(period, 10))
+		}
+	}
+	if l.Quota != nil {
+		if *l.Quota > 0 {
+			quota = strconv.FormatInt(*l.Quota, 10)
+		}
+		if !c.unified {
+			add("cpu", "cpu.cfs_quota_us", strconv.FormatInt(*l.Quota, 10))
+		}
+	}
+	if c.unified && (l.Period != nil || l.Quota != nil) {
+		add("cpu", "cpu.max", fmt.Sprintf("%s %d", quota, period))
+	}
+	return out
+}
+
+// deviceRule is a rule as the devices controller of version 1 reads it.
+func deviceRule(d specs.LinuxDeviceCgroup) string {
+	if d.Type == "" || d.Type == "a" {
+		return "a"
+	}
+	number := func(n *int64) string {
+		if n == nil || *n < 0 {
+			return "*"
+		}
+		return strconv.FormatInt(*n, 10)
+	}
+	return fmt.Sprintf("%s %s:%s %s", d.Type, number(d.Major), number(d.Minor), d.Access)
+}
+
+// create makes a group with limits in all hierarchies. Where a hierarchy cannot be written to, it must not be needed.
+func (c *cgroups) create(group string, r *specs.LinuxResources, p *devicePrograms) (_ *joinable, err error) {
+	j := &joinable{}
+	defer func() {
+		if err != nil {
+			j.close()
+		}
+	}()
+	settings := c.settings(r)
+	for _, root := range c.roots {
+		dir := filepath.Join(root, group)
+		if err := c.makeDir(root, group); err != nil {
+			if c.needed(root, settings) {
+				return nil, err
+			}
+			continue
+		}
+		for _, s := range settings {
+			if c.controllers[s.controller] != root {
+				continue
+			}
+			if err := writeSetting(filepath.Join(dir, s.file), s.value); err != nil {
+				return nil, err
+			}
+		}
+		if root == c.v2 {
+			if j.v2, err = os.OpenFile(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		f, err := os.OpenFile(filepath.Join(dir, "cgroup.procs"), unix.O_WRONLY, 0)
+		if err != nil {
+			return nil, err
+		}
+		j.procs = append(j.procs, f)
+	}
+	if c.unified {
+		return j, p.attach(j.v2, r.Devices)
+	}
+	return j, nil
+}
+
+// needed reports whether a hierarchy has limits to keep.
+func (c *cgroups) needed(root string, settings []setting) bool {
+	for _, s := range settings {
+		if c.controllers[s.controller] == root {
+			return true
+		}
+	}
+	return c.unified
+}
+
+// makeDir makes a group and what is above it. A new group of the cpuset controller of version 1 has no CPU, and one of version 2
+// has the controllers only that those above pass on.
+func (c *cgroups) makeDir(root, group string) error {
+	dir := filepath.Join(root, group)
+	simple := root != c.controllers["cpuset"] && root != c.v2
+	if simple || c.v2 == root && !c.unified {
+		err := unix.Mkdir(dir, 0o755)
+		if err == nil || errors.Is(err, unix.EEXIST) {
+			return nil
+		}
+		return os.MkdirAll(dir, 0o755)
+	}
+	above := root
+	for name := range strings.SplitSeq(strings.Trim(group, "/"), "/") {
+		here := filepath.Join(above, name)
+		if c.unified {
+			for _, controller := range []string{"cpu", "cpuset", "memory", "pids"} {
+				if c.has(controller) {
+					_ = os.WriteFile(filepath.Join(above, "cgroup.subtree_control"), []byte("+"+controller), 0) // limits tell
+				}
+			}
+		}
+		if err := unix.Mkdir(here, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+			return &os.PathError{Op: "mkdir", Path: here, Err: err}
+		}
+		if !c.unified {
+			if err := inheritCPUs(above, here); err != nil {
+				return err
+			}
+		}
+		above = here
+	}
+	return nil
+}
+
+// inheritCPUs fills a group of the cpuset controller, unless it is filled: it may have been made just now for another step.
+func inheritCPUs(above, here string) error {
+	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+		value, err := os.ReadFile(filepath.Join(here, file))
+		if err == nil && strings.TrimSpace(string(value)) != "" {
+			continue
+		}
+		if value, err = os.ReadFile(filepath.Join(above, file)); err == nil {
+			err = writeSetting(filepath.Join(here, file), string(value))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeSetting(file, value string) error {
+	fd, err := unix.Open(file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		_, err = unix.Write(fd, []byte(value))
+		unix.Close(fd)
+	}
+	if err != nil {
+		return &os.PathError{Op: "write " + strings.TrimSpace(value) + " to", Path: file, Err: err}
+	}
+	return nil
+}
+
+// devicePrograms are the filters of devices that the kernel has by now.
+type devicePrograms struct {
+	mu     sync.Mutex
+	loaded map[string]int // descriptors, by the instructions
+}
+
+// attach has the kernel ask a filter for each access to a device by a group of version 2.
+func (p *devicePrograms) attach(group *os.File, rules []specs.LinuxDeviceCgroup) error {
+	if len(rules) == 0 || rules[0].Allow {
+		return nil // as without
+	}
+	insns, err := bpf.Devices(rules)
+	if err != nil {
+		return err
+	}
+	prog, err := p.load(insns)
+	if err != nil {
+		return fmt.Errorf("load the filter of devices: %w", err)
+	}
+	attr := struct{ target, prog, kind, flags uint32 }{uint32(group.Fd()), uint32(prog), unix.BPF_CGROUP_DEVICE, unix.BPF_F_ALLOW_MULTI}
+	if _, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_ATTACH, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr)); errno != 0 {
+		return fmt.Errorf("attach the filter of devices: %w", errno)
+	}
+	return nil
+}
+
+func (p *devicePrograms) load(insns []bpf.Insn) (int, error) {
+	raw := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(insns))), len(insns)*int(unsafe.Sizeof(bpf.Insn{})))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if fd, ok := p.loaded[string(raw)]; ok {
+		return fd, nil
+	}
+	license := []byte("Apache-2.0\x00")
+	attr := struct {
+		kind, count    uint32
+		insns, license uintptr
+	}{unix.BPF_PROG_TYPE_CGROUP_DEVICE, uint32(len(insns)), uintptr(unsafe.Pointer(&insns[0])), uintptr(unsafe.Pointer(&license[0]))}
+	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	runtime.KeepAlive(insns)
+	runtime.KeepAlive(license)
+	if errno != 0 {
+		return 0, errno
+	}
+	if p.loaded == nil {
+		p.loaded = map[string]int{}
+	}
+	p.loaded[string(raw)] = int(fd)
+	return int(fd), nil
+}
+
+// close forgets the filters. Groups that they are attached to keep them.
+func (p *devicePrograms) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, fd := range p.loaded {
+		unix.Close(fd)
+	}
+	p.loaded = nil
+}
