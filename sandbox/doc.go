@@ -1,7 +1,7 @@
 // Package sandbox runs one command of a build in a container and leaves nothing behind.
 //
 // A [Spec] says what to run: a mounted root file system, arguments, mounts, network, limits. [Sandbox.Run] makes the
-// container of it and returns how the command ended, an [Exit]; an error means that it could not be run at all. The
+// container of it, or has runc make it, and returns how the command ended, an [Exit]; an error means that it could not be run at all. The
 // package knows host paths only: what the root file system is made of, and what becomes of it, is the caller's business.
 //
 // Words: a bundle is the temporary directory of one run, with the runtime's configuration (an OCI runtime spec) and the

@@ -19,12 +19,12 @@ import (
 
 // joinable is a control group that a process is about to start in.
 type joinable struct {
-	procs []*os.File // cgroup.procs of the hierarchies of version 1
+	tasks []*os.File // of the hierarchies of version 1
 	v2    *os.File   // the directory in the hierarchy of version 2; nil = there is none
 }
 
 func (j *joinable) close() {
-	for _, f := range j.procs {
+	for _, f := range j.tasks {
 		f.Close()
 	}
 	if j.v2 != nil {
@@ -170,11 +170,12 @@ func (c *cgroups) create(group string, r *specs.LinuxResources, p *deviceProgram
 			}
 			continue
 		}
-		f, err := os.OpenFile(filepath.Join(dir, "cgroup.procs"), unix.O_WRONLY, 0)
+		// A process that moves its only thread spares the kernel a lock that all forks of the machine have to let go of.
+		f, err := os.OpenFile(filepath.Join(dir, "tasks"), unix.O_WRONLY, 0)
 		if err != nil {
 			return nil, err
 		}
-		j.procs = append(j.procs, f)
+		j.tasks = append(j.tasks, f)
 	}
 	if c.unified {
 		return j, p.attach(j.v2, r.Devices)

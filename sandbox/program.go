@@ -23,7 +23,7 @@ func (j *jail) program(fds [3]int) (*spawn.Program, error) {
 	deathSignal(p)
 	p.Call("start a session", unix.SYS_SETSID)
 	zero := p.String("0")
-	for _, f := range j.group.procs {
+	for _, f := range j.group.tasks {
 		p.Call("join a control group", unix.SYS_WRITE, f.Fd(), zero, 1)
 	}
 	for i, fd := range fds {

@@ -26,7 +26,7 @@ func newRoot(c *cli) *cobra.Command {
 	fs := root.PersistentFlags()
 	fs.StringVar(&c.root, "root", firstOf(os.Getenv("STRATA_ROOT"), defaultRoot), "Directory of Strata's state ($STRATA_ROOT)")
 	fs.StringVar(&c.config, "config", firstOf(os.Getenv("STRATA_CONFIG"), "/etc/strata/strata.toml"), "File with the registries' settings ($STRATA_CONFIG)")
-	fs.StringVar(&c.runtime, "runtime", os.Getenv("STRATA_RUNTIME"), "OCI runtime that runs the steps (default runc in PATH; $STRATA_RUNTIME)")
+	fs.StringVar(&c.runtime, "runtime", os.Getenv("STRATA_RUNTIME"), "OCI runtime that runs all steps (default: built in, and runc in PATH for what that has not; $STRATA_RUNTIME)")
 	fs.BoolVar(&c.noDaemon, "no-daemon", false, "Run the engine in this process (also STRATA_DAEMON=off)")
 	fs.BoolVarP(&c.debug, "debug", "D", false, "Log what the engine does to standard error, in this process")
 	root.AddCommand(newBuild(c), newImage(c), newLayer(c), newRun(c), newPrune(c), newUsage(c), newCheck(c), newDaemon(c), newServe(c), newVersion(c))
