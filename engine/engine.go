@@ -32,7 +32,7 @@ type Options struct {
 	MaxParallel    int          // steps at once; 0 = four for each processor, at least 16: steps wait for disks and networks more than they compute
 	GCBytes        int64        // cap of the state; 0 = the store's own
 	RegistryConfig string       // TOML file, see registry.LoadHosts; "" = none
-	Runtime        string       // path or name of the OCI runtime; "" = runc
+	Runtime        string       // path or name of the OCI runtime of all steps; "" = the built-in one, and runc for what that does not know
 	Network        NetworkConfig
 	Devices        DeviceOptions
 	Tracer         *tracing.Tracer

@@ -53,6 +53,15 @@ func newNative() (*native, error) {
 	return &native{self: os.NewFile(uintptr(fd), "self")}, nil
 }
 
+// BuiltIn reports, by an error, why this machine cannot use the built-in runtime.
+func BuiltIn() error {
+	n, err := newNative()
+	if err == nil {
+		n.close()
+	}
+	return err
+}
+
 func (n *native) close() {
 	n.self.Close()
 	n.devices.close()

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/strata-build/strata/sandbox"
 )
 
 // version is set by the linker.
@@ -63,6 +65,9 @@ func (c *cli) versions(ctx context.Context) versionInfo {
 		}
 	}
 	v.Runtime = firstLine(ctx, firstOf(c.runtime, "runc"), "--version")
+	if c.runtime == "" && sandbox.BuiltIn() == nil {
+		v.Runtime = "built in, " + v.Runtime
+	}
 	v.Git = firstLine(ctx, "git", "--version")
 	v.Kernel = readLine("/proc/sys/kernel/osrelease")
 	v.Features = features()

@@ -101,7 +101,7 @@ func TestNoRuntime(t *testing.T) {
 	path := t.TempDir()
 	for _, mode := range [][]string{nil, {"--no-daemon"}} {
 		with := func(args ...string) *exec.Cmd { return s.command(append(append([]string(nil), mode...), args...)...) }
-		cmd := with("build", ".")
+		cmd := with("--runtime", "runc", "build", ".")
 		cmd.Env = append(cmd.Env, "PATH="+path)
 		s.fails(s.startCmd(cmd).result(), "runc", "is not installed", "hint: apt-get install runc", "Dockerfile:2")
 		s.ok("daemon", "stop")
@@ -110,7 +110,11 @@ func TestNoRuntime(t *testing.T) {
 		s.fails(s.startCmd(with("--runtime", "/bin/true", "build", ".")).result(), "/bin/true", "hint: ", "Dockerfile:2")
 		s.ok("daemon", "stop")
 	}
-	s.ok("build", ".")
+	cmd := s.command("build", ".")
+	cmd.Env = append(cmd.Env, "PATH="+path)
+	if r := s.startCmd(cmd).result(); r.code != 0 {
+		t.Errorf("a build without runc: %s", r.err)
+	}
 }
 
 // TestFewFiles lowers the limit on open files step by step: each command works or says what is wrong.
