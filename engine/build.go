@@ -84,6 +84,13 @@ func (e *Engine) Build(ctx context.Context, req Request, s session.Session, sink
 	j := e.NewJob(ctx, JobOptions{Session: s, Sink: sink, Allow: req.Allow})
 	defer func() { j.Close() }()
 	j.b.request = req
+	to, err := j.CacheExports(req.CacheTo)
+	if err == nil {
+		err = j.ImportCaches(req.CacheFrom...)
+	}
+	if err != nil {
+		return nil, err
+	}
 	dreq := j.b.dockerfile(&req)
 	if req.Check || req.Call != "" && req.Call != "build" {
 		if dreq, err = dockerfile.ReadInputs(ctx, dreq, j.b); err != nil {
@@ -100,7 +107,7 @@ func (e *Engine) Build(ctx context.Context, req Request, s session.Session, sink
 			return nil, err
 		}
 	}
-	said, err := j.Export(ctx, plan, Outputs{outs}, ExportOptions{})
+	said, err := j.Export(ctx, plan, Outputs{outs}, ExportOptions{Caches: to})
 	if err != nil {
 		return nil, err
 	}

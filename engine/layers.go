@@ -205,6 +205,9 @@ func (e *Engine) planSealed(ctx context.Context, j *Job, d dockerfile.Request) (
 	next.b.request = j.b.request
 	j.Close()
 	j, d.Rerun = next, true
+	if err := j.ImportCaches(j.b.request.CacheFrom...); err != nil {
+		return j, nil, err
+	}
 	plan, err = try()
 	return j, plan, err
 }

@@ -36,6 +36,8 @@ type Request struct {
 	Check         bool         // lint only
 	Call          string       // build, check, outline or targets; "" = build
 	Annotations   []string     // [TYPE:]NAME=VALUE
+	CacheFrom     []CacheSpec  // caches elsewhere where results are looked for
+	CacheTo       []CacheSpec  // caches that are written
 }
 
 // Output asks for one export. Dest is the session's name of the destination.

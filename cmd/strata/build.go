@@ -28,6 +28,8 @@ type buildFlags struct {
 	secrets    map[string]session.SecretSource
 	ssh        map[string][]string
 	outputs    []output
+	cacheFrom  []engine.CacheSpec
+	cacheTo    []engine.CacheSpec
 	push, load bool
 	epoch      string
 	iidFile    string
@@ -141,6 +143,10 @@ func (b *buildFlags) limitFlags(fs *pflag.FlagSet) {
 func (b *buildFlags) resultFlags(fs *pflag.FlagSet) {
 	parsedFlag(fs, spec{"output,o", "list", "", "Where the result goes: a directory, - for a tar, or type=TYPE[,dest=PATH][,NAME=VALUE]"}, parseOutput,
 		func(o output) { b.outputs = append(b.outputs, o) })
+	parsedFlag(fs, spec{"cache-from", "list", "", "Find results in a cache: an image, or type=registry|local|s3|azblob|gha[,NAME=VALUE]"}, parseCache,
+		func(s engine.CacheSpec) { b.cacheFrom = append(b.cacheFrom, s) })
+	parsedFlag(fs, spec{"cache-to", "list", "", "Write a cache: an image, or type=registry|local|inline|s3|azblob|gha[,mode=max][,NAME=VALUE]"}, parseCache,
+		func(s engine.CacheSpec) { b.cacheTo = append(b.cacheTo, s) })
 	fs.BoolVar(&b.push, "push", false, "Push the image: the same as --output type=registry")
 	fs.BoolVar(&b.load, "load", false, "Keep the image in Strata's store besides other outputs: the same as --output type=image")
 	fs.StringVar(&b.iidFile, "iidfile", "", "Write the image's ID to a file")
@@ -162,6 +168,7 @@ func (b *buildFlags) run(ctx context.Context, c *cli, contextArg string) (err er
 	if err != nil {
 		return err
 	}
+	b.setCaches(c, src.dirs, targets)
 	if b.req.Epoch, err = parseEpoch(firstOf(b.epoch, os.Getenv("SOURCE_DATE_EPOCH"))); err != nil {
 		return diag.Errorf(diag.Invalid, "source-date-epoch %q: %s", firstOf(b.epoch, os.Getenv("SOURCE_DATE_EPOCH")), err)
 	}
