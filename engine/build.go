@@ -14,6 +14,7 @@ import (
 	"github.com/strata-build/strata/export"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/op"
 	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/session"
 	"github.com/strata-build/strata/solve"
@@ -41,6 +42,10 @@ type build struct {
 	caches  *caches               // elsewhere
 	policy  SourcePolicy          // nil = every source may be used
 	policed policed
+
+	keepFailed bool // steps that fail leave what they have written until the build ends
+	mu         sync.Mutex
+	kept       []*op.Remains
 }
 
 // newBuild starts a build. close ends it.
@@ -69,8 +74,18 @@ func (b *build) close() {
 	b.e.unlisten(b)
 	b.work.Close()
 	b.caches.close()
+	for _, r := range b.kept {
+		r.Release()
+	}
 	b.images.Close()
 	b.hold.Release()
+}
+
+// keep takes over what is left of a step.
+func (b *build) keep(r *op.Remains) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.kept = append(b.kept, r)
 }
 
 // Build builds what a Dockerfile says and exports it.

@@ -36,6 +36,8 @@ type JobOptions struct {
 	Sink    event.Sink
 	Allow   []string     // network.host, security.insecure, device
 	Policy  SourcePolicy // nil = every source may be used
+	// KeepFailed keeps what steps have written that fail, for Job.Failure.
+	KeepFailed bool
 }
 
 // ContentError is why a step has no key: what it reads of an input is not there.
@@ -58,7 +60,7 @@ func (e *Engine) OpenBlob(ctx context.Context, d graph.Digest) (*store.Blob, err
 // NewJob starts a build. It ends with ctx or with Close.
 func (e *Engine) NewJob(ctx context.Context, opt JobOptions) *Job {
 	b := e.newBuild(ctx, opt.Session, opt.Sink, opt.Allow)
-	b.policy = opt.Policy
+	b.policy, b.keepFailed = opt.Policy, opt.KeepFailed
 	return &Job{b: b}
 }
 

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"path/filepath"
 	"sync"
@@ -44,7 +45,7 @@ func (e *Engine) plug() error {
 	e.puller = source.NewPuller(e.store)
 	e.packer = export.NewPacker(e.store)
 	e.files = &op.FileRunner{Store: e.store}
-	e.execs = &op.ExecRunner{Store: e.store, Sandbox: e.steps}
+	e.execs = &op.ExecRunner{Store: e.store, Sandbox: e.steps, Live: e.steps.live}
 	e.seals = &op.LayersRunner{Store: e.store, Generate: generate}
 	e.solver = solve.New[tree.Tree, *build](runner{e}, results{e.store}, solve.Options{Parallel: e.opt.MaxParallel, Tenant: e.opt.Tenant})
 	return nil
@@ -70,6 +71,12 @@ func (s *swept) sweep(ctx context.Context) {
 func (s *swept) Run(ctx context.Context, spec *sandbox.Spec) (*sandbox.Exit, error) {
 	s.sweep(context.WithoutCancel(ctx))
 	return s.box.Run(ctx, spec)
+}
+
+// live is op.ExecRunner.Live.
+func (s *swept) live(ctx context.Context, spec *sandbox.Spec) *sandbox.Live {
+	s.sweep(context.WithoutCancel(ctx))
+	return s.box.NewLive(ctx, spec)
 }
 
 func (e *Engine) hosts() (map[string]registry.HostConfig, error) {
@@ -115,6 +122,9 @@ func (r runner) Run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 	ctx, end := span.Start(span.Same(ctx, s.Env.ctx), s.V.Name)
 	out, err := r.run(ctx, s)
 	end(err)
+	if rem, ok := errors.AsType[*op.Remains](err); ok {
+		s.Env.keep(rem)
+	}
 	return out, r.e.store.Explain(err)
 }
 
@@ -139,16 +149,16 @@ func (r runner) run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 		return one(b.http.Fetch(ctx, o, s.V.ID))
 	case *graph.Exec:
 		return r.e.execs.Run(ctx, o, s.In, op.ExecEnv{
-			Session: b.session, Platform: s.V.Platform, Tenant: r.e.opt.Tenant, Allowed: b.allowed, Devices: b.devicesOf,
+			Session: b.session, Platform: s.V.Platform, Tenant: r.e.opt.Tenant, Allowed: b.allowed, Devices: b.devicesOf, Keep: b.keepFailed,
 			Known: func(ctx context.Context, p *graph.Previous) ([]op.Known, error) { return b.known(ctx, p, s.V.Platform) },
 			Log: func(stream int, data []byte) {
 				s.Emit(event.Event{Kind: event.Log, Stream: stream, Data: data})
 			},
 		})
 	case *graph.File:
-		return r.e.files.Run(ctx, o, s.In, func(files string) {
+		return r.e.files.Run(ctx, o, s.In, op.FileEnv{Keep: b.keepFailed, Changed: func(files string) {
 			s.Emit(event.Event{Kind: event.Explained, Reason: "changed files: " + files})
-		})
+		}})
 	case *graph.Merge:
 		return op.Merge(ctx, r.e.store, s.In)
 	case *graph.Layers:

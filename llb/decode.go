@@ -243,7 +243,7 @@ func operation(op *pb.Op, in []graph.Edge, md *pb.OpMetadata) (graph.Op, []graph
 		s, err := decodeSource(o.Source)
 		return s, nil, err
 	case *pb.Op_Exec:
-		e, err := decodeExec(o.Exec, len(in))
+		e, err := DecodeExec(o.Exec, len(in))
 		if err == nil {
 			err = decodeResources(e, md.GetLinuxResources())
 		}

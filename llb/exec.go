@@ -11,7 +11,8 @@ import (
 	"github.com/strata-build/strata/graph"
 )
 
-func decodeExec(o *pb.ExecOp, inputs int) (*graph.Exec, error) {
+// DecodeExec reads a command with its mounts, as clients of a gateway describe containers too. Inputs is how many there are.
+func DecodeExec(o *pb.ExecOp, inputs int) (*graph.Exec, error) {
 	m := o.GetMeta()
 	if m == nil || len(m.Args) == 0 {
 		return nil, invalidf("a command without arguments")

@@ -238,17 +238,17 @@ func TestHostileDefinitions(t *testing.T) {
 // Messages that were not parsed but built, as a program of the same process could.
 func TestHostileNils(t *testing.T) {
 	for name, f := range map[string]func() error{
-		"exec": func() error { _, err := decodeExec(nil, 0); return err },
+		"exec": func() error { _, err := DecodeExec(nil, 0); return err },
 		"mount": func() error {
-			_, err := decodeExec(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"x"}}, Mounts: []*pb.Mount{nil}}, 0)
+			_, err := DecodeExec(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"x"}}, Mounts: []*pb.Mount{nil}}, 0)
 			return err
 		},
 		"host": func() error {
-			_, err := decodeExec(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"x"}, ExtraHosts: []*pb.HostIP{nil}}}, 0)
+			_, err := DecodeExec(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"x"}, ExtraHosts: []*pb.HostIP{nil}}}, 0)
 			return err
 		},
 		"ulimit": func() error {
-			_, err := decodeExec(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"x"}, Ulimit: []*pb.Ulimit{nil}}}, 0)
+			_, err := DecodeExec(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"x"}, Ulimit: []*pb.Ulimit{nil}}}, 0)
 			return err
 		},
 		"file":   func() error { _, err := decodeFile(nil, 0); return err },

@@ -21,6 +21,7 @@ import (
 type ExecRunner struct {
 	Sandbox sandbox.Runtime
 	Store   *store.Store
+	Live    func(context.Context, *sandbox.Spec) *sandbox.Live // makes the containers of clients
 }
 
 // ExecEnv is what a build gives to one command.
@@ -36,6 +37,7 @@ type ExecEnv struct {
 	// Known finds layers that a step which makes layers need not make again. Nil finds none.
 	Known         func(context.Context, *graph.Previous) ([]Known, error)
 	NoCacheMounts bool // cache mounts begin as new ones, and what is written to them is dropped
+	Keep          bool // a step that fails leaves what it has written: its error is a *Remains
 }
 
 // Run runs the command with the inputs mounted and returns what the mounts with an output hold afterwards, by output
@@ -45,7 +47,7 @@ func (r *ExecRunner) Run(ctx context.Context, op *graph.Exec, in []tree.Tree, en
 	if err := checkExec(op, len(in), env); err != nil {
 		return nil, err
 	}
-	s := &execStep{store: r.Store, op: op, in: in, env: env, outputs: make([]output, op.Outputs())}
+	s := &execStep{store: r.Store, op: op, in: in, env: env, outputs: make([]output, op.Outputs()), dropped: map[int]output{}}
 	err := s.prepare(ctx)
 	if err == nil {
 		err = s.command(ctx, r.Sandbox)
@@ -54,16 +56,51 @@ func (r *ExecRunner) Run(ctx context.Context, op *graph.Exec, in []tree.Tree, en
 		err = undo
 	}
 	if err != nil {
-		for _, o := range s.outputs {
-			o.discard()
-		}
-		return nil, err
+		return nil, s.failed(err)
+	}
+	for _, o := range s.dropped {
+		o.discard()
 	}
 	return s.results()
 }
 
+// failed discards what the step has written, or makes the error hold it. Nothing may be mounted any more.
+func (s *execStep) failed(err error) error {
+	if !s.env.Keep {
+		for _, o := range s.outputs {
+			o.discard()
+		}
+		for _, o := range s.dropped {
+			o.discard()
+		}
+		return err
+	}
+	trees := map[int]*tree.Stack{}
+	for i, m := range s.op.Mounts {
+		o, ok := s.dropped[i]
+		if m.Output != graph.None {
+			o, ok = s.outputs[m.Output], true
+		}
+		switch {
+		case !ok:
+		case o.draft != nil:
+			trees[i] = tree.NewDraftStack(s.store, o.base, o.draft, store.LayerInfo{})
+		default:
+			o.discard() // it is as it was
+		}
+	}
+	return remains(err, trees)
+}
+
 // checkExec refuses what the graph's types do not: indexes that lead nowhere, and rights that the build does not have.
 func checkExec(op *graph.Exec, inputs int, env ExecEnv) error {
+	if err := checkMounts(op, inputs); err != nil {
+		return err
+	}
+	return env.allowed(op.Network, op.Security)
+}
+
+func checkMounts(op *graph.Exec, inputs int) error {
 	root := false
 	made := make([]int, op.Outputs())
 	for _, m := range op.Mounts {
@@ -89,10 +126,14 @@ func checkExec(op *graph.Exec, inputs int, env ExecEnv) error {
 	if i := slices.IndexFunc(made, func(n int) bool { return n != 1 }); i >= 0 {
 		return diag.Errorf(diag.Invalid, "output %d of the step is made by %d mounts", i, made[i])
 	}
+	return nil
+}
+
+func (env *ExecEnv) allowed(n graph.Network, s graph.Security) error {
 	if env.Allowed != nil {
-		return env.Allowed(op.Network, op.Security)
+		return env.Allowed(n, s)
 	}
-	if op.Network == graph.NetworkHost || op.Security == graph.SecurityInsecure {
+	if n == graph.NetworkHost || s == graph.SecurityInsecure {
 		return diag.Errorf(diag.Denied, "the step asks for the host's network or for no confinement, and the build may have neither")
 	}
 	return nil
@@ -109,6 +150,7 @@ type execStep struct {
 	dir     string // temporary
 	mounted int
 	outputs []output
+	dropped map[int]output // of mounts that can be written and have no output, by the mounts' index
 	undos   []func() error // in reverse order
 }
 
@@ -144,13 +186,15 @@ func (s *execStep) prepare(ctx context.Context) error {
 		return err
 	}
 	for i, m := range s.op.Mounts {
-		if err := s.mount(ctx, m, caches[i]); err != nil {
+		if err := s.mount(ctx, i, m, caches[i]); err != nil {
 			return err
 		}
 	}
-	if err := s.secretEnv(ctx); err != nil {
+	secrets, err := s.secretVars(ctx, s.op.SecretEnv)
+	if err != nil {
 		return err
 	}
+	s.spec.Env = append(s.spec.Env, secrets...)
 	s.spec.Env = withDefault(s.spec.Env, "PATH", strings.TrimPrefix(defaultPath, "PATH="))
 	return nil
 }
@@ -168,15 +212,15 @@ func (s *execStep) devices() ([]graph.Device, error) {
 // defaultPath is for commands whose environment has no PATH.
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// mount adds one mount to the spec. Cache is the directory of a cache mount.
-func (s *execStep) mount(ctx context.Context, m graph.Mount, cache string) error {
+// mount adds mount i to the spec. Cache is the directory of a cache mount.
+func (s *execStep) mount(ctx context.Context, i int, m graph.Mount, cache string) error {
 	add := func(x sandbox.Mount) {
 		x.Target, x.ReadOnly = m.Target, m.ReadOnly
 		s.spec.Mounts = append(s.spec.Mounts, x)
 	}
 	switch m.Type {
 	case graph.MountBind:
-		return s.bind(ctx, m)
+		return s.bind(ctx, i, m)
 	case graph.MountCache:
 		add(sandbox.Mount{Type: sandbox.Bind, Source: cache})
 		return nil

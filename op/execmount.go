@@ -87,8 +87,8 @@ func measure(d *store.Draft) (store.LayerInfo, error) {
 }
 
 // bind mounts an input, or an empty tree: the root, which can always be written to, a view that cannot, a draft that is kept, or one
-// that is thrown away.
-func (s *execStep) bind(ctx context.Context, m graph.Mount) error {
+// that is thrown away after the run.
+func (s *execStep) bind(ctx context.Context, i int, m graph.Mount) error {
 	root := m.Target == "/"
 	if root && cleanSource(m.Source) != "/" {
 		return diag.Errorf(diag.Unsupported, "the root of a step cannot be a part of a tree")
@@ -103,7 +103,7 @@ func (s *execStep) bind(ctx context.Context, m graph.Mount) error {
 	if m.Output != graph.None {
 		s.outputs[m.Output] = output{base: base.IDs(), draft: draft}
 	} else {
-		s.later(func() error { draft.Discard(); return nil })
+		s.dropped[i] = output{base: base.IDs(), draft: draft}
 	}
 	dir, err := s.tempDir()
 	if err != nil {

@@ -35,22 +35,23 @@ func (s *execStep) secret(ctx context.Context, id string, optional bool) (data [
 	return nil, false, err
 }
 
-// secretEnv sets the variables that are secrets.
-func (s *execStep) secretEnv(ctx context.Context) error {
-	for _, e := range s.op.SecretEnv {
+// secretVars returns the variables that are secrets.
+func (s *execStep) secretVars(ctx context.Context, want []graph.SecretEnv) ([]string, error) {
+	var env []string
+	for _, e := range want {
 		data, ok, err := s.secret(ctx, e.ID, e.Optional)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if !ok {
 			continue
 		}
 		if strings.ContainsRune(string(data), 0) {
-			return diag.Errorf(diag.Invalid, "the secret %q has a zero byte and cannot be a variable", e.ID).WithHint("mount it as a file")
+			return nil, diag.Errorf(diag.Invalid, "the secret %q has a zero byte and cannot be a variable", e.ID).WithHint("mount it as a file")
 		}
-		s.spec.Env = append(s.spec.Env, e.Name+"="+string(data))
+		env = append(env, e.Name+"="+string(data))
 	}
-	return nil
+	return env, nil
 }
 
 // agent makes a socket that leads to the client's ssh agent, and returns its path; "" if there is no agent and the step

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/strata-build/strata/diag"
@@ -21,16 +22,25 @@ type FileRunner struct {
 	Finished func(*tree.Stack)
 }
 
+// FileEnv is what a build wants of a file step.
+type FileEnv struct {
+	// Changed, if set, is told in a few words which files differ from those of an earlier run of the same copy.
+	Changed func(files string)
+	Keep    bool // a step that fails leaves what it has written: its error is a *Remains
+}
+
 // Run does op's actions on the inputs and returns its outputs. Each is a stack whose top layer is pending (see
-// tree.Stack.Pending) and holds all that the actions on the way to it wrote. If it fails, nothing is left. Where an earlier
-// run of the same copy is known, changed is told in a few words which files differ now.
-func (r *FileRunner) Run(ctx context.Context, op *graph.File, in []tree.Tree, changed func(files string)) ([]tree.Tree, error) {
+// tree.Stack.Pending) and holds all that the actions on the way to it wrote. If it fails, nothing is left, unless env says so.
+func (r *FileRunner) Run(ctx context.Context, op *graph.File, in []tree.Tree, env FileEnv) ([]tree.Tree, error) {
 	if err := checkFile(op, len(in)); err != nil {
 		return nil, err
 	}
-	run := &fileRun{store: r.Store, op: op, in: in, changed: changed, done: map[int]*tree.Stack{}}
+	run := &fileRun{store: r.Store, op: op, in: in, env: env, done: map[int]*tree.Stack{}}
 	out := make([]tree.Tree, op.Outputs())
 	err := run.outputs(ctx, func(i int, st *tree.Stack) { out[i] = st })
+	if err != nil && run.failed != nil {
+		return nil, run.remains(err)
+	}
 	for i, st := range run.done {
 		if err != nil || op.Actions[i-len(in)].Out < 0 {
 			st.Discard()
@@ -95,11 +105,25 @@ func checkFile(op *graph.File, inputs int) error {
 
 // fileRun is one run. Trees are counted as in graph.Action: inputs first, then results.
 type fileRun struct {
-	store   *store.Store
-	op      *graph.File
-	in      []tree.Tree
-	changed func(string)
-	done    map[int]*tree.Stack // results that were needed as trees
+	store *store.Store
+	op    *graph.File
+	in    []tree.Tree
+	env   FileEnv
+	done  map[int]*tree.Stack // results that were needed as trees
+
+	failed *tree.Stack // with keep: what the action that failed was writing to
+	at     int         // the index of that action
+}
+
+// remains is the error with what was made.
+func (r *fileRun) remains(err error) error {
+	trees := map[int]*tree.Stack{r.at: r.failed}
+	for i, st := range r.done {
+		trees[i-len(r.in)] = st
+	}
+	rem := remains(err, trees)
+	rem.Action = r.at
+	return rem
 }
 
 func (r *fileRun) outputs(ctx context.Context, emit func(int, *tree.Stack)) error {
@@ -122,10 +146,10 @@ func (r *fileRun) result(ctx context.Context, at int) (*tree.Stack, error) {
 	if st := r.done[at]; st != nil {
 		return st, nil
 	}
-	var chain []*graph.Action
+	var chain []int
 	base := at
-	for ; base >= len(r.in); base = chain[0].In {
-		chain = append([]*graph.Action{&r.op.Actions[base-len(r.in)]}, chain...)
+	for ; base >= len(r.in); base = r.op.Actions[chain[0]].In {
+		chain = append([]int{base - len(r.in)}, chain...)
 	}
 	draft, err := r.store.NewLayer(ctx)
 	if err != nil {
@@ -133,14 +157,16 @@ func (r *fileRun) result(ctx context.Context, at int) (*tree.Stack, error) {
 	}
 	st, err := r.layer(ctx, base, chain, draft)
 	if err != nil {
-		draft.Discard()
+		if r.failed == nil || !slices.Contains(r.failed.IDs(), draft.ID) {
+			draft.Discard()
+		}
 		return nil, err
 	}
 	r.done[at] = st
 	return st, nil
 }
 
-func (r *fileRun) layer(ctx context.Context, base int, chain []*graph.Action, draft *store.Draft) (*tree.Stack, error) {
+func (r *fileRun) layer(ctx context.Context, base int, chain []int, draft *store.Draft) (*tree.Stack, error) {
 	ids, local, err := r.base(base)
 	if err != nil {
 		return nil, err
@@ -165,7 +191,10 @@ func (r *fileRun) layer(ctx context.Context, base int, chain []*graph.Action, dr
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
 		}
-		if err := l.do(ctx, a); err != nil {
+		if err := l.do(ctx, &r.op.Actions[a]); err != nil {
+			if r.env.Keep && r.failed == nil {
+				r.failed, r.at = tree.NewDraftStack(r.store, ids, draft, store.LayerInfo{}), a
+			}
 			return nil, err
 		}
 	}
@@ -184,7 +213,7 @@ const tellFiles = 4
 // tell says what the copy has otherwise than the time before.
 func (r *fileRun) tell(u *tree.Upper, earlier *tree.Lineage) {
 	first, n := u.Changes(earlier, tellFiles)
-	if n == 0 || r.changed == nil {
+	if n == 0 || r.env.Changed == nil {
 		return
 	}
 	var parts []string
@@ -194,7 +223,7 @@ func (r *fileRun) tell(u *tree.Upper, earlier *tree.Lineage) {
 	if n > len(first) {
 		parts = append(parts, fmt.Sprintf("%d more", n-len(first)))
 	}
-	r.changed(strings.Join(parts, ", "))
+	r.env.Changed(strings.Join(parts, ", "))
 }
 
 // base returns the layers of the tree that is changed. A client's directory has none: it is copied first.
@@ -210,11 +239,11 @@ func (r *fileRun) base(i int) ([]store.LayerID, *tree.Local, error) {
 }
 
 // lineage names what is the same for two runs of one step whose inputs changed in between.
-func (r *fileRun) lineage(base int, chain []*graph.Action) string {
+func (r *fileRun) lineage(base int, chain []int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "file 1\n%d\n", base)
 	for _, a := range chain {
-		b.Write(graph.Canonical(a))
+		b.Write(graph.Canonical(&r.op.Actions[a]))
 		b.WriteByte('\n')
 	}
 	for i, t := range r.in {

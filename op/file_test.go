@@ -106,7 +106,7 @@ func (b *fileBed) local() *tree.Local {
 
 func (b *fileBed) run(in []tree.Tree, actions ...graph.Action) ([]tree.Tree, error) {
 	r := &FileRunner{Store: b.s}
-	return r.Run(context.Background(), &graph.File{Actions: actions}, in, func(files string) { b.changes = append(b.changes, files) })
+	return r.Run(context.Background(), &graph.File{Actions: actions}, in, FileEnv{Changed: func(files string) { b.changes = append(b.changes, files) }})
 }
 
 // copied runs one copy from the client's directory onto base and returns the committed result.
@@ -638,7 +638,7 @@ func TestCancelledCopyLeavesNothing(t *testing.T) {
 	l := b.local()
 	go func() {
 		r := &FileRunner{Store: b.s}
-		_, err := r.Run(ctx, &graph.File{Actions: []graph.Action{{In: 0, From: 1, Copy: &graph.Copy{Src: "/", Dest: "/"}}}}, []tree.Tree{scratch, l}, nil)
+		_, err := r.Run(ctx, &graph.File{Actions: []graph.Action{{In: 0, From: 1, Copy: &graph.Copy{Src: "/", Dest: "/"}}}}, []tree.Tree{scratch, l}, FileEnv{})
 		done <- err
 	}()
 	cancel(gone)

@@ -38,6 +38,8 @@ type container struct {
 	cgroups *cgroups
 	spec    *Spec
 	started chan struct{} // closed when the runtime's process is there
+	log     string        // file of the runtime's messages
+	pidFile string        // where the runtime tells the process's id; "" = it does not
 }
 
 var versionLine = regexp.MustCompile(`^(\S+) version (\d+(?:\.\d+)*\S*)`)
@@ -84,15 +86,11 @@ func (r *runc) old() bool {
 // run runs the container in the bundle. The runtime is told to keep it: its state is two directories and is removed here, which is
 // cheaper than another process, and the control group can be asked about memory before it goes.
 func (r *runc) run(ctx context.Context, c *container) (*Exit, error) {
-	args := []string{"--root", r.state, "--log", c.bundle.file("log.json"), "--log-format", "json", "run", "--bundle", c.bundle.dir}
+	args := []string{"run", "--bundle", c.bundle.dir}
 	if r.keep {
 		args = append(args, "--keep")
 	}
-	cmd := exec.Command(r.path, append(args, c.bundle.id)...)
-	cmd.Dir = c.bundle.dir
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	cmd.WaitDelay = 30 * time.Second // a descriptor of the output that got out of the container does not hold the build up
+	cmd := r.command(c, args...)
 	finish, err := c.attach(cmd)
 	if err != nil {
 		return nil, err
@@ -111,6 +109,20 @@ func (r *runc) run(ctx context.Context, c *container) (*Exit, error) {
 		return nil, diag.Errorf(diag.Internal, "cannot clean up after the step: %w", gone)
 	}
 	return c.result(err, oom)
+}
+
+// command is the runtime's command line with what is always given.
+func (r *runc) command(c *container, args ...string) *exec.Cmd {
+	args = append([]string{"--root", r.state, "--log", c.log, "--log-format", "json"}, args...)
+	if c.pidFile != "" {
+		args = append(args, "--pid-file", c.pidFile)
+	}
+	cmd := exec.Command(r.path, append(args, c.bundle.id)...)
+	cmd.Dir = c.bundle.dir
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.WaitDelay = 30 * time.Second // a descriptor of the output that got out of the container does not hold the build up
+	return cmd
 }
 
 // wait starts the runtime and waits for its end. When ctx ends it kills the container's processes, and the runtime if that is
@@ -163,7 +175,7 @@ func (c *container) result(err error, oom bool) (*Exit, error) {
 	if code < 0 { // the runtime itself was killed
 		return nil, diag.Errorf(diag.Unavailable, "the container runtime ended early: %s", exit)
 	}
-	if msg := lastError(c.bundle.file("log.json")); msg != "" {
+	if msg := lastError(c.log); msg != "" {
 		return nil, c.startError(msg)
 	}
 	e := &Exit{Code: code, OOMKilled: oom}
@@ -188,7 +200,7 @@ func lastError(name string) string {
 
 // startError explains why a container did not start.
 func (c *container) startError(msg string) error {
-	for _, prefix := range []string{"runc run failed: ", "unable to start container process: "} {
+	for _, prefix := range []string{"runc run failed: ", "exec failed: ", "unable to start container process: "} {
 		msg = strings.TrimPrefix(msg, prefix)
 	}
 	name := c.spec.Args[0]

@@ -235,9 +235,9 @@ func (s *Sandbox) Run(ctx context.Context, spec *Spec) (_ *Exit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &container{bundle: b, cgroup: p.cgroup, cgroups: s.host.cgroups, spec: p.Spec, started: make(chan struct{})}
+	c := &container{bundle: b, cgroup: p.cgroup, cgroups: s.host.cgroups, spec: p.Spec, started: make(chan struct{}), log: b.file("log.json")}
 	var why error
-	if s.native != nil {
+	if s.native != nil && p.live == nil {
 		if why = s.native.accepts(oci); why == nil {
 			return s.native.run(ctx, c, oci)
 		}
@@ -249,6 +249,9 @@ func (s *Sandbox) Run(ctx context.Context, spec *Spec) (_ *Exit, err error) {
 	}
 	if err := b.writeConfig(oci); err != nil {
 		return nil, err
+	}
+	if p.live != nil {
+		return p.live(r, c, oci)
 	}
 	return r.run(ctx, c)
 }

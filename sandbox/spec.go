@@ -7,6 +7,8 @@ import (
 	"strings"
 	"syscall"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 )
@@ -39,6 +41,8 @@ type Spec struct {
 	Stdout, Stderr io.Writer // nil = dropped
 	TTY            bool      // give the command a terminal; its output is all on Stdout
 	Resize         <-chan WinSize
+
+	live func(*runc, *container, *specs.Spec) (*Exit, error) // runs the container in place of Run: see Live
 }
 
 // MountType is the kind of a mount.

@@ -244,11 +244,21 @@ func (b *Build[R, E]) node(v *graph.Vertex) *node[R] {
 	return n
 }
 
+// Failure is an error of a vertex. Its text is the cause's.
+type Failure struct {
+	V   *graph.Vertex
+	Err error
+}
+
+func (f *Failure) Error() string { return f.Err.Error() }
+
+func (f *Failure) Unwrap() error { return f.Err }
+
 // fail reports that a node itself failed, and not only what it is made from.
 func (b *Build[R, E]) fail(n *node[R], err error) error {
 	err = diag.At(err, n.v.At...)
 	b.end(n, false, err)
-	return err
+	return &Failure{V: n.v, Err: err}
 }
 
 func (b *Build[R, E]) end(n *node[R], cached bool, err error) {
@@ -315,6 +325,7 @@ func (b *Build[R, E]) computeKey(n *node[R]) error {
 // ContentError is why a step has no key: what it reads of an input cannot be told, most often since it is not there.
 type ContentError struct {
 	Input graph.Digest // the input's key
+	Index int          // of the input
 	Err   error
 }
 
@@ -358,7 +369,7 @@ func (b *Build[R, E]) token(user, in *node[R], i int) (Input, error) {
 	}
 	d, err := r.Content(user.ctx, *sel)
 	if err != nil {
-		return Input{}, b.fail(user, &ContentError{Input: in.key, Err: err})
+		return Input{}, b.fail(user, &ContentError{Input: in.key, Index: i, Err: err})
 	}
 	if memo != "" {
 		if err := b.s.cache.SetMemo(user.ctx, memo, d); err != nil {

@@ -3,6 +3,8 @@ package buildkit
 import (
 	"context"
 	"crypto/rand"
+	"maps"
+	"slices"
 	"sync"
 
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
@@ -22,6 +24,8 @@ import (
 // bridge is a build as a frontend sees it, wherever the frontend runs.
 type bridge struct {
 	s       *Server
+	ctx     context.Context // of what the frontend makes: it ends with the bridge
+	cancel  context.CancelFunc
 	job     *engine.Job
 	journal *journal
 	session *remote.Session           // nil = no client
@@ -31,6 +35,9 @@ type bridge struct {
 	mu       sync.Mutex
 	refs     map[string]*ref
 	vertices map[graph.Digest]graph.Digest // what clients call a vertex -> its ID
+	left     map[string]engine.Tree        // what failed steps had and have left, for containers
+	boxes    map[string]*box               // containers, by their ids
+	making   sync.WaitGroup                // containers that are being made
 	ended    bool
 	returned chan returned
 }
@@ -49,18 +56,30 @@ type returned struct {
 // maxRefs bounds how many references one build may hold.
 const maxRefs = 100_000
 
-func newBridge(s *Server, job *engine.Job, j *journal, sess *remote.Session) *bridge {
-	return &bridge{
-		s: s, job: job, journal: j, session: sess,
-		refs: map[string]*ref{}, vertices: map[graph.Digest]graph.Digest{}, returned: make(chan returned, 1),
+func newBridge(ctx context.Context, s *Server, job *engine.Job, j *journal, sess *remote.Session) *bridge {
+	b := &bridge{
+		s: s, job: job, journal: j, session: sess, refs: map[string]*ref{}, vertices: map[graph.Digest]graph.Digest{},
+		left: map[string]engine.Tree{}, boxes: map[string]*box{}, returned: make(chan returned, 1),
 	}
+	b.ctx, b.cancel = context.WithCancel(ctx)
+	return b
 }
 
-// end refuses further calls.
+// end refuses further calls and removes the containers.
 func (b *bridge) end() {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.ended = true
+	b.mu.Unlock()
+	b.cancel()
+	b.making.Wait()
+	b.mu.Lock()
+	boxes := slices.Collect(maps.Keys(b.boxes))
+	b.mu.Unlock()
+	for _, id := range boxes {
+		if err := b.release(id); err != nil && diag.KindOf(err) != diag.Canceled {
+			b.s.opt.Log.Warn("a container of a client", "error", err)
+		}
+	}
 }
 
 // add makes a reference.

@@ -127,7 +127,7 @@ func (s *Server) bridgeOf(ctx context.Context) (*bridge, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	ids := md.Get(buildID)
 	if len(ids) != 1 || ids[0] == "" {
-		return nil, diag.Errorf(diag.Invalid, "the call says for no build")
+		return nil, diag.Errorf(diag.Invalid, "no buildid found in context")
 	}
 	b, err := s.builds.wait(ctx, ids[0], 3*time.Second)
 	if err != nil {

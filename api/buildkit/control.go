@@ -89,8 +89,7 @@ func (s *Server) workers() []*apitypes.WorkerRecord {
 // gatewayCaps are those of the LLBBridge methods that there are.
 func gatewayCaps() []*apicaps.APICap {
 	missing := map[string]bool{
-		string(gateway.CapGatewayExec): true, string(gateway.CapGatewayExecExtraHosts): true, string(gateway.CapGatewayExecSecretEnv): true,
-		string(gateway.CapGatewayExecSignals): true, string(gateway.CapGatewayExecFilesystem): true, string(gateway.CapImportCaches): true,
+		string(gateway.CapImportCaches): true,
 	}
 	var out []*apicaps.APICap
 	for _, c := range gateway.Caps.All() {

@@ -20,7 +20,7 @@ import (
 
 // Solve makes references of a definition or with a frontend.
 func (g bridgeServer) Solve(ctx context.Context, req *gateway.SolveRequest) (*gateway.SolveResponse, error) {
-	b, err := g.s.bridgeOf(ctx)
+	b, err := g.bridgeOf(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -44,20 +44,20 @@ func (g bridgeServer) Solve(ctx context.Context, req *gateway.SolveRequest) (*ga
 // bridgeServer is the LLBBridge service: each call finds the build that it belongs to.
 type bridgeServer struct {
 	gateway.UnimplementedLLBBridgeServer
-	s *Server
+	s     *Server
+	fixed *bridge // of a frontend that has a connection of its own; nil = calls say which build they are of
 }
 
-// located says which vertex an error is of.
-func (b *bridge) located(err error) error {
-	if v := b.journal.failure(); v != "" && err != nil && diag.KindOf(err) != diag.Canceled {
-		return vertexError{err, v}
+func (g bridgeServer) bridgeOf(ctx context.Context) (*bridge, error) {
+	if g.fixed != nil {
+		return g.fixed, nil
 	}
-	return err
+	return g.s.bridgeOf(ctx)
 }
 
 // Ping tells what the server can do.
 func (g bridgeServer) Ping(ctx context.Context, _ *gateway.PingRequest) (*gateway.PongResponse, error) {
-	if _, err := g.s.bridgeOf(ctx); err != nil {
+	if _, err := g.bridgeOf(ctx); err != nil {
 		return nil, err
 	}
 	return &gateway.PongResponse{FrontendAPICaps: gatewayCaps(), LLBCaps: pb.Caps.All(), Workers: g.s.workers()}, nil
@@ -65,7 +65,7 @@ func (g bridgeServer) Ping(ctx context.Context, _ *gateway.PingRequest) (*gatewa
 
 // Return ends the build with a result or an error.
 func (g bridgeServer) Return(ctx context.Context, req *gateway.ReturnRequest) (*gateway.ReturnResponse, error) {
-	b, err := g.s.bridgeOf(ctx)
+	b, err := g.bridgeOf(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func (g bridgeServer) Return(ctx context.Context, req *gateway.ReturnRequest) (*
 
 // Inputs tells the trees that the client has passed.
 func (g bridgeServer) Inputs(ctx context.Context, _ *gateway.InputsRequest) (*gateway.InputsResponse, error) {
-	b, err := g.s.bridgeOf(ctx)
+	b, err := g.bridgeOf(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +83,7 @@ func (g bridgeServer) Inputs(ctx context.Context, _ *gateway.InputsRequest) (*ga
 
 // Evaluate makes a reference now.
 func (g bridgeServer) Evaluate(ctx context.Context, req *gateway.EvaluateRequest) (*gateway.EvaluateResponse, error) {
-	b, err := g.s.bridgeOf(ctx)
+	b, err := g.bridgeOf(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +92,7 @@ func (g bridgeServer) Evaluate(ctx context.Context, req *gateway.EvaluateRequest
 
 // Warn shows a warning of the frontend.
 func (g bridgeServer) Warn(ctx context.Context, req *gateway.WarnRequest) (*gateway.WarnResponse, error) {
-	b, err := g.s.bridgeOf(ctx)
+	b, err := g.bridgeOf(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +140,7 @@ func readRange(files *tree.Files, p string, offset, length int64) ([]byte, error
 		n = min(n, length)
 	}
 	if n > maxRead {
-		return nil, diag.Errorf(diag.Exhausted, "%q is larger than %d bytes: read it in parts", p, maxRead)
+		return nil, tooLarge(p)
 	}
 	data := make([]byte, n)
 	k, err := f.ReadAt(data, offset)
@@ -148,6 +148,10 @@ func readRange(files *tree.Files, p string, offset, length int64) ([]byte, error
 		return nil, err
 	}
 	return data, nil
+}
+
+func tooLarge(p string) error {
+	return diag.Errorf(diag.Exhausted, "%q is larger than %d bytes: read it in parts", p, maxRead)
 }
 
 // ReadDir lists a directory of a reference.
@@ -162,14 +166,12 @@ func (g bridgeServer) ReadDir(ctx context.Context, req *gateway.ReadDirRequest) 
 	}
 	out := &gateway.ReadDirResponse{}
 	for _, k := range kids {
-		if req.IncludePattern != "" {
-			ok, err := path.Match(req.IncludePattern, k.Name)
-			if err != nil {
-				return nil, diag.Errorf(diag.Invalid, "pattern %q: %w", req.IncludePattern, err)
-			}
-			if !ok {
-				continue
-			}
+		ok, err := included(req.IncludePattern, k.Name)
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			continue
 		}
 		out.Entries = append(out.Entries, stat(&k, k.Name))
 	}
@@ -190,7 +192,7 @@ func (g bridgeServer) StatFile(ctx context.Context, req *gateway.StatFileRequest
 }
 
 func (g bridgeServer) files(ctx context.Context, id string) (*bridge, *tree.Files, error) {
-	b, err := g.s.bridgeOf(ctx)
+	b, err := g.bridgeOf(ctx)
 	if err != nil {
 		return nil, nil, err
 	}

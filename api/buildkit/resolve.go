@@ -19,7 +19,7 @@ import (
 
 // ResolveImageConfig finds an image's configuration.
 func (g bridgeServer) ResolveImageConfig(ctx context.Context, req *gateway.ResolveImageConfigRequest) (*gateway.ResolveImageConfigResponse, error) {
-	b, err := g.s.bridgeOf(ctx)
+	b, err := g.bridgeOf(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -49,7 +49,7 @@ func (g bridgeServer) ResolveImageConfig(ctx context.Context, req *gateway.Resol
 
 // ResolveSourceMeta tells what a source stands for now.
 func (g bridgeServer) ResolveSourceMeta(ctx context.Context, req *gateway.ResolveSourceMetaRequest) (*gateway.ResolveSourceMetaResponse, error) {
-	b, err := g.s.bridgeOf(ctx)
+	b, err := g.bridgeOf(ctx)
 	if err != nil {
 		return nil, err
 	}

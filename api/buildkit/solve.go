@@ -102,7 +102,7 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 	if err != nil {
 		return nil, err
 	}
-	use := engine.JobOptions{Sink: event.Sink(b.journal.take), Allow: allow}
+	use := engine.JobOptions{Sink: event.Sink(b.journal.take), Allow: allow, KeepFailed: true}
 	var local *remote.Session
 	if req.Session != "" {
 		if local, err = s.sessions.Open(ctx, req.Session, peerOf(ctx)); err != nil {
@@ -124,7 +124,7 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 	if err != nil {
 		return nil, err
 	}
-	br = newBridge(s, job, b.journal, local)
+	br = newBridge(ctx, s, job, b.journal, local)
 	br.inputs, br.policy = req.FrontendInputs, pol
 	br.importCaches(controlSpecs(req.GetCache().GetImports())...)
 	b.bridge, ready = br, true
