@@ -11,6 +11,15 @@ import (
 	"github.com/strata-build/strata/tree"
 )
 
+// What containers are made of, by the names that frontends use.
+type (
+	Container = op.Container
+	Process   = op.Process
+	Exit      = sandbox.Exit
+	TermSize  = sandbox.WinSize
+	File      = sandbox.Mount
+)
+
 // Tree is a tree that a container can have: what an edge makes, which must not be scratch, or what a step has left that failed.
 type Tree struct {
 	Edge graph.Edge
@@ -50,7 +59,7 @@ func (j *Job) Failure(err error) *Failure {
 
 // Container makes a container of a step without outputs, whose command does not matter, on trees, and with files in memory
 // besides. The caller closes it before the job.
-func (j *Job) Container(ctx context.Context, o *graph.Exec, in []Tree, files ...sandbox.Mount) (*op.Container, error) {
+func (j *Job) Container(ctx context.Context, o *graph.Exec, in []Tree, files ...File) (*Container, error) {
 	trees := make([]tree.Tree, len(in))
 	for i, t := range in {
 		switch {

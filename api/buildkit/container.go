@@ -18,13 +18,12 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/llb"
-	"github.com/strata-build/strata/op"
 	"github.com/strata-build/strata/tree"
 )
 
 // box is a container of a frontend, in which it runs processes.
 type box struct {
-	*op.Container
+	*engine.Container
 	os   string // of the platform that was asked for
 	runs atomic.Int32
 	once sync.Once
@@ -92,7 +91,7 @@ func (b *bridge) begin(id string) error {
 	return nil
 }
 
-func (b *bridge) container(req *gateway.NewContainerRequest) (*op.Container, error) {
+func (b *bridge) container(req *gateway.NewContainerRequest) (*engine.Container, error) {
 	// A container is a command without arguments and without outputs.
 	exec := &pb.ExecOp{Meta: &pb.Meta{Args: []string{""}, Cwd: "/", Hostname: req.Hostname, ExtraHosts: req.ExtraHosts}, Network: req.Network}
 	var in []engine.Tree

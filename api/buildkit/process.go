@@ -15,9 +15,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/graph"
-	"github.com/strata-build/strata/op"
-	"github.com/strata-build/strata/sandbox"
 )
 
 // procs are the processes that one ExecProcess stream has started.
@@ -91,7 +90,7 @@ func (ps *procs) take(m *gateway.ExecMessage) error {
 	case *gateway.ExecMessage_File:
 		return p.input(x.File)
 	case *gateway.ExecMessage_Resize:
-		replace(p.sizes, sandbox.WinSize{Rows: uint16(x.Resize.GetRows()), Cols: uint16(x.Resize.GetCols())})
+		replace(p.sizes, engine.TermSize{Rows: uint16(x.Resize.GetRows()), Cols: uint16(x.Resize.GetCols())})
 	case *gateway.ExecMessage_Signal:
 		n := unix.SignalNum("SIG" + x.Signal.GetName())
 		if n == 0 {
@@ -126,7 +125,7 @@ type proc struct {
 	id      string
 	outputs []uint32 // that the client reads
 	stdin   *inbox   // nil = empty
-	sizes   chan sandbox.WinSize
+	sizes   chan engine.TermSize
 	signals chan syscall.Signal
 	started func()
 }
@@ -137,14 +136,13 @@ func (ps *procs) start(id string, init *gateway.InitMessage) error {
 	if err != nil {
 		return status.Error(codes.NotFound, err.Error())
 	}
-	p := &proc{ps: ps, id: id, sizes: make(chan sandbox.WinSize, 1), signals: make(chan syscall.Signal, 16)}
+	p := &proc{ps: ps, id: id, sizes: make(chan engine.TermSize, 1), signals: make(chan syscall.Signal, 16)}
 	p.started = sync.OnceFunc(func() {
 		p.send(&gateway.ExecMessage{ProcessID: id, Input: &gateway.ExecMessage_Started{Started: &gateway.StartedMessage{}}})
 	})
-	run := op.Process{Process: sandbox.Process{
-		Args: init.Meta.Args, Env: init.Meta.Env, Cwd: init.Meta.Cwd, User: init.Meta.User,
-		TTY: init.Tty, Resize: p.sizes, Signals: p.signals, Started: p.started,
-	}}
+	var run engine.Process
+	run.Args, run.Env, run.Cwd, run.User = init.Meta.Args, init.Meta.Env, init.Meta.Cwd, init.Meta.User
+	run.TTY, run.Resize, run.Signals, run.Started = init.Tty, p.sizes, p.signals, p.started
 	if box.os == "windows" { // of which there are only the settings
 		run.Env = append(run.Env, `PATH=c:\Windows\System32;c:\Windows;C:\Windows\System32\WindowsPowerShell\v1.0`)
 	}
@@ -183,7 +181,7 @@ func (ps *procs) start(id string, init *gateway.InitMessage) error {
 }
 
 // refused is the end of a process that asks for what there is not.
-func refused(init *gateway.InitMessage, run *op.Process) func() (*sandbox.Exit, error) {
+func refused(init *gateway.InitMessage, run *engine.Process) func() (*engine.Exit, error) {
 	var err error
 	switch init.Security {
 	case pb.SecurityMode_SANDBOX:
@@ -200,11 +198,11 @@ func refused(init *gateway.InitMessage, run *op.Process) func() (*sandbox.Exit, 
 	if err == nil {
 		return nil
 	}
-	return func() (*sandbox.Exit, error) { return nil, err }
+	return func() (*engine.Exit, error) { return nil, err }
 }
 
 // finish tells how the process ended.
-func (p *proc) finish(exit *sandbox.Exit, err error) {
+func (p *proc) finish(exit *engine.Exit, err error) {
 	p.started() // it has not, but clients wait for that first
 	p.stdin.close()
 	for _, fd := range p.outputs {
@@ -223,7 +221,7 @@ func (p *proc) finish(exit *sandbox.Exit, err error) {
 	p.send(&gateway.ExecMessage{ProcessID: p.id, Input: &gateway.ExecMessage_Done{Done: &gateway.DoneMessage{}}})
 }
 
-func exitError(exit *sandbox.Exit) error {
+func exitError(exit *engine.Exit) error {
 	text := fmt.Sprintf("exit code: %d", exit.Code)
 	if exit.OOMKilled {
 		text += " (out of memory)"
