@@ -67,6 +67,9 @@ func (sh *shared) remoteContext(ctx context.Context) (graph.Edge, bool, error) {
 				}
 				git.KeepDir = git.KeepDir || keep
 			}
+			if git.Advice, err = req.gitAdvice(); err != nil {
+				return e, false, err
+			}
 			git.MTimeCommit = git.MTimeCommit || req.BuildArgs["SOURCE_DATE_EPOCH"] != "" || req.Epoch != nil
 			e = edge(graph.New(git, nil, graph.Named("[internal] load git source %s", req.ContextURL)))
 			break
@@ -191,6 +194,9 @@ func (c *namedContext) image(ctx context.Context, ref string, pf graph.Platform)
 	if err != nil {
 		return found{}, diag.Errorf(diag.KindOf(err), "context %s: %w", c.key, err)
 	}
+	if res.Other != nil {
+		return found{edge: edge(graph.New(res.Other, nil, graph.On(pf), graph.Named("[context %s] %s", c.key, ref)))}, nil
+	}
 	if full, err = pinned(full, res); err != nil {
 		return found{}, err
 	}
@@ -255,6 +261,9 @@ func (c *namedContext) url() (found, error) {
 		return found{}, err
 	}
 	if ok {
+		if git.Advice, err = c.p.req.gitAdvice(); err != nil {
+			return found{}, err
+		}
 		return found{edge: edge(graph.New(git, nil, graph.Named("[context %s] %s", c.key, c.source)))}, nil
 	}
 	if _, err := url.Parse(c.source); err != nil || !isHTTP(c.source) {

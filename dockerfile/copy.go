@@ -132,7 +132,12 @@ func (st *step) copyOne(f *fileOp, cp *copying, c graph.Copy, src string) error 
 		return err
 	}
 	if r != nil {
-		_, isGit := r.op.(*graph.Git)
+		git, isGit := r.op.(*graph.Git)
+		if isGit {
+			if git.Advice, err = st.p.req.gitAdvice(); err != nil {
+				return err
+			}
+		}
 		if cp.verb == "COPY" {
 			what := "a URL"
 			if isGit {

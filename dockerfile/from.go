@@ -232,6 +232,9 @@ func (s *stage) pull(ctx context.Context, ref reference.Named, pf graph.Platform
 	if err != nil {
 		return s.pullError(err)
 	}
+	if res.Other != nil {
+		return diag.Errorf(diag.Unsupported, "%s: a stage cannot begin with a %s, which is to be used instead", ref, res.Other.Kind())
+	}
 	if res.Config == nil {
 		return diag.Errorf(diag.Internal, "%s: the image has no configuration", ref)
 	}

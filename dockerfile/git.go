@@ -104,7 +104,11 @@ func gitQuery(g *graph.Git, q url.Values) error {
 func gitOption(g *graph.Git, k, v string) error {
 	set := func(field *string, v string) error {
 		if *field != "" && *field != v {
-			return invalidf("%s conflicts: %q vs %q", k, *field, v)
+			name := k
+			if field == &g.Ref {
+				name = "ref"
+			}
+			return invalidf("%s conflicts: %q vs %q", name, *field, v)
 		}
 		*field = v
 		return nil
@@ -144,4 +148,13 @@ func gitOption(g *graph.Git, k, v string) error {
 		g.MTimeCommit = v == "commit"
 	}
 	return nil
+}
+
+// gitAdvice reports whether the user wants to hear what git advises.
+func (r *Request) gitAdvice() (bool, error) {
+	const name = "BUILDKIT_GIT_ADVICE"
+	if v := r.BuildArgs[name]; v != "" {
+		return parseBool(name, v)
+	}
+	return false, nil
 }

@@ -59,6 +59,7 @@ type Resolved struct {
 	Ref    string       // full name; "" = as asked. A resolver may answer with another image than was asked for
 	Digest graph.Digest // of the manifest or index, which pins the source; "" = not pinned
 	Config *image.Config
+	Other  graph.Op // what is to be used instead, and is no image; nil = the image
 }
 
 // Resolver answers what a Dockerfile cannot say itself. Its methods are called concurrently.

@@ -3,9 +3,11 @@ package engine
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	client "github.com/moby/buildkit/client/llb"
 	"github.com/moby/buildkit/client/llb/llbbuild"
@@ -160,5 +162,44 @@ func TestDefinitionsOfCommands(t *testing.T) {
 	d.want("x y -", client.Merge([]client.State{mk("x"), mk("y")}), "/d/x", "/d/y", "/bin/busybox")
 	if _, err := d.read(root.Run(client.Shlex("sh -c true"), client.Network(client.NetModeHost)).Root()); diag.KindOf(err) != diag.Denied {
 		t.Errorf("the host's network: %v", err)
+	}
+}
+
+func TestPruneGit(t *testing.T) {
+	d := newDefinitions(t)
+	dir := filepath.Join(d.e.Root(), "git", "0123456789abcdef0123")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"HEAD": "ref: refs/heads/main", "description": "https://example.com/x.git\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	find := func() (n int) {
+		all, err := d.e.Usage(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, u := range all {
+			if u.Kind == "git" && u.Label == "https://example.com/x.git" && u.Size > 0 && !u.InUse {
+				n++
+			}
+		}
+		return n
+	}
+	for _, tc := range []struct {
+		p    PrunePolicy
+		left int
+	}{
+		{PrunePolicy{Until: time.Hour}, 1}, {PrunePolicy{KeepBytes: 1 << 40}, 1}, {PrunePolicy{Filters: []string{"type=mount"}}, 1},
+		{PrunePolicy{DryRun: true}, 1}, {PrunePolicy{Filters: []string{"type=git"}}, 0},
+	} {
+		if _, err := d.e.Prune(t.Context(), tc.p); err != nil {
+			t.Fatal(err)
+		}
+		if n := find(); n != tc.left {
+			t.Errorf("%+v: %d left", tc.p, n)
+		}
 	}
 }

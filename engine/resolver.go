@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"io"
 	"strings"
 	"time"
@@ -24,7 +25,7 @@ func (b *build) Image(ctx context.Context, ref string, p graph.Platform, mode gr
 	}
 	o, ok := op.(*graph.Image)
 	if !ok {
-		return dockerfile.Resolved{}, diag.Errorf(diag.Unsupported, "the source policy makes of the image %s what is none: %s", ref, op.Kind())
+		return dockerfile.Resolved{Other: op}, nil
 	}
 	img, err := b.images.Resolve(ctx, o, p)
 	if err != nil {
@@ -79,7 +80,7 @@ type filer interface{ Files() (*tree.Files, error) }
 func (b *build) ReadFile(ctx context.Context, from graph.Edge, path string, limit int64) ([]byte, error) {
 	trees, err := b.trees(ctx, from)
 	if err != nil {
-		return nil, err
+		return nil, notTheFile(from, err)
 	}
 	t, ok := trees[0].(filer)
 	if !ok {
@@ -99,6 +100,20 @@ func (b *build) ReadFile(ctx context.Context, from graph.Edge, path string, limi
 		return nil, err
 	}
 	return data, context.Cause(ctx)
+}
+
+// notTheFile tells a repository or a download that is not there from one that lacks a file.
+func notTheFile(from graph.Edge, err error) error {
+	switch from.V.Op.(type) {
+	case *graph.Git, *graph.HTTP:
+	default:
+		return err
+	}
+	d, ok := errors.AsType[*diag.Error](err)
+	if !ok || diag.KindOf(err) != diag.NotFound {
+		return err
+	}
+	return &diag.Error{Kind: diag.Failed, Msg: err.Error(), Hint: d.Hint, At: d.At, Err: err}
 }
 
 // Time implements dockerfile.Resolver.

@@ -3,12 +3,15 @@ package engine
 import (
 	"context"
 	"io"
+	"math"
 	"path"
 	"strings"
+	"time"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/source"
 	"github.com/strata-build/strata/store"
 )
 
@@ -32,7 +35,54 @@ func (e *Engine) Prune(ctx context.Context, p PrunePolicy) ([]Pruned, error) {
 	for _, it := range freed.Items {
 		out = append(out, Pruned{ID: it.ID, Label: it.Kind + " " + it.Label, Reason: it.Why, Size: it.Size})
 	}
+	git, err := e.pruneGit(ctx, p, keep)
+	return append(out, git...), err
+}
+
+// pruneGit removes what is kept of git repositories, after the store's own: it is fetched again when it is needed.
+func (e *Engine) pruneGit(ctx context.Context, p PrunePolicy, want func(store.Usage) bool) ([]Pruned, error) {
+	repos, err := e.puller.Repositories()
+	if err != nil || len(repos) == 0 {
+		return nil, err
+	}
+	over := int64(math.MaxInt64) // what has to go
+	if !p.All && p.KeepBytes > 0 {
+		all, err := e.Usage(ctx)
+		if err != nil {
+			return nil, err
+		}
+		over = -p.KeepBytes
+		for _, u := range all {
+			over += u.Size
+		}
+	}
+	var out []Pruned
+	for _, r := range repos {
+		u := gitUsage(r)
+		if over <= 0 || r.InUse || time.Since(r.Used) < p.Until || want != nil && !want(u) {
+			continue
+		}
+		if !p.DryRun {
+			if gone, err := e.puller.RemoveRepository(r); err != nil || !gone {
+				if err != nil {
+					return out, err
+				}
+				continue
+			}
+		}
+		over -= r.Size
+		out = append(out, Pruned{ID: u.ID, Label: u.Kind + " " + u.Label, Reason: "not used for " + time.Since(r.Used).Round(time.Minute).String(), Size: r.Size})
+	}
 	return out, nil
+}
+
+// gitUsage is what is kept of a git repository, in the form that the store gives to its own.
+func gitUsage(r source.Repository) store.Usage {
+	label := r.Remote
+	if label == "" {
+		label = "a repository"
+	}
+	return store.Usage{ID: "git-" + r.ID[:min(len(r.ID), 16)], Kind: "git", Label: label, Size: r.Size, Created: r.Used, LastUsed: r.Used, InUse: r.InUse}
 }
 
 // filter makes a predicate of conditions such as "type=result" and "label=*apt-get*", all of which must hold.
@@ -70,6 +120,13 @@ func (e *Engine) Usage(ctx context.Context) ([]UsageItem, error) {
 	all, err := e.store.Usage(ctx)
 	if err != nil {
 		return nil, err
+	}
+	repos, err := e.puller.Repositories()
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range repos {
+		all = append(all, gitUsage(r))
 	}
 	out := make([]UsageItem, len(all))
 	for i, u := range all {

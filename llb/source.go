@@ -57,6 +57,15 @@ func (a *attrs) number(key string, least, most int64) int {
 	return int(n)
 }
 
+// layers reads how many layers of an image are wanted: at least one, where it is said.
+func (a *attrs) layers(key string) int {
+	n, err := strconv.ParseInt(a.m[key], 0, 32)
+	if v, ok := a.m[key]; ok && (err != nil || n < 1) && a.err == nil {
+		a.err = invalidf("invalid layer limit %q (%s)", v, key)
+	}
+	return int(n)
+}
+
 func (a *attrs) list(key string) (out []string) {
 	v, ok := a.m[key]
 	if ok && json.Unmarshal([]byte(v), &out) != nil {
@@ -143,7 +152,7 @@ func reference(ref string) error {
 func decodeImage(ref string, a *attrs) (graph.Op, error) {
 	out := &graph.Image{
 		Ref: ref, Mode: graph.ResolveMode(a.choice(pb.AttrImageResolveMode, pb.AttrImageResolveModeDefault, pb.AttrImageResolveModeForcePull, pb.AttrImageResolveModePreferLocal)),
-		LayerLimit: a.number(pb.AttrImageLayerLimit, 1, math.MaxInt32), Checksum: a.digest(pb.AttrImageChecksum), Record: a.record(),
+		LayerLimit: a.layers(pb.AttrImageLayerLimit), Checksum: a.digest(pb.AttrImageChecksum), Record: a.record(),
 	}
 	if out.Mode == pb.AttrImageResolveModeDefault {
 		out.Mode = graph.ResolveDefault
@@ -158,7 +167,7 @@ func (a *attrs) record() string {
 func decodeLayout(ref string, a *attrs) (graph.Op, error) {
 	return &graph.OCILayout{
 		Ref: ref, Store: a.m[pb.AttrOCILayoutStoreID], Session: a.m[pb.AttrOCILayoutSessionID],
-		LayerLimit: a.number(pb.AttrOCILayoutLayerLimit, 1, math.MaxInt32),
+		LayerLimit: a.layers(pb.AttrOCILayoutLayerLimit),
 	}, reference(ref)
 }
 

@@ -466,3 +466,58 @@ func TestGitChecksumKeepsIdentity(t *testing.T) {
 	_, err = g.Pin(t.Context(), &graph.Git{Remote: r.dir, Ref: "main", FetchByCommit: true})
 	wantKind(t, err, diag.Invalid, "fetch-by-commit")
 }
+
+func TestGitRepositories(t *testing.T) {
+	f, r, other := setup(t), newRepo(t), newRepo(t)
+	for _, x := range []*repo{r, other} {
+		x.write("f", "1")
+		x.commit("one")
+	}
+	p := NewPuller(f.store)
+	f.checkoutOf(p.NewGit(f.env(), true), &graph.Git{Remote: r.dir})
+	f.checkoutOf(p.NewGit(f.env(), true), &graph.Git{Remote: other.dir})
+	all, err := p.Repositories()
+	if err != nil || len(all) != 2 {
+		t.Fatalf("%+v %v", all, err)
+	}
+	old := time.Now().Add(-time.Hour)
+	for _, x := range all {
+		if x.Remote == other.dir {
+			if err := os.Chtimes(filepath.Join(p.gitDir(), x.ID), old, old); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	all, err = p.Repositories()
+	if err != nil || len(all) != 2 || all[0].Remote != other.dir || all[1].Remote != r.dir || all[0].Size == 0 || all[0].InUse {
+		t.Fatalf("%+v %v", all, err)
+	}
+	// One that is in use stays, and the oldest goes first.
+	release, ok := p.locks.try("repository " + all[0].ID)
+	if !ok {
+		t.Fatal("it is not in use")
+	}
+	if err := p.trimRepositories(t.Context(), all[0].Size); err != nil {
+		t.Fatal(err)
+	}
+	left, err := p.Repositories()
+	if err != nil || len(left) != 1 || left[0].ID != all[0].ID || !left[0].InUse {
+		t.Fatalf("%+v %v", left, err)
+	}
+	release()
+	f.checkoutOf(p.NewGit(f.env(), true), &graph.Git{Remote: r.dir})
+	if err := p.trimRepositories(t.Context(), all[1].Size); err != nil {
+		t.Fatal(err)
+	}
+	left, err = p.Repositories()
+	if err != nil || len(left) != 1 || left[0].Remote != r.dir {
+		t.Fatalf("%+v %v", left, err)
+	}
+	// What is left of one that was being removed is no repository.
+	if err := os.Remove(filepath.Join(p.gitDir(), left[0].ID, "HEAD")); err != nil {
+		t.Fatal(err)
+	}
+	if got := slurp(f.checkoutOf(p.NewGit(f.env(), true), &graph.Git{Remote: r.dir}), "f"); got != "1" {
+		t.Error(got)
+	}
+}

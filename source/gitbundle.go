@@ -64,6 +64,7 @@ func (k *checkout) unbundle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	k.fetched = true
 	env := []string{"GIT_ALLOW_PROTOCOL=file"} // our own copy, whatever the remote's protocol may be
 	_, err = k.run.gitEnv(ctx, k.bare, env, "-c", "protocol.file.allow=always", "fetch", "-q", "--no-tags", "--force", "--no-recurse-submodules", "--", file, "+refs/*:refs/strata-bundle/"+d.Encoded()+"/*")
 	if err != nil {

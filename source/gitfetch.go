@@ -50,6 +50,8 @@ type checkout struct {
 	vertex graph.Digest
 	temp   string
 	bare   string
+
+	fetched bool // something was added to the repository
 }
 
 // open brings the commit and its files into the bare repository of its remote.
@@ -79,7 +81,14 @@ func (g *Git) open(ctx context.Context, op *graph.Git) (*checkout, func(), error
 		stop()
 		return nil, nil, err
 	}
-	done := func() { release(); cleanup(); stop() }
+	done := func() {
+		release()
+		cleanup()
+		stop()
+		if k.fetched { // what is not removed now is found the next time
+			_ = g.puller.trimRepositories(ctx, g.env.Store.Cap()/share)
+		}
+	}
 	if err := k.objects(ctx); err != nil {
 		done()
 		return nil, nil, err
@@ -152,7 +161,13 @@ func (k *checkout) objects(ctx context.Context) error {
 		return err
 	}
 	if _, err := os.Stat(filepath.Join(k.bare, "HEAD")); err != nil {
+		if err := os.RemoveAll(k.bare); err != nil { // what is left of one that was being removed
+			return err
+		}
 		if err := k.init(ctx, k.bare, "--bare"); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(k.bare, "description"), []byte(k.remote.arg+"\n"), 0o600); err != nil {
 			return err
 		}
 	}
@@ -276,6 +291,7 @@ func (k *checkout) fetch(ctx context.Context, flags []string, specs ...string) e
 		a := append([]string{"fetch", "-q", "--no-tags", "--force", "--no-recurse-submodules"}, flags...)
 		return append(append(a, "--", k.remote.arg), specs...)
 	}
+	k.fetched = true
 	_, err := k.run.git(ctx, k.bare, args(flags)...)
 	if len(flags) > 0 && dumb(err) {
 		_, err = k.run.git(ctx, k.bare, args(nil)...)

@@ -105,7 +105,7 @@ func (im *Images) Resolve(ctx context.Context, op *graph.Image, p graph.Platform
 		return nil, err
 	}
 	if op.Checksum != "" && op.Checksum != img.Digest && (img.Manifest == nil || op.Checksum != img.Manifest.Digest) {
-		return nil, diag.Errorf(diag.Invalid, "%s is %s, not %s", op.Ref, img.Digest, op.Checksum)
+		return nil, diag.Errorf(diag.Invalid, "image digest %s for %s does not match expected checksum %s", img.Digest, op.Ref, op.Checksum)
 	}
 	return img, nil
 }

@@ -16,6 +16,31 @@ type lock struct {
 	refs int
 }
 
+// try takes the name if nobody has it.
+func (l *locks) try(name string) (release func(), ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.m[name] != nil {
+		return nil, false
+	}
+	if l.m == nil {
+		l.m = map[string]*lock{}
+	}
+	k := &lock{ch: make(chan struct{}, 1), refs: 1}
+	k.ch <- struct{}{}
+	l.m[name] = k
+	return sync.OnceFunc(func() { <-k.ch; l.drop(name, k) }), true
+}
+
+// drop gives up the interest in a name.
+func (l *locks) drop(name string, k *lock) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if k.refs--; k.refs == 0 {
+		delete(l.m, name)
+	}
+}
+
 // take waits for the name and returns what gives it back.
 func (l *locks) take(ctx context.Context, name string) (release func(), err error) {
 	l.mu.Lock()
@@ -29,18 +54,11 @@ func (l *locks) take(ctx context.Context, name string) (release func(), err erro
 	}
 	k.refs++
 	l.mu.Unlock()
-	drop := func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if k.refs--; k.refs == 0 {
-			delete(l.m, name)
-		}
-	}
 	select {
 	case k.ch <- struct{}{}:
-		return sync.OnceFunc(func() { <-k.ch; drop() }), nil
+		return sync.OnceFunc(func() { <-k.ch; l.drop(name, k) }), nil
 	case <-ctx.Done():
-		drop()
+		l.drop(name, k)
 		return nil, context.Cause(ctx)
 	}
 }

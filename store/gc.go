@@ -93,6 +93,13 @@ func (u *usage) hopeless(s *Store) bool {
 	return u.futile && u.atHolds == s.holds.released.Load() && u.bytes < u.atBytes+u.atBytes/50+1
 }
 
+// Cap is how many bytes the store may have now.
+func (s *Store) Cap() int64 {
+	s.usage.mu.Lock()
+	defer s.usage.mu.Unlock()
+	return s.cap(s.usage.bytes)
+}
+
 // cap returns how many bytes the store may have when it has used.
 func (s *Store) cap(used int64) int64 {
 	switch m := s.opt.MaxBytes; {
