@@ -13,6 +13,7 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
@@ -220,4 +221,54 @@ func TestChurn(t *testing.T) {
 	if n := tasks(); n > 30 {
 		t.Errorf("%d threads are left of %d", n, threads.Count())
 	}
+}
+
+// Without descriptors to spare a step fails with a clear error, wherever that happens, and leaves nothing.
+func TestNoDescriptors(t *testing.T) {
+	b := newNativeBox(t)
+	b.sh(t, "true", nil)
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	open, _ := os.ReadDir("/proc/self/fd")
+	failed, ran := 0, 0
+	for spare := range 45 {
+		low := unix.Rlimit{Cur: uint64(len(open) + spare), Max: before.Max}
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &low); err != nil {
+			t.Fatal(err)
+		}
+		exit, err := b.Run(t.Context(), &Spec{RootFS: b.rootfs, Args: []string{"/bin/true"}, Network: graph.NetworkNone})
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case err == nil && exit.Code == 0:
+			ran++
+		case errors.Is(err, unix.EMFILE):
+			failed++
+		default:
+			t.Errorf("%d to spare: %+v %v", spare, exit, err)
+		}
+	}
+	if failed == 0 || ran == 0 {
+		t.Errorf("%d steps failed, %d ran", failed, ran)
+	}
+	noLeaks(t, b)
+}
+
+// A step without memory ends; the builder, whose memory its process has for a moment, does not.
+func TestNoMemory(t *testing.T) {
+	b := newNativeBox(t)
+	if !b.host.cgroups.has("memory") {
+		t.Skip("no memory controller")
+	}
+	for _, limit := range []int64{4096, 64 << 10, 256 << 10, 1 << 20, 4 << 20} {
+		exit, err := b.Run(t.Context(), &Spec{RootFS: b.rootfs, Args: []string{"/bin/true"}, Network: graph.NetworkNone, Limits: graph.Limits{Memory: limit}})
+		if err == nil && exit.Code != 0 && !exit.OOMKilled {
+			t.Errorf("%d bytes: %+v", limit, exit)
+		}
+		t.Log(limit, exit, err)
+	}
+	noLeaks(t, b)
 }
