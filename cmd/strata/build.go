@@ -143,9 +143,9 @@ func (b *buildFlags) limitFlags(fs *pflag.FlagSet) {
 func (b *buildFlags) resultFlags(fs *pflag.FlagSet) {
 	parsedFlag(fs, spec{"output,o", "list", "", "Where the result goes: a directory, - for a tar, or type=TYPE[,dest=PATH][,NAME=VALUE]"}, parseOutput,
 		func(o output) { b.outputs = append(b.outputs, o) })
-	parsedFlag(fs, spec{"cache-from", "list", "", "Find results in a cache: an image, or type=registry|local|s3|azblob|gha[,NAME=VALUE]"}, parseCache,
+	parsedFlag(fs, spec{"cache-from", "list", "", "Find results in a cache: an image, or type=registry|local|s3|azblob[,NAME=VALUE]"}, parseCache,
 		func(s engine.CacheSpec) { b.cacheFrom = append(b.cacheFrom, s) })
-	parsedFlag(fs, spec{"cache-to", "list", "", "Write a cache: an image, or type=registry|local|inline|s3|azblob|gha[,mode=max][,NAME=VALUE]"}, parseCache,
+	parsedFlag(fs, spec{"cache-to", "list", "", "Write a cache: an image, or type=registry|local|inline|s3|azblob[,mode=max][,NAME=VALUE]"}, parseCache,
 		func(s engine.CacheSpec) { b.cacheTo = append(b.cacheTo, s) })
 	fs.BoolVar(&b.push, "push", false, "Push the image: the same as --output type=registry")
 	fs.BoolVar(&b.load, "load", false, "Keep the image in Strata's store besides other outputs: the same as --output type=image")
