@@ -12,11 +12,6 @@ import (
 	"github.com/strata-build/strata/graph"
 )
 
-// sbomArgs steer attestations, and are no variables of a step.
-func sbomArg(k string) bool {
-	return k == "BUILDKIT_SBOM_SCAN_CONTEXT" || k == "BUILDKIT_SBOM_SCAN_STAGE"
-}
-
 // mainScope evaluates the predefined arguments and the ARGs above the first FROM.
 func (p *planner) mainScope(ctx context.Context) error {
 	p.checkDefaults()

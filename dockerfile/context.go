@@ -235,6 +235,13 @@ func (c *namedContext) ociLayout(ctx context.Context, pf graph.Platform) (found,
 		title = "[context " + c.key + "] OCI load from client"
 	}
 	op := &graph.OCILayout{Ref: name + "@" + dgst.String(), Store: name}
+	if isLayout {
+		// The digest finds the image. The store's name says nothing: for people it is called as in the Dockerfile.
+		key, _, _ := strings.Cut(c.key, "::")
+		if r, err := reference.ParseNormalizedNamed(key); err == nil {
+			op.Ref = r.Name() + "@" + dgst.String()
+		}
+	}
 	v := graph.New(op, nil, graph.On(pf), graph.Named("%s", title), graph.From(c.at...))
 	return found{edge: edge(v), cfg: res.Config, base: &image.Base{Name: op.Ref, Digest: dgst}}, nil
 }

@@ -51,7 +51,8 @@ func Plan(ctx context.Context, req Request, r Resolver) (*image.Plan, error) {
 				return err
 			}
 			plan.Targets[i] = p.finish(s)
-			return nil
+			plan.Targets[i].Scan, err = p.scans(s)
+			return err
 		})
 	}
 	err = g.Wait()

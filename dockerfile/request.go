@@ -9,6 +9,9 @@ import (
 	"github.com/strata-build/strata/image"
 )
 
+// Version is that of BuildKit's Dockerfile frontend whose language this is.
+const Version = "1.28.0"
+
 // Request is what is to be built. Only Source is needed.
 type Request struct {
 	Source   *diag.Source // the Dockerfile

@@ -2,11 +2,13 @@ package engine
 
 import (
 	"context"
+	"crypto/rand"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/dockerfile"
@@ -46,11 +48,13 @@ type build struct {
 	keepFailed bool // steps that fail leave what they have written until the build ends
 	mu         sync.Mutex
 	kept       []*op.Remains
+	id         string // unlike any other build's
+	started    time.Time
 }
 
 // newBuild starts a build. close ends it.
 func (e *Engine) newBuild(ctx context.Context, s session.Session, sink event.Sink, allow []string) *build {
-	b := &build{e: e, ctx: ctx, session: s, user: sink, allow: allow, hold: e.store.Hold(), web: e.web}
+	b := &build{e: e, ctx: ctx, session: s, user: sink, allow: allow, hold: e.store.Hold(), web: e.web, id: rand.Text(), started: time.Now()}
 	b.sink = func(ev event.Event) {
 		if w := b.made.Load(); w != nil {
 			w.done(ev)
@@ -122,7 +126,9 @@ func (e *Engine) Build(ctx context.Context, req Request, s session.Session, sink
 			return nil, err
 		}
 	}
-	said, err := j.Export(ctx, plan, Outputs{outs}, ExportOptions{Caches: to})
+	opt := req.attesting(plan)
+	opt.Caches = to
+	said, err := j.Export(ctx, plan, Outputs{outs}, opt)
 	if err != nil {
 		return nil, err
 	}

@@ -36,7 +36,8 @@ type Options struct {
 	Network        NetworkConfig
 	Devices        DeviceOptions
 	Tracer         *tracing.Tracer
-	Serves         bool // other processes can call this engine: who finds the root in use is told so
+	ProvenanceEnv  map[string]any // what provenance tells of this builder besides
+	Serves         bool           // other processes can call this engine: who finds the root in use is told so
 }
 
 // Engine builds images. It owns its state root until it is closed. Its methods may be called at the same time.

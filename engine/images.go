@@ -94,6 +94,11 @@ func (e *Engine) describe(im store.Image) ImageInfo {
 	seen := map[store.LayerID]bool{}
 	for _, p := range im.Platforms {
 		ip := ImagePlatform{Platform: p.Platform, ID: p.Config.String(), Layers: p.DiffIDs}
+		for _, d := range p.Proofs {
+			if t := d.Annotations[export.PredicateType]; t != "" {
+				ip.Attestations = append(ip.Attestations, Attestation{t, d.Digest})
+			}
+		}
 		for _, id := range p.Layers {
 			l, err := e.store.Layer(id)
 			if err != nil {

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -13,6 +14,7 @@ import (
 	"github.com/strata-build/strata/export"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/provenance"
 	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/session"
 	"github.com/strata-build/strata/solve"
@@ -39,6 +41,12 @@ type JobOptions struct {
 	// KeepFailed keeps what steps have written that fail, for Job.Failure.
 	KeepFailed bool
 }
+
+// Files is the picture of a tree's files, and FileEntry one of them.
+type (
+	Files     = tree.Files
+	FileEntry = tree.Entry
+)
 
 // ContentError is why a step has no key: what it reads of an input is not there.
 type ContentError = solve.ContentError
@@ -67,14 +75,37 @@ func (e *Engine) NewJob(ctx context.Context, opt JobOptions) *Job {
 // Close waits for what is still under way and gives up the results.
 func (j *Job) Close() { j.b.close() }
 
-// planner is a job as a Dockerfile sees it.
+// planner is a job as a Dockerfile sees it. It remembers what was read.
 type planner struct {
 	*build
 	inputs map[string]Input
+	mu     sync.Mutex
+	read   []graph.Edge
+}
+
+func (p *planner) note(e graph.Edge) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.read = append(p.read, e)
+}
+
+// Image implements dockerfile.Resolver.
+func (p *planner) Image(ctx context.Context, ref string, pf graph.Platform, mode graph.ResolveMode) (dockerfile.Resolved, error) {
+	r, err := p.build.Image(ctx, ref, pf, mode)
+	if err == nil {
+		p.note(graph.Edge{V: graph.New(&graph.Image{Ref: ref, Mode: mode}, nil, graph.On(pf))})
+	}
+	return r, err
+}
+
+// ReadFile implements dockerfile.Resolver.
+func (p *planner) ReadFile(ctx context.Context, from graph.Edge, path string, limit int64) ([]byte, error) {
+	p.note(from)
+	return p.build.ReadFile(ctx, from, path, limit)
 }
 
 // Input implements dockerfile.Resolver.
-func (p planner) Input(ctx context.Context, name string) (graph.Edge, *image.Config, error) {
+func (p *planner) Input(ctx context.Context, name string) (graph.Edge, *image.Config, error) {
 	if in, ok := p.inputs[name]; ok {
 		return in.Edge, in.Config, nil
 	}
@@ -83,7 +114,7 @@ func (p planner) Input(ctx context.Context, name string) (graph.Edge, *image.Con
 
 // Plan reads a Dockerfile, unless the request has it, and makes a graph of it. Warnings go to the job's sink too.
 func (j *Job) Plan(ctx context.Context, req dockerfile.Request, inputs map[string]Input) (*image.Plan, error) {
-	p := planner{j.b, inputs}
+	p := &planner{build: j.b, inputs: inputs}
 	req, err := dockerfile.ReadInputs(ctx, req, p)
 	if err != nil {
 		return nil, err
@@ -98,12 +129,13 @@ func (j *Job) Plan(ctx context.Context, req dockerfile.Request, inputs map[strin
 		return nil, err
 	}
 	j.b.narrow(plan)
+	plan.Read = p.read
 	return plan, nil
 }
 
 // Outline, Targets and Check answer questions about a Dockerfile instead of building it.
 func (j *Job) Outline(ctx context.Context, req dockerfile.Request, inputs map[string]Input) (*dockerfile.Outline, error) {
-	p := planner{j.b, inputs}
+	p := &planner{build: j.b, inputs: inputs}
 	req, err := dockerfile.ReadInputs(ctx, req, p)
 	if err != nil {
 		return nil, err
@@ -113,7 +145,7 @@ func (j *Job) Outline(ctx context.Context, req dockerfile.Request, inputs map[st
 
 // Targets lists the stages. See Outline.
 func (j *Job) Targets(ctx context.Context, req dockerfile.Request, inputs map[string]Input) ([]dockerfile.TargetInfo, *diag.Source, error) {
-	req, err := dockerfile.ReadInputs(ctx, req, planner{j.b, inputs})
+	req, err := dockerfile.ReadInputs(ctx, req, &planner{build: j.b, inputs: inputs})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -123,7 +155,7 @@ func (j *Job) Targets(ctx context.Context, req dockerfile.Request, inputs map[st
 
 // Check returns the warnings, and the error if there is one. See Outline.
 func (j *Job) Check(ctx context.Context, req dockerfile.Request, inputs map[string]Input) (*dockerfile.Checked, error) {
-	p := planner{j.b, inputs}
+	p := &planner{build: j.b, inputs: inputs}
 	req, err := dockerfile.ReadInputs(ctx, req, p)
 	if err != nil {
 		return nil, err
@@ -178,13 +210,22 @@ type ExportOptions struct {
 	Name  string // the frontend's name for the image, for name=*
 
 	Caches []*CacheExport // to be written, too
+
+	Provenance *provenance.Options // nil = none
+	Told       []Told              // by target; may be shorter
+	SBOM       *SBOM               // nil = none
+
+	Compatibility int // the version of BuildKit's outputs that is asked for; 0 = the current one
 }
 
 // Export solves the targets of a plan and exports them as one result. What exporters will need is made as early as possible.
 // It returns what each of them says, under BuildKit's keys.
 func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt ExportOptions) ([]map[string]string, error) {
-	plan, err := j.b.policedPlan(ctx, plan)
+	plan, err := j.b.scan(ctx, plan, opt.SBOM)
 	if err != nil {
+		return nil, err
+	}
+	if plan, err = j.b.policedPlan(ctx, plan); err != nil {
 		return nil, err
 	}
 	stop := j.b.packEarly(ctx, plan, outs.x)
@@ -192,6 +233,11 @@ func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt Ex
 	set, err := j.b.solve(ctx, plan)
 	if err != nil {
 		return nil, err
+	}
+	if opt.Provenance != nil {
+		if err := j.b.addProvenance(ctx, set, plan, &opt); err != nil {
+			return nil, err
+		}
 	}
 	set.Multi, set.Name = set.Multi || opt.Multi, opt.Name
 	env := &export.Env{Store: j.b.e.store, Packer: j.b.e.packer, Registry: j.b.web, Session: j.b.session, Events: j.b.sink}

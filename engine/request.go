@@ -6,6 +6,7 @@ import (
 
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/provenance"
 	"github.com/strata-build/strata/sandbox"
 )
 
@@ -38,6 +39,8 @@ type Request struct {
 	Annotations   []string     // [TYPE:]NAME=VALUE
 	CacheFrom     []CacheSpec  // caches elsewhere where results are looked for
 	CacheTo       []CacheSpec  // caches that are written
+	Provenance    *provenance.Options
+	SBOM          *SBOM
 }
 
 // Output asks for one export. Dest is the session's name of the destination.
@@ -71,6 +74,14 @@ type ImagePlatform struct {
 	Size     int64
 	Layers   []graph.Digest // diff_ids, bottom first
 	Config   *image.Config
+
+	Attestations []Attestation `json:",omitempty"`
+}
+
+// Attestation is a statement about an image.
+type Attestation struct {
+	PredicateType string
+	Digest        graph.Digest // of the statement, a blob of the store
 }
 
 // ImportOptions say what an imported root file system becomes. Archives that are images bring all of it themselves.

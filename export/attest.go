@@ -20,12 +20,16 @@ const (
 	proofArtifact   = "application/vnd.docker.attestation.manifest.v1+json"
 	referenceType   = "vnd.docker.reference.type"
 	referenceDigest = "vnd.docker.reference.digest"
-	predicateType   = "in-toto.io/predicate-type"
 )
+
+// PredicateType is the annotation of a statement's blob that says what it is.
+const PredicateType = "in-toto.io/predicate-type"
 
 // attested reports whether an image of the set has attestations that alone call for an index.
 func (o *packing) attested(set *Set) bool {
-	return slices.ContainsFunc(set.Images, func(im Image) bool { return len(wanted(im.Attestation, o.Inline)) > 0 })
+	return slices.ContainsFunc(set.Images, func(im Image) bool {
+		return len(wanted(im.Attestation, o.Inline)) > 0 || im.proof != nil && im.Manifest != nil && o.keeps(&im)
+	})
 }
 
 // attest adds the manifest that holds the image's attestations.
@@ -49,7 +53,7 @@ func (e *Env) attest(ctx context.Context, out *packedImage, im *Image, o *packin
 	c := image.Config{OS: "unknown", Architecture: "unknown", RootFS: image.RootFS{Type: "layers"}}
 	for _, a := range list {
 		x := bytesPiece(statementMedia, a.raw)
-		x.Annotations = map[string]string{predicateType: a.predicateType}
+		x.Annotations = map[string]string{PredicateType: a.predicateType}
 		m.Layers = append(m.Layers, x.Descriptor)
 		c.RootFS.DiffIDs = append(c.RootFS.DiffIDs, x.Digest)
 		out.proofs = append(out.proofs, x)

@@ -50,6 +50,8 @@ type Image struct {
 	rawConf  []byte
 	blobs    []image.Descriptor // the layers as pulled, if they are kept
 	diffIDs  []graph.Digest
+	proof    *image.Descriptor  // what was stated about it, as a manifest that goes along with Manifest
+	proofs   []image.Descriptor // blobs of proof
 }
 
 // Attestation is a statement about an image whose tree was made. What only becomes known when the image is exported, such as the

@@ -124,6 +124,10 @@ func (e *Env) record(ctx context.Context, set *Set, p *packed, names []string) e
 			d := x.manifest.Descriptor
 			pi.Manifest = &d
 		}
+		if x.proof != nil {
+			d := x.proof.Descriptor
+			pi.Proof, pi.Proofs = &d, descriptors(x.proofs)
+		}
 		im.Platforms = append(im.Platforms, pi)
 	}
 	if p.index != nil {

@@ -302,7 +302,15 @@ func TestIndexAnnotationsAttestations(t *testing.T) {
 	// The same image, saved from the store, is the same index.
 	got, err := s.Image(host + "/app:1")
 	if err != nil || got.Index == nil || got.Index.Digest.String() != r.Metadata["containerimage.digest"] {
-		t.Errorf("%+v, %v", got, err)
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if got.Platforms[0].Proof != nil || got.Platforms[1].Proof == nil || len(got.Platforms[1].Proofs) != 2 {
+		t.Errorf("%+v", got.Platforms)
+	}
+	env := testEnv(s, nil)
+	again, err := Push(t.Context(), env, host+"/app:1", host+"/app:2")
+	if err != nil || again.Metadata["containerimage.digest"] != r.Metadata["containerimage.digest"] {
+		t.Errorf("%+v, %v", again, err)
 	}
 }
 

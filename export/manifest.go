@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -266,18 +267,22 @@ func (e *Env) packIndex(ctx context.Context, p *packed, set *Set, o *packing) er
 	return nil
 }
 
-// indexOf reports whether an index names the manifests of exactly these images.
+// indexOf reports whether an index names the manifests of exactly these images, and what is stated about them.
 func indexOf(raw []byte, images []packedImage) bool {
 	var idx ocispec.Index
-	if json.Unmarshal(raw, &idx) != nil || len(idx.Manifests) != len(images) {
+	if json.Unmarshal(raw, &idx) != nil {
 		return false
 	}
-	for i, m := range idx.Manifests {
-		if m.Digest != images[i].manifest.Digest {
-			return false
+	var want []graph.Digest
+	for _, im := range images {
+		want = append(want, im.manifest.Digest)
+	}
+	for _, im := range images {
+		if im.proof != nil {
+			want = append(want, im.proof.Digest)
 		}
 	}
-	return true
+	return slices.EqualFunc(idx.Manifests, want, func(m image.Descriptor, d graph.Digest) bool { return m.Digest == d })
 }
 
 // blobs calls f for each blob of the set once, layers first and manifests last, so that whoever stores them in this

@@ -48,7 +48,7 @@ func FromStore(ctx context.Context, s *store.Store, name string) (*Set, error) {
 		}
 		x := Image{
 			Platform: p.Platform, Config: c, Tree: tree.NewStack(s, p.Layers), Annotations: p.Annotations,
-			Manifest: p.Manifest, rawConf: raw, blobs: p.Blobs, diffIDs: c.RootFS.DiffIDs,
+			Manifest: p.Manifest, rawConf: raw, blobs: p.Blobs, diffIDs: c.RootFS.DiffIDs, proof: p.Proof, proofs: p.Proofs,
 		}
 		if len(x.blobs) != len(x.diffIDs) {
 			x.blobs = nil
@@ -130,7 +130,25 @@ func (e *Env) existing(ctx context.Context, im *Image, o *packing) (packedImage,
 			}
 		}
 	}
-	return out, nil
+	return out, e.stored(ctx, im, o, &out)
+}
+
+// stored adds what the store keeps of the statements about an image.
+func (e *Env) stored(ctx context.Context, im *Image, o *packing, out *packedImage) error {
+	if im.proof == nil || !o.indexed {
+		return nil
+	}
+	var pieces []piece
+	for _, d := range append(slices.Clone(im.proofs), *im.proof) {
+		raw, err := e.read(ctx, d)
+		if err != nil {
+			return err
+		}
+		e.hold.Blobs(d.Digest)
+		pieces = append(pieces, piece{Descriptor: d, data: raw})
+	}
+	out.proofs, out.proof = pieces[:len(pieces)-1], &pieces[len(pieces)-1]
+	return nil
 }
 
 // packedLayers describes the layers of an image by its diff_ids; the files may not be there.

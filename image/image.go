@@ -132,5 +132,6 @@ type Base struct {
 // Plan is what a frontend makes of a request: one target per platform.
 type Plan struct {
 	Targets  []Target
+	Read     []graph.Edge // what was read to make it: the Dockerfile, images that were looked at
 	Warnings []diag.Warning
 }

@@ -20,12 +20,18 @@ import (
 // Encode writes a graph as a definition whose last op names the roots. What only Strata has is diag.Unsupported. Scratch has
 // no form as one of several roots; alone it is a definition without ops.
 func Encode(roots ...graph.Edge) (*pb.Definition, error) {
+	def, _, err := EncodeNamed(roots...)
+	return def, err
+}
+
+// EncodeNamed is Encode, and tells the digest by which the definition names each vertex.
+func EncodeNamed(roots ...graph.Edge) (*pb.Definition, map[*graph.Vertex]graph.Digest, error) {
 	if len(roots) == 0 {
-		return nil, diag.Errorf(diag.Invalid, "a build definition needs a result")
+		return nil, nil, diag.Errorf(diag.Invalid, "a build definition needs a result")
 	}
 	def := &pb.Definition{Metadata: map[string]*pb.OpMetadata{}}
 	if len(roots) == 1 && roots[0].IsScratch() {
-		return def, nil
+		return def, nil, nil
 	}
 	e := &encoder{def: def, done: map[*graph.Vertex]graph.Digest{}}
 	var err error
@@ -35,22 +41,22 @@ func Encode(roots ...graph.Edge) (*pb.Definition, error) {
 		}
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	last := &pb.Op{}
 	for _, r := range roots {
 		if r.IsScratch() {
-			return nil, diag.Errorf(diag.Unsupported, "LLB cannot name scratch among several results")
+			return nil, nil, diag.Errorf(diag.Unsupported, "LLB cannot name scratch among several results")
 		}
 		last.Inputs = append(last.Inputs, e.input(r))
 	}
 	if _, err := e.add(last, &pb.OpMetadata{}); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if len(e.at.src.Infos) > 0 {
 		def.Source = &pb.Source{Locations: e.at.src.Locations, Infos: e.at.src.Infos}
 	}
-	return def, nil
+	return def, e.done, nil
 }
 
 type encoder struct {

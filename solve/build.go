@@ -101,6 +101,28 @@ func (b *Build[R, E]) nested(edges ...graph.Edge) ([]R, error) {
 	return b.solveAll(edges)
 }
 
+// Known returns an edge's result if it is there already: nothing is run for it. The edge must be below one that was solved.
+func (b *Build[R, E]) Known(e graph.Edge) (R, bool) {
+	var none R
+	n := b.node(e.V)
+	if err := b.keyOf(n); err != nil {
+		return none, false
+	}
+	if !n.done.Load() && !n.forced() {
+		if outs, err := b.s.cache.Lookup(n.ctx, n.key); err == nil {
+			found := newShared(outs)
+			n.runOnce.Do(func() { n.res, found = found, nil; n.done.Store(true) })
+			if found != nil {
+				found.release()
+			}
+		}
+	}
+	if !n.done.Load() || e.Out >= len(n.res.outs) {
+		return none, false
+	}
+	return n.res.outs[e.Out], true
+}
+
 // Key returns the cache key of an edge's vertex.
 func (b *Build[R, E]) Key(e graph.Edge) (graph.Digest, error) {
 	n := b.node(e.V)

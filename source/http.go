@@ -56,6 +56,18 @@ func (h *HTTP) Pin(ctx context.Context, op *graph.HTTP, vertex graph.Digest) (gr
 	return digest.FromString(d.Digest.String() + "\n" + d.name(op) + "\n" + d.time(op).UTC().Format(time.RFC3339)), nil
 }
 
+// Digest returns the digest of the file's content, for provenance.
+func (h *HTTP) Digest(ctx context.Context, op *graph.HTTP, vertex graph.Digest) (graph.Digest, error) {
+	if op.Checksum != "" {
+		return op.Checksum, nil
+	}
+	d, err := h.get(ctx, op, vertex)
+	if err != nil {
+		return "", err
+	}
+	return d.Digest, nil
+}
+
 // Fetch makes a layer of one file. The draft is not committed.
 func (h *HTTP) Fetch(ctx context.Context, op *graph.HTTP, vertex graph.Digest) (*tree.Stack, error) {
 	if err := checkName(op.Filename); err != nil {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/json"
+	"slices"
 	"strconv"
 	"time"
 
@@ -53,6 +54,8 @@ type PlatformImage struct {
 	Blobs       []image.Descriptor // the layers as pulled, bottom first; empty if they are not kept
 	Manifest    *image.Descriptor  // nil if there is none as a blob
 	Annotations map[string]string
+	Proof       *image.Descriptor  // the manifest of what is stated about the image; nil if nothing is
+	Proofs      []image.Descriptor // blobs that Proof names
 }
 
 // blobs calls f for every blob that the image names.
@@ -67,7 +70,10 @@ func (im *Image) blobs(f func(graph.Digest)) {
 		if p.Manifest != nil {
 			f(p.Manifest.Digest)
 		}
-		for _, b := range p.Blobs {
+		if p.Proof != nil {
+			f(p.Proof.Digest)
+		}
+		for _, b := range slices.Concat(p.Blobs, p.Proofs) {
 			f(b.Digest)
 		}
 	}

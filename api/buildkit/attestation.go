@@ -92,7 +92,7 @@ func (b *bridge) encodeProofs(r *result) (map[string]*gateway.Attestations, erro
 	for id, list := range r.proofs {
 		all := &gateway.Attestations{}
 		for _, p := range list {
-			a, err := encodeProof(p)
+			a, err := b.encodeProof(p)
 			if err != nil {
 				return nil, err
 			}
@@ -103,8 +103,8 @@ func (b *bridge) encodeProofs(r *result) (map[string]*gateway.Attestations, erro
 	return out, nil
 }
 
-func encodeProof(p proof) (*gateway.Attestation, error) {
-	r, err := wireRef(p.ref)
+func (b *bridge) encodeProof(p proof) (*gateway.Attestation, error) {
+	r, err := b.wireRef(p.ref)
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/llb"
 	"github.com/strata-build/strata/policy"
+	"github.com/strata-build/strata/provenance"
 	"github.com/strata-build/strata/session/remote"
 )
 
@@ -31,6 +32,8 @@ type bridge struct {
 	session *remote.Session           // nil = no client
 	inputs  map[string]*pb.Definition // of the frontend
 	policy  *policy.Policy            // of sources; nil = all may be used
+	root    *provenance.Request       // what the user asked for
+	top     *scope                    // of what the client's own code does
 
 	mu       sync.Mutex
 	refs     map[string]*ref
@@ -39,6 +42,7 @@ type bridge struct {
 	boxes    map[string]*box               // containers, by their ids
 	making   sync.WaitGroup                // containers that are being made
 	ended    bool
+	forget   []func() // ends what is remembered of the references
 	returned chan returned
 }
 
@@ -46,6 +50,7 @@ type bridge struct {
 type ref struct {
 	id     string
 	target image.Target // Root; for what a Dockerfile makes, also the image around it
+	scope  *scope       // that it was made in; nil = the top one
 }
 
 type returned struct {
@@ -58,7 +63,7 @@ const maxRefs = 100_000
 
 func newBridge(ctx context.Context, s *Server, job *engine.Job, j *journal, sess *remote.Session) *bridge {
 	b := &bridge{
-		s: s, job: job, journal: j, session: sess, refs: map[string]*ref{}, vertices: map[graph.Digest]graph.Digest{},
+		s: s, job: job, journal: j, session: sess, top: &scope{}, refs: map[string]*ref{}, vertices: map[graph.Digest]graph.Digest{},
 		left: map[string]engine.Tree{}, boxes: map[string]*box{}, returned: make(chan returned, 1),
 	}
 	b.ctx, b.cancel = context.WithCancel(ctx)
@@ -69,6 +74,10 @@ func newBridge(ctx context.Context, s *Server, job *engine.Job, j *journal, sess
 func (b *bridge) end() {
 	b.mu.Lock()
 	b.ended = true
+	for _, f := range b.forget {
+		f()
+	}
+	b.forget = nil
 	b.mu.Unlock()
 	b.cancel()
 	b.making.Wait()
@@ -170,8 +179,12 @@ func (b *bridge) solve(ctx context.Context, req *gateway.SolveRequest) (*result,
 	default:
 		return &result{meta: map[string][]byte{}}, nil
 	}
-	if err != nil || !req.Evaluate {
-		return res, err
+	if err != nil {
+		return nil, err
+	}
+	b.scope(ctx).keep(res)
+	if !req.Evaluate {
+		return res, nil
 	}
 	var edges []graph.Edge
 	for _, r := range res.all() {
@@ -182,9 +195,14 @@ func (b *bridge) solve(ctx context.Context, req *gateway.SolveRequest) (*result,
 
 // frontend runs a frontend of this program.
 func (b *bridge) frontend(ctx context.Context, name string, attrs map[string]string, inputs map[string]*pb.Definition) (*result, error) {
+	ctx, sc := b.enter(ctx, name, attrs, inputs)
 	switch name {
 	case "dockerfile.v0":
-		return b.dockerfile(ctx, attrs, inputs)
+		res, err := b.dockerfile(ctx, attrs, inputs)
+		if err == nil {
+			sc.keep(res)
+		}
+		return res, err
 	case "gateway.v0":
 		return nil, unsupported("frontends in images (gateway.v0) are not supported yet")
 	}

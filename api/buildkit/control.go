@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/dockerfile"
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/session/remote"
 )
@@ -24,7 +25,7 @@ import (
 const protocol = "v0.34.1"
 
 func (s *Server) version() *apitypes.BuildkitVersion {
-	return &apitypes.BuildkitVersion{Package: "github.com/strata-build/strata", Version: protocol, Revision: s.opt.Version}
+	return &apitypes.BuildkitVersion{Package: "github.com/strata-build/strata", Version: protocol, Revision: s.opt.Version, DockerfileVersion: dockerfile.Version}
 }
 
 // Info tells the version.

@@ -52,6 +52,7 @@ func (b *bridge) dockerfile(ctx context.Context, attrs map[string]string, defs m
 	if err != nil {
 		return nil, err
 	}
+	b.scope(ctx).note(plan.Read...)
 	return b.fromPlan(plan, multi(attrs, len(req.Platforms)))
 }
 

@@ -14,8 +14,8 @@ import (
 	control "github.com/moby/buildkit/api/services/control"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/graph"
-	"github.com/strata-build/strata/tree"
 )
 
 // Solve makes references of a definition or with a frontend.
@@ -125,7 +125,7 @@ func (g bridgeServer) ReadFile(ctx context.Context, req *gateway.ReadFileRequest
 	return &gateway.ReadFileResponse{Data: data}, b.missing("open", req.FilePath, err)
 }
 
-func readRange(files *tree.Files, p string, offset, length int64) ([]byte, error) {
+func readRange(files *engine.Files, p string, offset, length int64) ([]byte, error) {
 	f, err := files.OpenFile(p)
 	if err != nil {
 		return nil, err
@@ -191,7 +191,7 @@ func (g bridgeServer) StatFile(ctx context.Context, req *gateway.StatFileRequest
 	return &gateway.StatFileResponse{Stat: stat(&e, path.Base(path.Clean("/"+req.Path)))}, nil
 }
 
-func (g bridgeServer) files(ctx context.Context, id string) (*bridge, *tree.Files, error) {
+func (g bridgeServer) files(ctx context.Context, id string) (*bridge, *engine.Files, error) {
 	b, err := g.bridgeOf(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -213,7 +213,7 @@ func (b *bridge) missing(op, p string, err error) error {
 }
 
 // stat is a file as the transfer protocol describes it: the mode is Go's.
-func stat(e *tree.Entry, name string) *types.Stat {
+func stat(e *engine.FileEntry, name string) *types.Stat {
 	st := &types.Stat{Path: name, Mode: uint32(goMode(e.Mode)), Uid: e.UID, Gid: e.GID, ModTime: e.MTime, Linkname: e.Link}
 	if e.IsRegular() {
 		st.Size = e.Size

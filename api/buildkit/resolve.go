@@ -103,6 +103,9 @@ func (b *bridge) sourceMeta(ctx context.Context, req *gateway.ResolveSourceMetaR
 	if err != nil {
 		return nil, err
 	}
+	if out.Image != nil {
+		b.scope(ctx).note(graph.Edge{V: graph.New(op, nil, graph.On(p))})
+	}
 	return out, nil
 }
 

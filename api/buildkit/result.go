@@ -62,7 +62,7 @@ func (b *bridge) encode(r *result) (*gateway.Result, error) {
 	out := &gateway.Result{Metadata: r.meta}
 	switch {
 	case r.single != nil:
-		x, err := wireRef(r.single)
+		x, err := b.wireRef(r.single)
 		if err != nil {
 			return nil, err
 		}
@@ -70,7 +70,7 @@ func (b *bridge) encode(r *result) (*gateway.Result, error) {
 	case r.many != nil:
 		refs := map[string]*gateway.Ref{}
 		for k, v := range r.many {
-			x, err := wireRef(v)
+			x, err := b.wireRef(v)
 			if err != nil {
 				return nil, err
 			}
@@ -83,7 +83,7 @@ func (b *bridge) encode(r *result) (*gateway.Result, error) {
 	return out, err
 }
 
-func wireRef(r *ref) (*gateway.Ref, error) {
+func (b *bridge) wireRef(r *ref) (*gateway.Ref, error) {
 	if r.target.Root.IsScratch() {
 		return &gateway.Ref{Id: r.id}, nil
 	}
@@ -91,7 +91,15 @@ func wireRef(r *ref) (*gateway.Ref, error) {
 	if diag.KindOf(err) == diag.Unsupported {
 		return &gateway.Ref{Id: r.id}, nil // a step of Strata's own: it can be used here only
 	}
-	return &gateway.Ref{Id: r.id, Def: def}, err
+	if err != nil {
+		return nil, err
+	}
+	if forget := b.s.producers.add(r, def); forget != nil {
+		b.mu.Lock()
+		b.forget = append(b.forget, forget)
+		b.mu.Unlock()
+	}
+	return &gateway.Ref{Id: r.id, Def: def}, nil
 }
 
 // decode is a result from the wire.
@@ -169,6 +177,7 @@ func (b *bridge) plan(r *result) (*image.Plan, engine.ExportOptions, error) {
 			p = ps.Platforms[0]
 		}
 		t, err := target(single, p, r)
+		opt.Told = append(opt.Told, b.told(single, r))
 		return &image.Plan{Targets: []image.Target{t}}, opt, err
 	}
 	if len(ps.Platforms) == 0 && len(r.many) > 0 {
@@ -185,6 +194,7 @@ func (b *bridge) plan(r *result) (*image.Plan, engine.ExportOptions, error) {
 			return nil, opt, err
 		}
 		plan.Targets = append(plan.Targets, t)
+		opt.Told = append(opt.Told, b.told(x, r))
 	}
 	return plan, opt, nil
 }

@@ -42,14 +42,15 @@ type Options struct {
 type Server struct {
 	control.UnimplementedControlServer
 
-	e        *engine.Engine
-	opt      Options
-	id       string // of the worker
-	sessions *remote.Manager
-	builds   builds
-	history  *pastBuilds
-	conns    atomic.Int64
-	stopping context.Context // ends when the server is to end
+	e         *engine.Engine
+	opt       Options
+	id        string // of the worker
+	sessions  *remote.Manager
+	builds    builds
+	producers producers
+	history   *pastBuilds
+	conns     atomic.Int64
+	stopping  context.Context // ends when the server is to end
 }
 
 // New makes a server. Directories of clients are kept below the engine's root.

@@ -103,6 +103,10 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 		return nil, err
 	}
 	use := engine.JobOptions{Sink: event.Sink(b.journal.take), Allow: allow, KeepFailed: true}
+	wanted, err := attests(req)
+	if err != nil {
+		return nil, err
+	}
 	var local *remote.Session
 	if req.Session != "" {
 		if local, err = s.sessions.Open(ctx, req.Session, peerOf(ctx)); err != nil {
@@ -127,6 +131,7 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 	br = newBridge(ctx, s, job, b.journal, local)
 	br.inputs, br.policy = req.FrontendInputs, pol
 	br.importCaches(controlSpecs(req.GetCache().GetImports())...)
+	br.root = s.producers.asked(req.Frontend, req.FrontendAttrs, req.FrontendInputs)
 	b.bridge, ready = br, true
 	close(b.ready)
 	defer br.end()
@@ -144,6 +149,7 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 			return nil, err
 		}
 	}
+	opt.Provenance, opt.SBOM, opt.Compatibility = wanted.Provenance, wanted.SBOM, wanted.Compatibility
 	said, err := job.Export(ctx, plan, outs, opt)
 	if err != nil {
 		return nil, err

@@ -56,6 +56,7 @@ func newBuild(c *cli) *cobra.Command {
 	fs := cmd.Flags()
 	b.sourceFlags(fs)
 	b.imageFlags(fs)
+	b.attestFlags(fs)
 	b.accessFlags(fs)
 	b.limitFlags(fs)
 	b.resultFlags(fs)

@@ -31,6 +31,7 @@ type serving struct {
 	net          netConfig
 	devices      engine.DeviceOptions
 	asBuildKit   bool
+	provenance   string // directory of what provenance tells of this builder
 }
 
 func newServe(c *cli) *cobra.Command {
@@ -64,6 +65,7 @@ func newServe(c *cli) *cobra.Command {
 	fs.Bool("version", false, "Print the version")
 	_ = fs.MarkHidden("as-buildkitd") // these fail for unknown flags only
 	_ = fs.MarkHidden("version")
+	fs.StringVar(&v.provenance, "provenance-env-dir", "", "Directory of JSON files with what provenance tells of this builder (default /etc/buildkit/provenance.d)")
 	networkFlags(fs, &v.net, &v.devices)
 	foreignFlags(fs)
 	return cmd
@@ -75,7 +77,6 @@ var foreign = map[string]string{
 	"oci-worker-snapshotter": "layers are always stacked with overlayfs", "oci-worker-platform": "",
 	"oci-worker-gc-keepstorage": "use --gc-bytes", "oci-worker-rootless": "", "rootless": "", "otel-socket-path": "", "save-cache-debug": "",
 	"oci-worker-no-process-sandbox": "steps keep a process namespace of their own",
-	"provenance-env-dir":            "",
 	"oci-worker-binary":             "use --runtime", "oci-worker-proxy-snapshotter-path": "", "oci-worker-apparmor-profile": "", "oci-worker-selinux": "",
 }
 
@@ -125,6 +126,9 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 		return err
 	}
 	opt.Serves, opt.MaxParallel, opt.Log, opt.Devices = true, v.parallel, log, v.devices
+	if opt.ProvenanceEnv, err = builderFacts(v.provenance); err != nil {
+		return err
+	}
 	if opt.Network, err = v.net.network(conf.DNS); err != nil {
 		return err
 	}

@@ -42,11 +42,12 @@ type serveConfig struct {
 	DNS     dnsConfig      `toml:"dns"`
 	History *historyConfig `toml:"history"`
 
-	Log        any `toml:"log"`
-	OTEL       any `toml:"otel"`
-	Frontend   any `toml:"frontend"`
-	System     any `toml:"system"`
-	Provenance any `toml:"provenanceEnvDir"`
+	Provenance string `toml:"provenanceEnvDir"`
+
+	Log      any `toml:"log"`
+	OTEL     any `toml:"otel"`
+	Frontend any `toml:"frontend"`
+	System   any `toml:"system"`
 }
 
 type ociWorker struct {
@@ -110,7 +111,7 @@ func (c *serveConfig) unused() map[string]any {
 	o := &c.Worker.OCI
 	return map[string]any{
 		"grpc.uid": c.GRPC.UID, "grpc.gid": c.GRPC.GID, "grpc.debugAddress": c.GRPC.Debug, "otel": c.OTEL,
-		"frontend": c.Frontend, "system": c.System, "provenanceEnvDir": c.Provenance,
+		"frontend": c.Frontend, "system": c.System,
 		"worker.oci.gcpolicy": o.GCPolicy, "worker.oci.gckeepstorage": o.KeepStorage, "worker.oci.reservedSpace": o.Reserved,
 		"worker.oci.maxUsedSpace": o.MaxUsed, "worker.oci.minFreeSpace": o.MinFree, "worker.oci.snapshotter": o.Snapshotter,
 		"worker.oci.platforms": o.Platforms, "worker.oci.bridgeName": o.Bridge,
@@ -138,6 +139,9 @@ func (c *serveConfig) apply(cli *cli, v *serving, fs *pflag.FlagSet) {
 		v.labels = append(v.labels, k+"="+val)
 	}
 	v.net, v.devices = c.Worker.OCI.over(v.net), c.CDI.options(v.devices)
+	if v.provenance == "" {
+		v.provenance = c.Provenance
+	}
 	if v.parallel == 0 {
 		v.parallel = c.Worker.OCI.Parallel
 	}
