@@ -61,9 +61,10 @@ type returned struct {
 // maxRefs bounds how many references one build may hold.
 const maxRefs = 100_000
 
+// newBridge makes the bridge of a build, or, with the context of a request to a frontend, that of a frontend which runs elsewhere.
 func newBridge(ctx context.Context, s *Server, job *engine.Job, j *journal, sess *remote.Session) *bridge {
 	b := &bridge{
-		s: s, job: job, journal: j, session: sess, top: &scope{}, refs: map[string]*ref{}, vertices: map[graph.Digest]graph.Digest{},
+		s: s, job: job, journal: j, session: sess, top: scopeOf(ctx), refs: map[string]*ref{}, vertices: map[graph.Digest]graph.Digest{},
 		left: map[string]engine.Tree{}, boxes: map[string]*box{}, returned: make(chan returned, 1),
 	}
 	b.ctx, b.cancel = context.WithCancel(ctx)

@@ -18,7 +18,6 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/llb"
-	"github.com/strata-build/strata/tree"
 )
 
 // box is a container of a frontend, in which it runs processes.
@@ -271,7 +270,7 @@ func statOf(f *os.File, name string) (*types.Stat, error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return nil, os.NewSyscallError("stat", err)
 	}
-	e := tree.Entry{Mode: st.Mode, UID: st.Uid, GID: st.Gid, Size: st.Size, MTime: st.Mtim.Nano(), Rdev: st.Rdev}
+	e := engine.FileEntry{Mode: st.Mode, UID: st.Uid, GID: st.Gid, Size: st.Size, MTime: st.Mtim.Nano(), Rdev: st.Rdev}
 	if e.Mode&unix.S_IFMT == unix.S_IFLNK {
 		buf := make([]byte, unix.PathMax)
 		n, err := unix.Readlinkat(int(f.Fd()), "", buf)
