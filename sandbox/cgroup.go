@@ -156,6 +156,11 @@ func removeGroup(dir string) error {
 	return err
 }
 
+// empty reports whether no process is in a group, nor below it.
+func (c *cgroups) empty(group string) bool {
+	return len(c.roots) > 0 && len(pids(filepath.Join(c.roots[0], group))) == 0 // a process is in all hierarchies
+}
+
 // oomKilled reports whether the kernel killed a process of the group for lack of memory.
 func (c *cgroups) oomKilled(group string) bool {
 	root := c.controllers["memory"]

@@ -5,22 +5,20 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
+	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
-
-	"github.com/strata-build/strata/sandbox/bpf"
 )
 
 // joinable is a control group that a process is about to start in.
 type joinable struct {
-	tasks []*os.File // of the hierarchies of version 1
-	v2    *os.File   // the directory in the hierarchy of version 2; nil = there is none
+	// Of the hierarchies of version 1. A process that moves its only thread, not itself, spares the kernel a lock that all
+	// forks of the machine have to let go of.
+	tasks []*os.File
+	v2    *os.File // the directory in the hierarchy of version 2; nil = there is none
 }
 
 func (j *joinable) close() {
@@ -140,7 +138,32 @@ func deviceRule(d specs.LinuxDeviceCgroup) string {
 }
 
 // create makes a group with limits in all hierarchies. Where a hierarchy cannot be written to, it must not be needed.
-func (c *cgroups) create(group string, r *specs.LinuxResources, p *devicePrograms) (_ *joinable, err error) {
+func (c *cgroups) create(group string, r *specs.LinuxResources, p *devicePrograms) error {
+	settings := c.settings(r)
+	for _, root := range c.roots {
+		if err := c.makeDir(root, group); err != nil {
+			if c.needed(root, settings) {
+				return err
+			}
+			continue
+		}
+		for _, s := range settings {
+			if c.controllers[s.controller] != root {
+				continue
+			}
+			if err := writeSetting(filepath.Join(root, group, s.file), s.value); err != nil {
+				return err
+			}
+		}
+	}
+	if c.unified {
+		return p.attach(filepath.Join(c.v2, group), r.Devices)
+	}
+	return nil
+}
+
+// open prepares for a process to start in a group that create made.
+func (c *cgroups) open(group string, r *specs.LinuxResources) (_ *joinable, err error) {
 	j := &joinable{}
 	defer func() {
 		if err != nil {
@@ -149,36 +172,22 @@ func (c *cgroups) create(group string, r *specs.LinuxResources, p *deviceProgram
 	}()
 	settings := c.settings(r)
 	for _, root := range c.roots {
-		dir := filepath.Join(root, group)
-		if err := c.makeDir(root, group); err != nil {
-			if c.needed(root, settings) {
-				return nil, err
-			}
-			continue
-		}
-		for _, s := range settings {
-			if c.controllers[s.controller] != root {
-				continue
-			}
-			if err := writeSetting(filepath.Join(dir, s.file), s.value); err != nil {
-				return nil, err
-			}
-		}
+		dir, name, flags := filepath.Join(root, group), "tasks", unix.O_WRONLY
 		if root == c.v2 {
-			if j.v2, err = os.OpenFile(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
-				return nil, err
-			}
+			name, flags = "", unix.O_RDONLY|unix.O_DIRECTORY
+		}
+		f, err := os.OpenFile(filepath.Join(dir, name), flags, 0)
+		if errors.Is(err, unix.ENOENT) && !c.needed(root, settings) {
 			continue
 		}
-		// A process that moves its only thread spares the kernel a lock that all forks of the machine have to let go of.
-		f, err := os.OpenFile(filepath.Join(dir, "tasks"), unix.O_WRONLY, 0)
 		if err != nil {
 			return nil, err
 		}
-		j.tasks = append(j.tasks, f)
-	}
-	if c.unified {
-		return j, p.attach(j.v2, r.Devices)
+		if root == c.v2 {
+			j.v2 = f
+		} else {
+			j.tasks = append(j.tasks, f)
+		}
 	}
 	return j, nil
 }
@@ -209,11 +218,7 @@ func (c *cgroups) makeDir(root, group string) error {
 	for name := range strings.SplitSeq(strings.Trim(group, "/"), "/") {
 		here := filepath.Join(above, name)
 		if c.unified {
-			for _, controller := range []string{"cpu", "cpuset", "memory", "pids"} {
-				if c.has(controller) {
-					_ = os.WriteFile(filepath.Join(above, "cgroup.subtree_control"), []byte("+"+controller), 0) // limits tell
-				}
-			}
+			c.passOn(above)
 		}
 		if err := unix.Mkdir(here, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
 			return &os.PathError{Op: "mkdir", Path: here, Err: err}
@@ -226,6 +231,17 @@ func (c *cgroups) makeDir(root, group string) error {
 		above = here
 	}
 	return nil
+}
+
+// passOn has a group of version 2 give its controllers to those below it. What cannot be passed on is missed when a limit is set.
+func (c *cgroups) passOn(dir string) {
+	file := filepath.Join(dir, "cgroup.subtree_control")
+	have, _ := os.ReadFile(file)
+	for _, controller := range []string{"cpu", "cpuset", "memory", "pids"} {
+		if c.has(controller) && !slices.Contains(strings.Fields(string(have)), controller) {
+			_ = writeSetting(file, "+"+controller)
+		}
+	}
 }
 
 // inheritCPUs fills a group of the cpuset controller, unless it is filled: it may have been made just now for another step.
@@ -255,65 +271,4 @@ func writeSetting(file, value string) error {
 		return &os.PathError{Op: "write " + strings.TrimSpace(value) + " to", Path: file, Err: err}
 	}
 	return nil
-}
-
-// devicePrograms are the filters of devices that the kernel has by now.
-type devicePrograms struct {
-	mu     sync.Mutex
-	loaded map[string]int // descriptors, by the instructions
-}
-
-// attach has the kernel ask a filter for each access to a device by a group of version 2.
-func (p *devicePrograms) attach(group *os.File, rules []specs.LinuxDeviceCgroup) error {
-	if len(rules) == 0 || rules[0].Allow {
-		return nil // as without
-	}
-	insns, err := bpf.Devices(rules)
-	if err != nil {
-		return err
-	}
-	prog, err := p.load(insns)
-	if err != nil {
-		return fmt.Errorf("load the filter of devices: %w", err)
-	}
-	attr := struct{ target, prog, kind, flags uint32 }{uint32(group.Fd()), uint32(prog), unix.BPF_CGROUP_DEVICE, unix.BPF_F_ALLOW_MULTI}
-	if _, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_ATTACH, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr)); errno != 0 {
-		return fmt.Errorf("attach the filter of devices: %w", errno)
-	}
-	return nil
-}
-
-func (p *devicePrograms) load(insns []bpf.Insn) (int, error) {
-	raw := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(insns))), len(insns)*int(unsafe.Sizeof(bpf.Insn{})))
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if fd, ok := p.loaded[string(raw)]; ok {
-		return fd, nil
-	}
-	license := []byte("Apache-2.0\x00")
-	attr := struct {
-		kind, count    uint32
-		insns, license uintptr
-	}{unix.BPF_PROG_TYPE_CGROUP_DEVICE, uint32(len(insns)), uintptr(unsafe.Pointer(&insns[0])), uintptr(unsafe.Pointer(&license[0]))}
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
-	runtime.KeepAlive(insns)
-	runtime.KeepAlive(license)
-	if errno != 0 {
-		return 0, errno
-	}
-	if p.loaded == nil {
-		p.loaded = map[string]int{}
-	}
-	p.loaded[string(raw)] = int(fd)
-	return int(fd), nil
-}
-
-// close forgets the filters. Groups that they are attached to keep them.
-func (p *devicePrograms) close() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, fd := range p.loaded {
-		unix.Close(fd)
-	}
-	p.loaded = nil
 }

@@ -25,8 +25,10 @@ import (
 // native runs containers with system calls of this process. It takes the same configuration as an OCI runtime, and does the
 // same with it, or refuses it; see docs/adr/009-built-in-runtime.md.
 type native struct {
+	owner   string
 	self    *os.File // this process, whose namespaces threads go back to
 	devices devicePrograms
+	groups  groupPool
 
 	mu      sync.Mutex
 	profile *specs.LinuxSeccomp // the last one that was compiled
@@ -34,7 +36,7 @@ type native struct {
 }
 
 // newNative makes the built-in runtime, or says what this machine lacks for it.
-func newNative() (*native, error) {
+func newNative(owner string) (*native, error) {
 	if !spawn.Available() {
 		return nil, errors.New("the kernel has no clone3")
 	}
@@ -50,12 +52,12 @@ func newNative() (*native, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("pidfd_open", err)
 	}
-	return &native{self: os.NewFile(uintptr(fd), "self")}, nil
+	return &native{owner: owner, self: os.NewFile(uintptr(fd), "self")}, nil
 }
 
 // BuiltIn reports, by an error, why this machine cannot use the built-in runtime.
 func BuiltIn() error {
-	n, err := newNative()
+	n, err := newNative("")
 	if err == nil {
 		n.close()
 	}
@@ -164,7 +166,7 @@ func (n *native) compile(p *specs.LinuxSeccomp) ([]unix.SockFilter, error) {
 
 // run runs the container of a configuration that it accepts.
 func (n *native) run(ctx context.Context, c *container, s *specs.Spec) (*Exit, error) {
-	group, err := c.cgroups.create(c.cgroup, s.Linux.Resources, &n.devices)
+	group, err := n.enter(c, s)
 	if err != nil {
 		_ = c.cgroups.remove(c.cgroup)
 		return nil, diag.Errorf(diag.Unavailable, "cannot make the control group of the step: %w", err)
@@ -184,7 +186,7 @@ func (n *native) run(ctx context.Context, c *container, s *specs.Spec) (*Exit, e
 	}
 	group.close()
 	oom := c.cgroups.oomKilled(c.cgroup)
-	if err := c.cgroups.remove(c.cgroup); err != nil && ctx.Err() == nil {
+	if err := n.leave(c, s, end.err == nil && !oom && ctx.Err() == nil); err != nil && ctx.Err() == nil {
 		return nil, diag.Errorf(diag.Internal, "cannot clean up after the step: %w", err)
 	}
 	switch {

@@ -106,6 +106,9 @@ func testDeviceRules(t *testing.T, b *box) {
 		return
 	}
 	before := b.host.cgroups
+	if err := before.remove(b.native.groups.get()); err != nil { // it has no program of version 2
+		t.Fatal(err)
+	}
 	b.host.cgroups = &cgroups{unified: true, roots: []string{v2}, v2: v2, controllers: map[string]string{"devices": v2}}
 	check("version 2")
 	out, _ := b.sh(t, "cat /proc/self/cgroup | grep ^0; ls /sys/fs/cgroup; touch /sys/fs/cgroup/x 2>&1", nil)
@@ -113,7 +116,7 @@ func testDeviceRules(t *testing.T, b *box) {
 		t.Errorf("%q", out)
 	}
 	noLeaks(t, b)
-	if err := b.host.cgroups.remove("/" + cgroupName(b.owner)); err != nil {
+	if err := b.host.cgroups.remove(b.native.groups.get()); err != nil {
 		t.Error(err)
 	}
 	b.host.cgroups = before

@@ -23,7 +23,7 @@ for f in /proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger; do touch $f
 echo "# cgroup"; cat /proc/self/cgroup
 echo "# fds"; ls -A /proc/1/fd; stat -Lc '%F %U %a' /proc/1/fd/0 /proc/1/fd/1 /proc/1/fd/2
 echo "# misc"; env; pwd; umask; id; hostname; cat /proc/1/oom_score_adj; cat /proc/1/cmdline; cut -d' ' -f 4-8 /proc/1/stat
-ip -o addr; ls -ld / /proc /sys /dev /tmp
+ip -o addr show lo; ls -ld / /proc /sys /dev /tmp
 keyctl show 2>/dev/null
 `
 

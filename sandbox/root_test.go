@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -118,8 +119,12 @@ func noLeaks(t testing.TB, b *box) {
 		t.Errorf("containers left: %v", left)
 	}
 	for _, r := range b.host.cgroups.roots {
-		if left, _ := filepath.Glob(filepath.Join(r, cgroupName(b.owner), "*", "cgroup.procs")); len(left) > 0 {
-			t.Errorf("control groups left: %v", left)
+		left, _ := filepath.Glob(filepath.Join(r, cgroupName(b.owner), "*", "cgroup.procs"))
+		for _, l := range left {
+			idle := b.native != nil && slices.Contains(b.native.groups.idle, "/"+filepath.Join(cgroupName(b.owner), filepath.Base(filepath.Dir(l))))
+			if procs, _ := os.ReadFile(l); !idle || len(procs) > 0 {
+				t.Errorf("control group left: %s %q", l, procs)
+			}
 		}
 	}
 	procs, _ := filepath.Glob("/proc/[0-9]*/mountinfo")

@@ -176,7 +176,7 @@ func (s *Sandbox) find() error {
 		s.log.Warn("this kernel has no seccomp: build steps run without a system call filter")
 	}
 	if !s.forced {
-		if s.native, err = newNative(); err != nil {
+		if s.native, err = newNative(s.owner); err != nil {
 			s.log.Info("build steps cannot use the built-in container runtime", "reason", err)
 		}
 	}
