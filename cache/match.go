@@ -18,6 +18,8 @@ import (
 // Matcher finds results in the caches that a build imports. It is safe for concurrent use.
 type Matcher struct {
 	ctx  context.Context // of the build
+	stop context.CancelFunc
+	wg   sync.WaitGroup // preloads
 	keys *Keys
 	env  Env
 	// unpack brings a chain into the store.
@@ -37,9 +39,10 @@ type source struct {
 	ix   *index // nil = it cannot be read
 }
 
-// NewMatcher returns a matcher without caches.
+// NewMatcher returns a matcher without caches. The caller closes it.
 func NewMatcher(ctx context.Context, keys *Keys, env Env, unpack func(context.Context, *graph.Vertex, []Layer) (tree.Tree, error)) *Matcher {
-	return &Matcher{ctx: ctx, keys: keys, env: env, unpack: unpack}
+	ctx, stop := context.WithCancel(ctx)
+	return &Matcher{ctx: ctx, stop: stop, keys: keys, env: env, unpack: unpack}
 }
 
 // Add imports a cache, after those that are there. It fails only if there are no such caches.
@@ -59,8 +62,14 @@ func (m *Matcher) Add(s Spec) error {
 // Preload begins to read the caches.
 func (m *Matcher) Preload() {
 	for _, s := range m.sources() {
-		go s.index(m)
+		m.wg.Go(func() { s.index(m) })
 	}
+}
+
+// Close ends what is still being read. No method may be called after it.
+func (m *Matcher) Close() {
+	m.stop()
+	m.wg.Wait()
 }
 
 func (m *Matcher) sources() []*source {
@@ -78,7 +87,9 @@ func (s *source) index(m *Matcher) *index {
 		sink.Emit(event.Event{Kind: event.Started, Vertex: v, Time: time.Now()})
 		ix, err := s.load(m.ctx)
 		done := event.Event{Kind: event.Done, Vertex: v}
-		if err != nil {
+		if m.ctx.Err() != nil {
+			done.Cached = true // it was not needed
+		} else if err != nil {
 			done.Error = err.Error()
 			sink.Emit(event.Event{Kind: event.Message, Time: time.Now(), Text: "the cache " + s.id + " is not used: " + err.Error()})
 		}

@@ -65,6 +65,9 @@ func (c *caches) solved() {
 func (c *caches) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.matcher != nil {
+		c.matcher.Close()
+	}
 	for _, t := range c.trees {
 		t.Release()
 	}
