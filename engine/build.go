@@ -41,6 +41,8 @@ type build struct {
 	http    *source.HTTP
 	work    *solve.Build[tree.Tree, *build]
 	made    atomic.Pointer[early] // who is told of steps that ran
+	renewed sync.Map              // the keys of cache mounts that have begun anew
+	repeats bool                  // the build repeats another one, and leaves its cache mounts alone
 	caches  *caches               // elsewhere
 	policy  SourcePolicy          // nil = every source may be used
 	policed policed
@@ -90,6 +92,18 @@ func (b *build) keep(r *op.Remains) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.kept = append(b.kept, r)
+}
+
+// renews says which cache mounts of a step begin anew: those of a step that runs without the cache, once in a build, since its
+// steps may share a mount.
+func (b *build) renews(v *graph.Vertex) func(key string) bool {
+	if !v.NoCache || b.repeats {
+		return nil
+	}
+	return func(key string) bool {
+		_, done := b.renewed.LoadOrStore(key, true)
+		return !done
+	}
 }
 
 // Build builds what a Dockerfile says and exports it.

@@ -236,7 +236,7 @@ func (e *Engine) verifyOutput(ctx context.Context, b *build, d dockerfile.Reques
 	b.user.Emit(event.Event{Kind: event.Message, Text: "verifying the output: the steps that make layers run again, without input"})
 	again := e.NewJob(ctx, JobOptions{Session: b.session, Sink: anew(b.user), Allow: b.allow, Policy: b.policy})
 	defer again.Close()
-	again.b.request = b.request
+	again.b.request, again.b.repeats = b.request, true
 	d.Rerun = true
 	second, err := again.Plan(ctx, d, nil)
 	if err != nil {

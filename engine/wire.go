@@ -150,6 +150,7 @@ func (r runner) run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 	case *graph.Exec:
 		return r.e.execs.Run(ctx, o, s.In, op.ExecEnv{
 			Session: b.session, Platform: s.V.Platform, Tenant: r.e.opt.Tenant, Allowed: b.allowed, Devices: b.devicesOf, Keep: b.keepFailed,
+			Renew: b.renews(s.V),
 			Known: func(ctx context.Context, p *graph.Previous) ([]op.Known, error) { return b.known(ctx, p, s.V.Platform) },
 			Log: func(stream int, data []byte) {
 				s.Emit(event.Event{Kind: event.Log, Stream: stream, Data: data})

@@ -146,14 +146,15 @@ func (e *Exec) Outputs() int {
 	return n
 }
 
-// Uses selects the mounted path of an input that is only mounted read-only, or that asks for it.
+// Uses selects the mounted path of an input of which no mount becomes an output, or that asks for it. What is written to a mount
+// without an output is seen by nobody else.
 func (e *Exec) Uses(i int) *Selector {
 	s := &Selector{}
 	for _, m := range e.Mounts {
 		if m.Input != i {
 			continue
 		}
-		if m.ByDef || m.Type == MountCache || !m.ByContent && (!m.ReadOnly || m.Output != None || m.Target == "/") {
+		if m.ByDef || m.Type == MountCache || !m.ByContent && (m.Output != None || m.Target == "/") {
 			return nil
 		}
 		p := m.Source

@@ -35,9 +35,10 @@ type ExecEnv struct {
 	Devices func([]graph.Device) ([]graph.Device, error)
 	Tenant  string // whose cache mounts are used
 	// Known finds layers that a step which makes layers need not make again. Nil finds none.
-	Known         func(context.Context, *graph.Previous) ([]Known, error)
-	NoCacheMounts bool // cache mounts begin as new ones, and what is written to them is dropped
-	Keep          bool // a step that fails leaves what it has written: its error is a *Remains
+	Known func(context.Context, *graph.Previous) ([]Known, error)
+	// Renew says whether the cache mounts of a key shall begin anew. Nil lets them be.
+	Renew func(key string) bool
+	Keep  bool // a step that fails leaves what it has written: its error is a *Remains
 }
 
 // Run runs the command with the inputs mounted and returns what the mounts with an output hold afterwards, by output

@@ -282,9 +282,10 @@ func TestExecCacheMounts(t *testing.T) {
 	b.log.Reset()
 	b.env.Tenant = "other"
 	b.run(t, shell("ls /root/.cache", cache))
-	b.env.NoCacheMounts = true
+	b.run(t, shell("echo y >/root/.cache/n; echo more >>/seeded/s", cache, seeded), first)
+	b.env.Renew = func(key string) bool { return strings.HasSuffix(key, "seeded") }
 	b.run(t, shell("ls /root/.cache; cat /seeded/s", cache, seeded), first)
-	if got := b.log.String(); got != "S" {
+	if got := b.log.String(); got != "n\nS" {
 		t.Errorf("%q", got)
 	}
 }

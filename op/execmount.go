@@ -258,12 +258,10 @@ func (s *execStep) cacheMounts(ctx context.Context) (map[int]string, error) {
 
 func (s *execStep) cacheMount(ctx context.Context, m graph.Mount, key string, sharing graph.Sharing) (string, error) {
 	fill := func(dir string) error { return s.fillCache(ctx, m, dir) }
-	if s.env.NoCacheMounts {
-		dir, err := s.tempDir()
-		if err == nil {
-			err = fill(dir)
+	if s.env.Renew != nil && s.env.Renew(key) {
+		if err := s.store.DropCacheMount(key); err != nil {
+			return "", err
 		}
-		return dir, err
 	}
 	dir, release, err := s.store.CacheMount(ctx, key, sharing, fill)
 	if err != nil {

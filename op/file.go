@@ -77,8 +77,11 @@ func checkFile(op *graph.File, inputs int) error {
 		if a.Copy != nil {
 			refs = append(refs, a.From)
 		}
-		if o := a.Owner(); o != nil {
-			refs = append(refs, o.UserIn, o.GroupIn)
+		if o := a.Owner(); o != nil && o.User != "" {
+			refs = append(refs, o.UserIn)
+		}
+		if o := a.Owner(); o != nil && o.Group != "" {
+			refs = append(refs, o.GroupIn)
 		}
 		for _, ref := range refs {
 			if ref < graph.None || ref >= inputs+i {

@@ -70,6 +70,30 @@ func (s *Store) CacheMount(ctx context.Context, key string, sharing graph.Sharin
 	return dir, release, nil
 }
 
+// DropCacheMount lets the cache mounts of a key begin anew. Copies that somebody uses stay as they are.
+func (s *Store) DropCacheMount(key string) error {
+	tmp, cleanup, err := s.TempDir("mount")
+	if err != nil {
+		return err
+	}
+	defer cleanup()
+	s.mounts.mu.Lock()
+	defer s.mounts.mu.Unlock()
+	for n := 0; ; n++ {
+		name := mountName(key, n)
+		if s.mounts.leases[name] != nil {
+			continue
+		}
+		err := os.Rename(s.path("mounts", name), filepath.Join(tmp, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return s.fail("cannot empty a cache mount", err)
+		}
+	}
+}
+
 // mountName returns the directory's name for copy n of a key.
 func mountName(key string, n int) string {
 	sum := sha256.Sum256([]byte(key))
