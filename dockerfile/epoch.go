@@ -155,6 +155,11 @@ func (p *planner) epochStage(inst *instructions.Stage) (graph.Edge, error) {
 			if r == nil {
 				return e, invalidf("%s stage source must be a single HTTP(S) or git ADD", epochArg)
 			}
+			if git, ok := r.op.(*graph.Git); ok {
+				if git.Advice, err = p.req.gitAdvice(); err != nil {
+					return e, err
+				}
+			}
 			e = edge(graph.New(r.op, nil, graph.Named("[internal] resolve %s source stage %s", epochArg, inst.Name)))
 		default:
 			return e, invalidf("%s stage does not meet source-only requirements: unsupported %s instruction", epochArg, ic.Name()).

@@ -34,10 +34,10 @@ func Diff(ctx context.Context, s *store.Store, in []tree.Tree) ([]tree.Tree, err
 	if len(lower) == 0 {
 		return []tree.Tree{tree.NewStack(s, upper)}, nil
 	}
-	if n := len(lower); len(upper) >= n && slices.Equal(lower, upper[:n]) {
-		rest := make([]store.LayerID, len(upper)-n)
-		for i := range rest {
-			if rest[i], err = l.alone(ctx, upper[:n+i], upper[n+i]); err != nil {
+	if added, ok := above(lower, upper); ok {
+		rest := make([]store.LayerID, len(added))
+		for i, id := range added {
+			if rest[i], err = l.alone(ctx, lastOnly(slices.Concat(lower, added[:i])), id); err != nil {
 				return nil, err
 			}
 		}
@@ -48,6 +48,17 @@ func Diff(ctx context.Context, s *store.Store, in []tree.Tree) ([]tree.Tree, err
 		return nil, err
 	}
 	return []tree.Tree{t}, nil
+}
+
+// above returns the layers that make upper of lower, if it is lower with more layers. A layer of lower may be further up in
+// upper, where it has come again (see lastOnly).
+func above(lower, upper []store.LayerID) ([]store.LayerID, bool) {
+	for n := min(len(lower), len(upper)); n > 0; n-- {
+		if slices.Equal(lastOnly(slices.Concat(lower, upper[n:])), upper) {
+			return upper[n:], true
+		}
+	}
+	return nil, false
 }
 
 // Merge stacks trees: the layers of a later one lie above those of the earlier ones. Nothing is copied. A layer that hides
@@ -137,7 +148,7 @@ func (l *layering) movable(ctx context.Context, below []store.LayerID, id store.
 // alone returns a layer that holds exactly what changed from below to below with the layer id on top: id itself, if it does.
 // What it found is kept, so that equal layers of several diffs and merges stay one layer.
 func (l *layering) alone(ctx context.Context, below []store.LayerID, id store.LayerID) (store.LayerID, error) {
-	upper := append(slices.Clone(below), id)
+	upper := lastOnly(append(slices.Clone(below), id))
 	key := digest.FromBytes(append([]byte("layer alone\x00"), graph.Canonical(upper)...))
 	if r, err := l.hold.Result(key); err == nil && len(r.Outputs) == 1 && len(r.Outputs[0]) == 1 {
 		return r.Outputs[0][0], nil

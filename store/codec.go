@@ -105,10 +105,14 @@ func (r *reader) bytes() []byte {
 }
 
 func (r *reader) time() time.Time {
-	if v := r.uint(); v != 0 {
+	v := r.uint()
+	switch {
+	case v == 0:
+		return time.Time{}
+	case v < lastSeconds:
 		return time.Unix(int64(v), 0)
 	}
-	return time.Time{}
+	return time.Unix(0, int64(v))
 }
 
 // count reads a number of elements of at least one byte each.
@@ -157,8 +161,14 @@ func appendBytes[T string | []byte | graph.Digest](b []byte, v T) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(v))), v...)
 }
 
+// lastSeconds bounds the times that earlier versions have written, in seconds since 1970: now they are nanoseconds.
+const lastSeconds = 1 << 40
+
 func appendTime(b []byte, t time.Time) []byte {
-	return binary.AppendUvarint(b, uint64(max(0, t.Unix())))
+	if t.Unix() <= 0 {
+		return append(b, 0)
+	}
+	return binary.AppendUvarint(b, uint64(t.UnixNano()))
 }
 
 func encodeLayer(l LayerInfo) []byte {

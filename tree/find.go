@@ -114,6 +114,9 @@ func (f *Files) notFound(p string, at *Entry, rel, name string) error {
 	for i := range at.dir.kids {
 		names = append(names, at.dir.kids[i].Name)
 	}
+	if rel == "" && len(names) == 0 && f.filter == nil {
+		return noFile(p, "there are no files (lstat %s: no such file or directory)", p)
+	}
 	if s := diag.Suggest(name, names); s != "" {
 		return noFile(p, "did you mean %q?", s)
 	}
