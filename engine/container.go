@@ -20,6 +20,11 @@ type (
 	File      = sandbox.Mount
 )
 
+// MemoryFile is a file of a container that is on no disk.
+func MemoryFile(target string, data []byte) File {
+	return File{Type: sandbox.Data, Target: target, Data: data}
+}
+
 // Tree is a tree that a container can have: what an edge makes, which must not be scratch, or what a step has left that failed.
 type Tree struct {
 	Edge graph.Edge

@@ -22,6 +22,7 @@ import (
 // thrown away.
 type Container struct {
 	step *execStep
+	once sandbox.Runtime
 	live *sandbox.Live
 }
 
@@ -40,7 +41,7 @@ func (r *ExecRunner) Container(ctx context.Context, op *graph.Exec, in []tree.Tr
 	if op.Outputs() > 0 {
 		return nil, diag.Errorf(diag.Invalid, "what is written in a container cannot be kept")
 	}
-	c := &Container{step: &execStep{store: r.Store, op: op, in: in, env: env, dropped: map[int]output{}}}
+	c := &Container{once: r.Sandbox, step: &execStep{store: r.Store, op: op, in: in, env: env, dropped: map[int]output{}}}
 	if err := c.step.prepare(ctx); err != nil {
 		_ = c.undo() // the first error says more
 		return nil, err
@@ -73,12 +74,31 @@ func (c *Container) Start(ctx context.Context, p Process) (wait func() (*sandbox
 		}
 		return func() (*sandbox.Exit, error) { return nil, err }
 	}
-	if err := c.step.env.allowed(c.step.op.Network, p.Security); err != nil {
+	if err := c.fill(ctx, &p); err != nil {
 		return refuse(err)
+	}
+	return c.live.Start(&p.Process)
+}
+
+// Run runs the only process of a container and waits for its end.
+func (c *Container) Run(ctx context.Context, p Process) (*sandbox.Exit, error) {
+	if err := c.fill(ctx, &p); err != nil {
+		return nil, err
+	}
+	spec := c.step.spec
+	spec.Args, spec.Env, spec.Cwd, spec.User, spec.Security = p.Args, p.Env, p.Cwd, p.User, p.Security
+	spec.Stdin, spec.Stdout, spec.Stderr = p.Stdin, p.Stdout, p.Stderr
+	return c.once.Run(ctx, &spec)
+}
+
+// fill completes a process' environment, unless the build may not have it.
+func (c *Container) fill(ctx context.Context, p *Process) error {
+	if err := c.step.env.allowed(c.step.op.Network, p.Security); err != nil {
+		return err
 	}
 	secrets, err := c.step.secretVars(ctx, p.SecretEnv)
 	if err != nil {
-		return refuse(err)
+		return err
 	}
 	env := append(slices.Clone(p.Env), secrets...)
 	for _, e := range c.step.spec.Env { // what mounts have set, and the search path
@@ -89,7 +109,7 @@ func (c *Container) Start(ctx context.Context, p Process) (wait func() (*sandbox
 		env = withDefault(env, "TERM", "xterm")
 	}
 	p.Env = env
-	return c.live.Start(&p.Process)
+	return nil
 }
 
 // Open finds a file of a mount, by its index in the step, without opening it for anything (O_PATH). Links are followed within

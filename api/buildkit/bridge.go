@@ -34,6 +34,7 @@ type bridge struct {
 	policy  *policy.Policy            // of sources; nil = all may be used
 	root    *provenance.Request       // what the user asked for
 	top     *scope                    // of what the client's own code does
+	depth   int                       // how many frontends call each other down to this one
 
 	mu       sync.Mutex
 	refs     map[string]*ref
@@ -194,20 +195,20 @@ func (b *bridge) solve(ctx context.Context, req *gateway.SolveRequest) (*result,
 	return res, b.job.Solve(ctx, edges...)
 }
 
-// frontend runs a frontend of this program.
+// frontend runs a frontend: this program's, or one in an image.
 func (b *bridge) frontend(ctx context.Context, name string, attrs map[string]string, inputs map[string]*pb.Definition) (*result, error) {
-	ctx, sc := b.enter(ctx, name, attrs, inputs)
-	switch name {
-	case "dockerfile.v0":
-		res, err := b.dockerfile(ctx, attrs, inputs)
-		if err == nil {
-			sc.keep(res)
-		}
-		return res, err
-	case "gateway.v0":
-		return nil, unsupported("frontends in images (gateway.v0) are not supported yet")
+	run := map[string]func(context.Context, map[string]string, map[string]*pb.Definition) (*result, error){
+		"dockerfile.v0": b.dockerfile, "gateway.v0": b.inImage,
+	}[name]
+	if run == nil {
+		return nil, diag.Errorf(diag.NotFound, "failed to find frontend: %.80q", name)
 	}
-	return nil, diag.Errorf(diag.NotFound, "failed to find frontend: %.80q", name)
+	ctx, sc := b.enter(ctx, name, attrs, inputs)
+	res, err := run(ctx, attrs, inputs)
+	if err == nil {
+		sc.keep(res)
+	}
+	return res, err
 }
 
 // evaluate makes a reference now.

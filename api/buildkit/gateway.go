@@ -215,8 +215,11 @@ func (b *bridge) missing(op, p string, err error) error {
 // stat is a file as the transfer protocol describes it: the mode is Go's.
 func stat(e *engine.FileEntry, name string) *types.Stat {
 	st := &types.Stat{Path: name, Mode: uint32(goMode(e.Mode)), Uid: e.UID, Gid: e.GID, ModTime: e.MTime, Linkname: e.Link}
-	if e.IsRegular() {
+	switch {
+	case e.IsRegular():
 		st.Size = e.Size
+	case e.Link != "":
+		st.Size = int64(len(e.Link))
 	}
 	if e.Mode&unix.S_IFMT == unix.S_IFBLK || e.Mode&unix.S_IFMT == unix.S_IFCHR {
 		st.Devmajor, st.Devminor = int64(unix.Major(e.Rdev)), int64(unix.Minor(e.Rdev))

@@ -14,6 +14,7 @@ import (
 	control "github.com/moby/buildkit/api/services/control"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
@@ -48,7 +49,8 @@ func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control
 	if err != nil && ctx.Err() != nil {
 		err = diag.Errorf(diag.Canceled, "the build was canceled: %w", context.Cause(ctx))
 	}
-	if failed := b.journal.failure(); err != nil && failed != "" && diag.KindOf(err) != diag.Canceled {
+	_, told := status.FromError(err) // by a frontend, with all details
+	if failed := b.journal.failure(); !told && failed != "" && diag.KindOf(err) != diag.Canceled {
 		err = vertexError{err, failed}
 	}
 	b.journal.close()

@@ -57,6 +57,9 @@ func (s *Session) Close() {
 	}
 }
 
+// ID is the client's name for the session.
+func (s *Session) ID() string { return s.c.id }
+
 // Bind says which sessions have the directories of these names, where it is not this one.
 func (s *Session) Bind(dirs map[string]string) {
 	s.mu.Lock()
