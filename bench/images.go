@@ -65,10 +65,14 @@ func (w *world) pushBase(dir string, debian bool) error {
 	if err := w.push(w.base(), func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(small)), nil }, "/bin/sh"); err != nil || !debian {
 		return err
 	}
-	rootfs := filepath.Join(dir, "debian-12.tar")
+	rootfs := filepath.Join(dir, "debian-12-python3.tar")
 	if _, err := os.Stat(rootfs); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: making the Debian base image")
-		cmd := exec.CommandContext(w.ctx, "mmdebstrap", "--variant=minbase", "--format=tar", "--include=ca-certificates,curl,git,python3", "bookworm", rootfs+".part")
+		// Without recommended packages, and without the perl that only usrmerge needs: 174 MB, 69 MB as gzip.
+		cmd := exec.CommandContext(w.ctx, "mmdebstrap", "--variant=minbase", "--format=tar", `--aptopt=APT::Install-Recommends "false"`,
+			"--include=ca-certificates,curl,python3,usr-is-merged",
+			`--customize-hook=chroot "$1" dpkg --purge usrmerge libfile-find-rule-perl libnumber-compare-perl libtext-glob-perl perl perl-modules-5.36 libperl5.36`,
+			"bookworm", rootfs+".part")
 		cmd.Stderr = os.Stderr
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("mmdebstrap: %w", err)
