@@ -2,10 +2,8 @@ package layer
 
 import (
 	"io"
-	"time"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/klauspost/pgzip"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strata-build/strata/diag"
@@ -57,14 +55,11 @@ type Compression struct {
 }
 
 const (
-	// gzipLevel makes blobs of about the size of zlib's level 6 at 90 MB/s per core, four times as fast as the standard
-	// library; level 1 is 1.6 times as fast again and 10 % larger.
-	gzipLevel = 5
-	zstdLevel = 3
-	// gzipBlock is part of the bytes that are made: each block ends with a flush. Changing it changes every blob digest.
-	gzipBlock = 1 << 20
-	// gzipAhead is how many blocks are in memory at most; it does not change the bytes.
-	gzipAhead = 8
+	// Without a level, gzip takes one of these for each block, see gzipSample. With 60 MB of Debian's files that makes 30.4 MB
+	// at 94 MB/s per core, where the standard library's default makes 29.0 MB at 26 MB/s; level 1 makes 32.9 MB at 155 MB/s,
+	// level 5 makes 29.9 MB at 75 MB/s.
+	gzipLow, gzipHigh = 1, 4
+	zstdLevel         = 3
 	// zstdWriters is fixed, so that the bytes do not depend on the machine.
 	zstdWriters = 2
 )
@@ -89,24 +84,6 @@ func NewCompressor(w io.Writer, c Compression) (io.WriteCloser, error) {
 type plainWriter struct{ io.Writer }
 
 func (plainWriter) Close() error { return nil }
-
-func newGzip(w io.Writer, level int) (io.WriteCloser, error) {
-	if level == 0 {
-		level = gzipLevel
-	}
-	if level < 1 || level > 9 {
-		return nil, diag.Errorf(diag.Invalid, "gzip has no level %d", level).WithHint("use 1 to 9")
-	}
-	z, err := pgzip.NewWriterLevel(w, level)
-	if err != nil {
-		return nil, diag.Errorf(diag.Invalid, "gzip level %d: %w", level, err)
-	}
-	if err := z.SetConcurrency(gzipBlock, gzipAhead); err != nil {
-		return nil, diag.Errorf(diag.Internal, "gzip: %w", err)
-	}
-	z.ModTime = time.Unix(0, 0)
-	return z, nil
-}
 
 func newZstd(w io.Writer, level int) (io.WriteCloser, error) {
 	if level == 0 {

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -87,11 +88,68 @@ func TestGzipHeader(t *testing.T) {
 	}
 }
 
+// TestGzipLevels: without a level, blocks in which the higher one finds little are compressed with the lower one; blocks
+// refer back to the end of the one before.
+func TestGzipLevels(t *testing.T) {
+	size := func(level int, data []byte) int { return len(compress(t, Compression{Gzip, level}, data, 1<<20)) }
+	random := make([]byte, 3<<20)
+	rand.NewChaCha8([32]byte{1}).Read(random)
+	words := sample(4 << 20)
+	if a, low, high := size(0, words), size(gzipLow, words), size(gzipHigh, words); a != high || low <= high {
+		t.Errorf("text: %d bytes, but %d with level %d and %d with level %d", a, high, gzipHigh, low, gzipLow)
+	}
+	if a, low := size(0, random), size(gzipLow, random); a != low {
+		t.Errorf("random bytes: %d bytes, but %d with level %d", a, low, gzipLow)
+	}
+	twice := slices.Concat(random[:gzipBlock], random[gzipBlock-20000:gzipBlock])
+	for _, level := range []int{1, 4, 6, 9} {
+		if n := size(level, twice); n > gzipBlock+5000 {
+			t.Errorf("level %d does not see what the block before ended with: %d bytes", level, n)
+		}
+	}
+	for _, n := range []int{0, 1, gzipBlock - 1, gzipBlock, gzipBlock + 1, 2 * gzipBlock} {
+		z, err := stdgzip.NewReader(bytes.NewReader(compress(t, Compression{Type: Gzip}, words[:n], 1<<20)))
+		must(t, err)
+		if got, err := io.ReadAll(z); err != nil || !bytes.Equal(got, words[:n]) {
+			t.Errorf("%d bytes became %d: %v", n, len(got), err)
+		}
+	}
+}
+
+type brokenWriter struct{ left int }
+
+func (w *brokenWriter) Write(p []byte) (int, error) {
+	if w.left -= len(p); w.left < 0 {
+		return 0, io.ErrClosedPipe
+	}
+	return len(p), nil
+}
+
+func TestGzipBrokenWriter(t *testing.T) {
+	for _, left := range []int{0, 20, 700 << 10} {
+		z, err := NewCompressor(&brokenWriter{left}, Compression{Type: Gzip})
+		must(t, err)
+		var last error
+		for range 200 {
+			if _, err := z.Write(sample(100 << 10)); err != nil {
+				last = err
+				break
+			}
+		}
+		if err := z.Close(); err != io.ErrClosedPipe || last != nil && last != err {
+			t.Errorf("after %d bytes: %v, %v", left, last, err)
+		}
+		if _, err := z.Write([]byte("x")); err == nil {
+			t.Error("written after the end")
+		}
+	}
+}
+
 // The digests of compressed blobs may only change with a reason: caches and registries know them.
 func TestCompressedGolden(t *testing.T) {
 	data := sample(3 << 20)
 	for c, want := range map[Compression]digest.Digest{
-		{Type: Gzip}: "sha256:78c170d733bb0889c456cb86a862997e38307c629dd9bc47a1670f9eabbaf7e7",
+		{Type: Gzip}: "sha256:14def7604ce7dbc67ebd2b395d81bd873d63d23f85ee8bd9a02a294f65bdbfc7",
 		{Type: Zstd}: "sha256:848716dcd92e0fb6245ac91ec54b37fbf0ad8645b7753c48673441e0e2f3a279",
 	} {
 		if got := digest.FromBytes(compress(t, c, data, 1<<16)); got != want {
