@@ -60,6 +60,7 @@ const (
 	// level 5 makes 29.9 MB at 75 MB/s.
 	gzipLow, gzipHigh = 1, 4
 	zstdLevel         = 3
+	estargzLevel      = 5
 	// zstdWriters is fixed, so that the bytes do not depend on the machine.
 	zstdWriters = 2
 )

@@ -27,7 +27,7 @@ type EStargzWriter struct {
 // gzip's. What is asked of the blob is known after Close, which leaves w open.
 func NewEStargz(w io.Writer, level int) (*EStargzWriter, error) {
 	if level == 0 {
-		level = gzipLevel
+		level = estargzLevel
 	}
 	if level < 1 || level > 9 {
 		return nil, diag.Errorf(diag.Invalid, "gzip has no level %d", level).WithHint("use 1 to 9")
