@@ -114,7 +114,11 @@ func (e *Engine) Build(ctx context.Context, req Request, s session.Session, sink
 	}
 	ctx, end := e.opt.Tracer.Begin(ctx, "build")
 	defer func() { end(err) }()
-	j := e.NewJob(ctx, JobOptions{Session: s, Sink: sink, Allow: req.Allow})
+	allowed, err := readPolicy(req.SourcePolicies)
+	if err != nil {
+		return nil, err
+	}
+	j := e.NewJob(ctx, JobOptions{Session: s, Sink: sink, Allow: req.Allow, Policy: allowed})
 	defer func() { j.Close() }()
 	j.b.request = req
 	to, err := j.CacheExports(req.CacheTo)

@@ -5,11 +5,13 @@ import (
 	"strings"
 	"sync"
 
+	spb "github.com/moby/buildkit/sourcepolicy/pb"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/policy"
 	"github.com/strata-build/strata/tree"
 )
 
@@ -17,6 +19,23 @@ import (
 // error if there must be none.
 type SourcePolicy interface {
 	Source(ctx context.Context, op graph.Op, p graph.Platform) (graph.Op, error)
+}
+
+// readPolicy makes a policy of files that were read. None is nil.
+func readPolicy(files []string) (SourcePolicy, error) {
+	var all []*spb.Policy
+	for _, f := range files {
+		p, err := policy.Read([]byte(f))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+	}
+	p, err := policy.New(policy.Options{}, all...)
+	if err != nil || p == nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // policed are the vertices that the policy of a build has looked at, and what became of them.
@@ -35,11 +54,11 @@ func (b *build) trees(ctx context.Context, edges ...graph.Edge) ([]tree.Tree, er
 }
 
 // police returns the edges of the graph that the policy makes of one.
-func (b *build) police(ctx context.Context, policy SourcePolicy, edges []graph.Edge) ([]graph.Edge, error) {
-	if policy == nil {
+func (b *build) police(ctx context.Context, by SourcePolicy, edges []graph.Edge) ([]graph.Edge, error) {
+	if by == nil {
 		return edges, nil
 	}
-	ops, err := b.askPolicy(ctx, policy, edges)
+	ops, err := b.askPolicy(ctx, by, edges)
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +79,7 @@ func (b *build) police(ctx context.Context, policy SourcePolicy, edges []graph.E
 }
 
 // askPolicy asks for all sources that were not asked for yet, at the same time: an answer may need somebody's time.
-func (b *build) askPolicy(ctx context.Context, policy SourcePolicy, edges []graph.Edge) (map[*graph.Vertex]graph.Op, error) {
+func (b *build) askPolicy(ctx context.Context, by SourcePolicy, edges []graph.Edge) (map[*graph.Vertex]graph.Op, error) {
 	var todo []*graph.Vertex
 	b.policed.mu.Lock()
 	if b.policed.made == nil {
@@ -76,7 +95,7 @@ func (b *build) askPolicy(ctx context.Context, policy SourcePolicy, edges []grap
 	g, ctx := errgroup.WithContext(ctx)
 	for i, v := range todo {
 		g.Go(func() (err error) {
-			answers[i], err = policy.Source(ctx, v.Op, v.Platform)
+			answers[i], err = by.Source(ctx, v.Op, v.Platform)
 			return diag.At(err, v.At...)
 		})
 	}
@@ -118,11 +137,11 @@ func (b *build) policedPlan(ctx context.Context, plan *image.Plan) (*image.Plan,
 
 // Police looks at the sources of a graph, with a policy of its own where the graph has one (nil = the build's), and returns what
 // is to be solved instead.
-func (j *Job) Police(ctx context.Context, policy SourcePolicy, e graph.Edge) (graph.Edge, error) {
-	if policy == nil {
-		policy = j.b.policy
+func (j *Job) Police(ctx context.Context, by SourcePolicy, e graph.Edge) (graph.Edge, error) {
+	if by == nil {
+		by = j.b.policy
 	}
-	out, err := j.b.police(ctx, policy, []graph.Edge{e})
+	out, err := j.b.police(ctx, by, []graph.Edge{e})
 	if err != nil {
 		return graph.Edge{}, err
 	}

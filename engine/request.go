@@ -41,6 +41,8 @@ type Request struct {
 	CacheTo       []CacheSpec  // caches that are written
 	Provenance    *provenance.Options
 	SBOM          *SBOM
+
+	SourcePolicies []string // rules for sources: JSON, as policy.Read takes it
 }
 
 // Output asks for one export. Dest is the session's name of the destination.

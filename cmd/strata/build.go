@@ -32,6 +32,7 @@ type buildFlags struct {
 	cacheTo    []engine.CacheSpec
 	push, load bool
 	epoch      string
+	policies   []string // files
 	iidFile    string
 	metaFile   string
 	progress   string
@@ -119,6 +120,7 @@ func (b *buildFlags) accessFlags(fs *pflag.FlagSet) {
 	}}, "ssh", "Give an ssh agent to the build: default or ID[=SOCKET|KEY[,KEY]]")
 	parsedFlag(fs, spec{"network", "mode", "", "Network of RUN steps: default, none or host"}, parseNetwork, func(n graph.Network) { r.Network = n })
 	parsedFlag(fs, spec{"add-host", "list", "", "Add a line to /etc/hosts of RUN steps: HOST:IP"}, parseHost, func(h graph.HostIP) { r.ExtraHosts = append(r.ExtraHosts, h) })
+	fs.StringArrayVar(&b.policies, "source-policy", nil, "Allow, deny or replace sources as the rules of a JSON file say (default $EXPERIMENTAL_BUILDKIT_SOURCE_POLICY)")
 	fs.StringSliceVar(&r.Allow, "allow", nil, "Allow what is refused by default: network.host, security.insecure, device")
 }
 
@@ -172,6 +174,9 @@ func (b *buildFlags) run(ctx context.Context, c *cli, contextArg string) (err er
 	b.setCaches(c, src.dirs, targets)
 	if b.req.Epoch, err = parseEpoch(firstOf(b.epoch, os.Getenv("SOURCE_DATE_EPOCH"))); err != nil {
 		return diag.Errorf(diag.Invalid, "source-date-epoch %q: %s", firstOf(b.epoch, os.Getenv("SOURCE_DATE_EPOCH")), err)
+	}
+	if b.req.SourcePolicies, err = readPolicies(b.policies); err != nil {
+		return err
 	}
 	sess, err := session.NewLocal(session.LocalOptions{
 		Dirs: src.dirs, Secrets: b.secrets, SSH: b.ssh, Credential: registry.DockerCredentials(""), Outputs: targets,
@@ -278,4 +283,20 @@ func writeFile(flag, path string, data []byte) error {
 		return diag.Errorf(diag.Invalid, "%s: %w", flag, err)
 	}
 	return nil
+}
+
+// readPolicies reads the files of --source-policy, or else the one that the environment names, as it does for BuildKit's clients.
+func readPolicies(files []string) ([]string, error) {
+	if env := os.Getenv("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"); len(files) == 0 && env != "" {
+		files = []string{env}
+	}
+	var out []string
+	for _, f := range files {
+		raw, err := os.ReadFile(f)
+		if err != nil {
+			return nil, diag.Errorf(diag.Invalid, "source-policy: %w", err)
+		}
+		out = append(out, string(raw))
+	}
+	return out, nil
 }

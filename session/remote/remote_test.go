@@ -36,6 +36,7 @@ type fakeClient struct {
 	blobs  map[string][]byte
 	reads  int
 	sent   metadata.MD // of the last call
+	policy func(*message) *message
 
 	exporter string // that the client chooses
 }
@@ -118,6 +119,11 @@ func (f *fakeClient) handle(_ any, s grpc.ServerStream) error {
 		out := &message{}
 		out.raw = protowire.AppendBytes(protowire.AppendTag(nil, 2, protowire.BytesType), b)
 		return s.SendMsg(out)
+	case "/moby.buildkit.v1.sourcepolicy.policysession.PolicyVerifier/CheckPolicy":
+		if f.policy == nil {
+			return status.Error(codes.Unknown, "policy broke")
+		}
+		return s.SendMsg(f.policy(&m))
 	case "/moby.exporter.v1.Exporter/FindExporters":
 		ref, err := m.field(2)
 		if err != nil || f.exporter == "" {
