@@ -71,7 +71,7 @@ func (j *Job) Container(ctx context.Context, o *graph.Exec, in []Tree, files ...
 		case t.Left != nil:
 			trees[i] = t.Left
 		default:
-			made, err := j.b.work.Solve(t.Edge)
+			made, err := j.b.trees(ctx, t.Edge)
 			if err != nil {
 				return nil, err
 			}

@@ -109,6 +109,19 @@ func (b *build) askPolicy(ctx context.Context, by SourcePolicy, edges []graph.Ed
 	return ops, nil
 }
 
+// unseen is an error for a source that came to be solved past the policy: it fails rather than being used.
+func (b *build) unseen(v *graph.Vertex) error {
+	if b.policy == nil || !strings.HasPrefix(v.Op.Kind(), "source.") {
+		return nil
+	}
+	b.policed.mu.Lock()
+	defer b.policed.mu.Unlock()
+	if b.policed.made[v] != nil {
+		return nil
+	}
+	return diag.Errorf(diag.Internal, "the source policy was not asked about %s", v.Name)
+}
+
 // policedPlan is a plan whose sources the policy lets pass.
 func (b *build) policedPlan(ctx context.Context, plan *image.Plan) (*image.Plan, error) {
 	if b.policy == nil {

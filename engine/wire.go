@@ -91,6 +91,9 @@ type runner struct{ e *Engine }
 
 // Pin implements solve.Runner.
 func (r runner) Pin(ctx context.Context, v *graph.Vertex, b *build) (solve.Pin, error) {
+	if err := b.unseen(v); err != nil {
+		return solve.Pin{}, err
+	}
 	switch o := v.Op.(type) {
 	case *graph.Local:
 		return solve.Pin{Volatile: true, Light: true}, nil
