@@ -49,6 +49,7 @@ type Request struct {
 
 	Hostname     string
 	Network      graph.Network // of RUN without --network
+	Proxied      bool          // RUN has a proxy alone, in place of its network
 	ExtraHosts   []graph.HostIP
 	Devices      []graph.Device // of every RUN
 	Limits       graph.Limits   // of every RUN

@@ -66,6 +66,9 @@ func (st *step) confine(c *instructions.RunCommand, op *graph.Exec) error {
 	default:
 		return invalidf("unsupported network mode %q", n)
 	}
+	if st.p.req.Proxied {
+		op.Network = op.Network.Proxied()
+	}
 	switch s := instructions.GetSecurity(c); s {
 	case instructions.SecuritySandbox:
 	case instructions.SecurityInsecure:

@@ -40,6 +40,8 @@ type build struct {
 	git     *source.Git
 	http    *source.HTTP
 	work    *solve.Build[tree.Tree, *build]
+	proxied bool                  // steps have a proxy alone
+	fetched fetched               // what it has recorded
 	made    atomic.Pointer[early] // who is told of steps that ran
 	renewed sync.Map              // the keys of cache mounts that have begun anew
 	repeats bool                  // the build repeats another one, and leaves its cache mounts alone
@@ -293,7 +295,7 @@ func (b *build) allowed(n graph.Network, s graph.Security) error {
 	refuse := func(what string) error {
 		return diag.Errorf(diag.Denied, "entitlement %s is not allowed", what).WithHint("if you trust this build, add --allow %s", what)
 	}
-	if n == graph.NetworkHost && !slices.Contains(b.allow, "network.host") {
+	if n.Direct() == graph.NetworkHost && !slices.Contains(b.allow, "network.host") {
 		return refuse("network.host")
 	}
 	if s == graph.SecurityInsecure && !slices.Contains(b.allow, "security.insecure") {

@@ -78,7 +78,14 @@ func (j *Job) Container(ctx context.Context, o *graph.Exec, in []Tree, files ...
 			trees[i] = made[0]
 		}
 	}
-	env := op.ExecEnv{Session: j.b.session, Tenant: j.b.e.opt.Tenant, Allowed: j.b.allowed}
+	if j.b.proxied {
+		o.Network = o.Network.Proxied()
+	}
+	via, err := j.b.newProxy(o.Network)
+	if err != nil {
+		return nil, err
+	}
+	env := op.ExecEnv{Session: j.b.session, Tenant: j.b.e.opt.Tenant, Allowed: j.b.allowed, Proxy: via}
 	c, err := j.b.e.execs.Container(ctx, o, trees, env, files)
 	return c, j.b.e.store.Explain(err)
 }

@@ -38,6 +38,7 @@ type JobOptions struct {
 	Sink    event.Sink
 	Allow   []string     // network.host, security.insecure, device
 	Policy  SourcePolicy // nil = every source may be used
+	Proxied bool         // the build's steps have a proxy alone: what they fetch is recorded
 	// KeepFailed keeps what steps have written that fail, for Job.Failure.
 	KeepFailed bool
 }
@@ -69,6 +70,7 @@ func (e *Engine) OpenBlob(ctx context.Context, d graph.Digest) (*store.Blob, err
 func (e *Engine) NewJob(ctx context.Context, opt JobOptions) *Job {
 	b := e.newBuild(ctx, opt.Session, opt.Sink, opt.Allow)
 	b.policy, b.keepFailed = opt.Policy, opt.KeepFailed
+	b.proxied = opt.Proxied
 	return &Job{b: b}
 }
 

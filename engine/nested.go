@@ -42,7 +42,7 @@ func (b *build) nested(ctx context.Context, s *solve.Step[tree.Tree, *build], o 
 	if err := def.Unmarshal(data); err != nil {
 		return nil, diag.Errorf(diag.Invalid, "%q is not a build definition: %w", name, err)
 	}
-	roots, _, err := llb.Decode(&def, llb.Options{Platform: s.V.Platform})
+	roots, _, err := llb.Decode(&def, llb.Options{Platform: s.V.Platform, Proxied: b.proxied})
 	if err != nil {
 		return nil, err
 	}

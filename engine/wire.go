@@ -151,8 +151,12 @@ func (r runner) run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 	case *graph.HTTP:
 		return one(b.http.Fetch(ctx, o, s.V.ID))
 	case *graph.Exec:
+		via, err := b.proxyOf(s.V, o.Network)
+		if err != nil {
+			return nil, err
+		}
 		return r.e.execs.Run(ctx, o, s.In, op.ExecEnv{
-			Session: b.session, Platform: s.V.Platform, Tenant: r.e.opt.Tenant, Allowed: b.allowed, Devices: b.devicesOf, Keep: b.keepFailed,
+			Session: b.session, Proxy: via, Platform: s.V.Platform, Tenant: r.e.opt.Tenant, Allowed: b.allowed, Devices: b.devicesOf, Keep: b.keepFailed,
 			Renew: b.renews(s.V),
 			Known: func(ctx context.Context, p *graph.Previous) ([]op.Known, error) { return b.known(ctx, p, s.V.Platform) },
 			Log: func(stream int, data []byte) {

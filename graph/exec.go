@@ -87,8 +87,31 @@ const (
 	NetworkDefault Network = ""
 	NetworkNone    Network = "none"
 	NetworkHost    Network = "host"
-	NetworkProxy   Network = "proxy"
+	NetworkProxy   Network = "proxy"      // a proxy alone, which goes out by the default network
+	NetworkHostBy  Network = "proxy-host" // a proxy alone, which goes out by the host's network
 )
+
+// Proxied is the network of a step of which everything goes through a proxy.
+func (n Network) Proxied() Network {
+	switch n {
+	case NetworkDefault:
+		return NetworkProxy
+	case NetworkHost:
+		return NetworkHostBy
+	}
+	return n
+}
+
+// Direct is the network that the proxy of a step goes out by; of a step without one it is the step's.
+func (n Network) Direct() Network {
+	switch n {
+	case NetworkProxy:
+		return NetworkDefault
+	case NetworkHostBy:
+		return NetworkHost
+	}
+	return n
+}
 
 // Security is the confinement of a step. Unknown values are refused.
 type Security string

@@ -26,8 +26,9 @@ const (
 type Options struct {
 	Platform graph.Platform // of commands and images that name none
 	MaxOps   int
-	MaxDepth int // ops on the longest way from a result to a source
-	MaxBytes int // of all ops
+	MaxDepth int  // ops on the longest way from a result to a source
+	MaxBytes int  // of all ops
+	Proxied  bool // commands have a proxy alone, in place of the network that they ask for
 }
 
 // Meta is what a definition says besides the graph.
@@ -201,6 +202,9 @@ func (d *decoder) vertex(dgst graph.Digest, op *pb.Op, in []graph.Edge) (*graph.
 	o, in, err := operation(op, in, md)
 	if err != nil {
 		return nil, err
+	}
+	if e, ok := o.(*graph.Exec); ok && d.opt.Proxied {
+		e.Network = e.Network.Proxied()
 	}
 	p := platform(op.Platform)
 	if p.OS == "" && p.Architecture == "" {

@@ -245,8 +245,8 @@ func encodeExec(e *graph.Exec, at *inputs) (*pb.ExecOp, *pb.LinuxResources, erro
 		o.CdiDevices = append(o.CdiDevices, &pb.CDIDevice{Name: d.Name, Optional: d.Optional})
 	}
 	switch e.Network {
-	case graph.NetworkDefault:
-	case graph.NetworkHost:
+	case graph.NetworkDefault, graph.NetworkProxy: // whether there is a proxy is the build's choice
+	case graph.NetworkHost, graph.NetworkHostBy:
 		o.Network = pb.NetMode_HOST
 	case graph.NetworkNone:
 		o.Network = pb.NetMode_NONE

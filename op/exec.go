@@ -11,6 +11,7 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/proxy"
 	"github.com/strata-build/strata/sandbox"
 	"github.com/strata-build/strata/session"
 	"github.com/strata-build/strata/store"
@@ -38,7 +39,8 @@ type ExecEnv struct {
 	Known func(context.Context, *graph.Previous) ([]Known, error)
 	// Renew says whether the cache mounts of a key shall begin anew. Nil lets them be.
 	Renew func(key string) bool
-	Keep  bool // a step that fails leaves what it has written: its error is a *Remains
+	Keep  bool         // a step that fails leaves what it has written: its error is a *Remains
+	Proxy *proxy.Proxy // of a step whose network is one
 }
 
 // Run runs the command with the inputs mounted and returns what the mounts with an output hold afterwards, by output
@@ -52,6 +54,7 @@ func (r *ExecRunner) Run(ctx context.Context, op *graph.Exec, in []tree.Tree, en
 	err := s.prepare(ctx)
 	if err == nil {
 		err = s.command(ctx, r.Sandbox)
+		s.tellRequests()
 	}
 	if undo := s.undo(); err == nil {
 		err = undo
@@ -134,7 +137,7 @@ func (env *ExecEnv) allowed(n graph.Network, s graph.Security) error {
 	if env.Allowed != nil {
 		return env.Allowed(n, s)
 	}
-	if n == graph.NetworkHost || s == graph.SecurityInsecure {
+	if n.Direct() == graph.NetworkHost || s == graph.SecurityInsecure {
 		return diag.Errorf(diag.Denied, "the step asks for the host's network or for no confinement, and the build may have neither")
 	}
 	return nil
@@ -181,6 +184,9 @@ func (s *execStep) prepare(ctx context.Context) error {
 	s.spec = sandbox.Spec{
 		Args: s.op.Args, Env: withProxy(slices.Clone(s.op.Env), s.op.Proxy), Cwd: s.op.Cwd, User: s.op.User, Hostname: s.op.Hostname, Network: s.op.Network, Security: s.op.Security,
 		ExtraHosts: s.op.ExtraHosts, Devices: devices, Limits: s.op.Limits,
+	}
+	if s.env.Proxy != nil {
+		s.spec.Proxy = s.env.Proxy
 	}
 	caches, err := s.cacheMounts(ctx)
 	if err != nil {

@@ -3,6 +3,7 @@ package op
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"runtime"
 	"slices"
 	"strings"
@@ -22,12 +23,15 @@ func (s *execStep) command(ctx context.Context, rt sandbox.Runtime) error {
 	if err != nil {
 		return s.cannotRun(err, log)
 	}
+	if exit.Unclean != nil { // what the step made has something in it that is not its own
+		err = exit.Unclean
+	}
 	good := s.op.ExitCodes
 	if len(good) == 0 {
 		good = []int{0}
 	}
 	if slices.Contains(good, exit.Code) {
-		return nil
+		return err
 	}
 	name := strings.Join(s.op.Args, " ")
 	d := diag.Errorf(diag.Failed, "process %q did not complete successfully: exit code: %d", name, exit.Code)
@@ -43,7 +47,27 @@ func (s *execStep) command(ctx context.Context, rt sandbox.Runtime) error {
 		d = s.store.FullError(d)
 	}
 	d.Log = log.tail()
+	if exit.Unclean != nil {
+		d.Msg += "\n" + exit.Unclean.Error()
+	}
 	return d
+}
+
+// tellRequests lists in the step's output what it asked its proxy for.
+func (s *execStep) tellRequests() {
+	if s.env.Proxy == nil || s.env.Log == nil {
+		return
+	}
+	var b bytes.Buffer
+	for i, r := range s.env.Proxy.Requests() {
+		if i == 0 {
+			b.WriteString("proxy network requests:\n")
+		}
+		fmt.Fprintf(&b, "- %s %s -> %d\n", r.Method, r.URL, r.Status)
+	}
+	if b.Len() > 0 {
+		s.env.Log(2, b.Bytes())
+	}
 }
 
 // cannotRun adds to a failure of the sandbox what only the build knows: what was printed, and what machine was wanted.

@@ -161,6 +161,9 @@ func (l *Live) exec(p *Process, started func()) (*Exit, error) {
 	defer l.others.Done()
 	spec := *box.spec
 	spec.Args, spec.Env, spec.Cwd, spec.User = p.Args, p.Env, p.Cwd, p.User
+	if spec.Network.Direct() != spec.Network {
+		spec.Env = replaceEnv(p.Env, proxyVars(box.spec.Env))
+	}
 	spec.Stdin, spec.Stdout, spec.Stderr, spec.TTY, spec.Resize = p.Stdin, p.Stdout, p.Stderr, p.TTY, p.Resize
 	normal, err := spec.normal()
 	if err != nil {

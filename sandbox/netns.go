@@ -13,6 +13,7 @@ import (
 // namespace and what is in it.
 type slot struct {
 	ns     *os.File
+	far    *os.File     // the namespace at the other end of a step that has a proxy alone
 	detach func() error // takes it from its network, while it still exists; nil = nothing to do
 	onEnd  func()       // gives back what the slot had of the host
 
@@ -28,6 +29,9 @@ func (s *slot) close() {
 		s.detach() // what stays is found by Sweep
 	}
 	s.ns.Close()
+	if s.far != nil {
+		s.far.Close()
+	}
 	if s.onEnd != nil {
 		s.onEnd()
 	}

@@ -50,6 +50,7 @@ type network struct {
 	warn   func(string)
 	log    *slog.Logger
 	none   *pool
+	pairs  *pool  // of namespaces from which only another one can be reached
 	resolv string // path of the host's resolv.conf
 
 	cni   *cni  // nil = the default network is not made by plugins
@@ -85,6 +86,7 @@ func newNetwork(cfg NetworkConfig, owner string, warn func(string), log *slog.Lo
 		}
 		return &slot{ns: ns}, nil
 	}}
+	n.pairs = &pool{max: cfg.Idle, create: newPair}
 	return n, nil
 }
 
@@ -95,10 +97,15 @@ type lease struct {
 	resolv  resolvConf
 	slot    *slot
 	pool    *pool
+	env     []string // that the step needs to use it
+	stop    func()   // ends what serves it; nil = nothing
 }
 
 // release gives the network back. Dirty says that the step could change it.
 func (l *lease) release(dirty bool) {
+	if l.stop != nil {
+		l.stop()
+	}
 	if l.slot != nil {
 		l.pool.put(l.slot, dirty)
 	}
@@ -197,6 +204,7 @@ func (n *network) decide() error {
 
 func (n *network) close() {
 	n.none.close()
+	n.pairs.close()
 	if n.plugs != nil {
 		n.plugs.close()
 	}

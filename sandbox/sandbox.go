@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -209,12 +210,12 @@ func (s *Sandbox) Run(ctx context.Context, spec *Spec) (_ *Exit, err error) {
 	if err != nil {
 		return nil, err
 	}
-	net, err := s.net.acquire(spec.Network, hostname)
+	net, err := s.leaseFor(spec, hostname)
 	if err != nil {
 		return nil, err
 	}
 	defer net.release(spec.Security == graph.SecurityInsecure)
-	p.netns = net.path
+	p.netns, p.Env = net.path, replaceEnv(p.Env, net.env)
 	if err := b.writeFiles(p, net); err != nil {
 		return nil, err
 	}
@@ -231,6 +232,21 @@ func (s *Sandbox) Run(ctx context.Context, spec *Spec) (_ *Exit, err error) {
 	if err := makeCwd(root, p); err != nil {
 		return nil, err
 	}
+	untrust, err := trustProxy(p.Spec)
+	if err != nil {
+		return nil, err
+	}
+	exit, err := s.start(ctx, b, p)
+	if bad := untrust(); bad != nil && exit != nil {
+		exit.Unclean = bad
+	} else if bad != nil {
+		err = errors.Join(err, bad)
+	}
+	return exit, err
+}
+
+// start runs the container of a step by the runtime that can.
+func (s *Sandbox) start(ctx context.Context, b *bundle, p *plan) (*Exit, error) {
 	oci, err := ociSpec(p, s.host)
 	if err != nil {
 		return nil, err
@@ -254,6 +270,32 @@ func (s *Sandbox) Run(ctx context.Context, spec *Spec) (_ *Exit, err error) {
 		return p.live(r, c, oci)
 	}
 	return r.run(ctx, c)
+}
+
+// leaseFor is the network of a step, and its proxy if it has one.
+func (s *Sandbox) leaseFor(spec *Spec, hostname string) (*lease, error) {
+	if spec.Network.Direct() != spec.Network {
+		return s.net.behindProxy(spec.Network, spec.Proxy)
+	}
+	return s.net.acquire(spec.Network, hostname)
+}
+
+// trustProxy lets a step trust its proxy, if it has one, and returns what takes that back. A root that cannot be written has to
+// do without.
+func trustProxy(spec *Spec) (undo func() error, err error) {
+	if spec.Network.Direct() == spec.Network || spec.ReadOnlyRoot {
+		return func() error { return nil }, nil
+	}
+	clean, err := trust(spec.RootFS, spec.Proxy.CA())
+	if err != nil {
+		return nil, diag.Errorf(diag.Unavailable, "failed to add proxy CA: %w", err)
+	}
+	return func() error {
+		if err := clean(); err != nil {
+			return diag.Errorf(diag.Failed, "failed to clean up proxy CA: %w", err)
+		}
+		return nil
+	}, nil
 }
 
 // plan resolves what the spec names and writes what mounts hold.

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"io"
+	"net"
 	"os"
 	"strings"
 	"syscall"
@@ -32,6 +33,7 @@ type Spec struct {
 	Hostname     string   // "" = DefaultHostname
 	Mounts       []Mount  // parents are mounted before children, whatever the order here
 	Network      graph.Network
+	Proxy        Proxy          // of a step whose network is one
 	Security     graph.Security // the caller checks that the build may have what it asks for
 	ExtraHosts   []graph.HostIP // an IP of "host-gateway" is the address of this machine
 	Devices      []graph.Device
@@ -82,6 +84,14 @@ type Exit struct {
 	Code      int
 	Signal    syscall.Signal
 	OOMKilled bool
+	Unclean   error // what is left in the root file system of what was put there for the run; nil = nothing
+}
+
+// Proxy is an HTTP proxy that is all that a step can reach.
+type Proxy interface {
+	// Serve answers on a listener, with connections that dial makes, until stop is called.
+	Serve(l net.Listener, dial func(ctx context.Context, network, addr string) (net.Conn, error)) (stop func())
+	CA() []byte // a certificate in PEM that the step is to trust
 }
 
 // normal returns a copy of the spec with the defaults filled in, or why it cannot be run.
@@ -106,8 +116,10 @@ func (s *Spec) normal() (*Spec, error) {
 	}
 	switch c.Network {
 	case graph.NetworkDefault, graph.NetworkNone, graph.NetworkHost:
-	case graph.NetworkProxy:
-		return nil, diag.Errorf(diag.Unsupported, "steps cannot run behind the capturing proxy yet")
+	case graph.NetworkProxy, graph.NetworkHostBy:
+		if c.Proxy == nil {
+			return nil, diag.Errorf(diag.Internal, "a step is to use a proxy, but there is none")
+		}
 	default:
 		return nil, diag.Errorf(diag.Invalid, "unknown network mode %q", c.Network)
 	}

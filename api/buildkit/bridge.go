@@ -35,6 +35,7 @@ type bridge struct {
 	root    *provenance.Request       // what the user asked for
 	top     *scope                    // of what the client's own code does
 	depth   int                       // how many frontends call each other down to this one
+	proxied bool                      // steps have a proxy alone
 
 	mu       sync.Mutex
 	refs     map[string]*ref
@@ -135,7 +136,7 @@ func (b *bridge) edge(ctx context.Context, def *pb.Definition, p *policy.Policy)
 
 // plainEdge decodes a definition. The build's own policy looks at it when it is solved.
 func (b *bridge) plainEdge(def *pb.Definition) (graph.Edge, error) {
-	roots, meta, err := llb.Decode(def, llb.Options{Platform: engine.Native()})
+	roots, meta, err := llb.Decode(def, llb.Options{Platform: engine.Native(), Proxied: b.proxied})
 	if err != nil {
 		return graph.Edge{}, err
 	}

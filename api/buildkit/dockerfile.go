@@ -35,6 +35,7 @@ func (b *bridge) dockerfile(ctx context.Context, attrs map[string]string, defs m
 		return nil, err
 	}
 	b.importCaches(from...)
+	req.Proxied = b.proxied
 	if b.session != nil {
 		b.session.Bind(localSessions(attrs))
 	}

@@ -30,9 +30,6 @@ func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control
 	if err != nil {
 		return nil, err
 	}
-	if req.ProxyNetwork {
-		return nil, unsupported("the proxy network is not supported")
-	}
 	b := &build{ref: req.Ref, journal: newJournal(), ready: make(chan struct{}), owner: peerOf(ctx).Conn}
 	if err := s.builds.add(b); err != nil {
 		return nil, err
@@ -124,6 +121,7 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 	}
 	defer closePolicy()
 	use.Policy = asPolicy(pol)
+	use.Proxied = req.ProxyNetwork || s.opt.ProxyNetwork
 	job := s.e.NewJob(ctx, use)
 	defer job.Close()
 	to, err := cacheExports(job, req.GetCache().GetExports())
@@ -131,7 +129,7 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 		return nil, err
 	}
 	br = newBridge(ctx, s, job, b.journal, local)
-	br.inputs, br.policy = req.FrontendInputs, pol
+	br.inputs, br.policy, br.proxied = req.FrontendInputs, pol, use.Proxied
 	br.importCaches(controlSpecs(req.GetCache().GetImports())...)
 	br.root = s.producers.asked(req.Frontend, req.FrontendAttrs, req.FrontendInputs)
 	b.bridge, ready = br, true

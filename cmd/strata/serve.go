@@ -30,6 +30,7 @@ type serving struct {
 	parallel     int
 	net          netConfig
 	devices      engine.DeviceOptions
+	proxied      bool
 	asBuildKit   bool
 	provenance   string // directory of what provenance tells of this builder
 }
@@ -60,6 +61,7 @@ func newServe(c *cli) *cobra.Command {
 	fs.StringSliceVar(&v.entitlements, "allow-insecure-entitlement", nil, "Let builds ask for network.host, security.insecure or device")
 	fs.StringSliceVar(&v.labels, "oci-worker-labels", nil, "Tell clients about the worker: KEY=VALUE")
 	fs.IntVar(&v.parallel, "oci-max-parallelism", 0, "Steps that run at once (default by the number of processors)")
+	fs.BoolVar(&v.proxied, "proxy-network", false, "Give steps a proxy alone, which records what they fetch")
 	bytesFlag(fs, "gc-bytes", "Keep the state below this size (default chosen by the disk; $STRATA_GC_BYTES)", &c.gcBytes)
 	fs.BoolVar(&v.asBuildKit, "as-buildkitd", false, "Behave as buildkitd does")
 	fs.Bool("version", false, "Print the version")
@@ -129,6 +131,9 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 	if opt.ProvenanceEnv, err = builderFacts(v.provenance); err != nil {
 		return err
 	}
+	if v.asBuildKit {
+		v.net.Mode = v.net.auto()
+	}
 	if opt.Network, err = v.net.network(conf.DNS); err != nil {
 		return err
 	}
@@ -147,7 +152,7 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 		return err
 	}
 	defer func() { err = errors.Join(err, eng.Close()) }()
-	bk, err := buildkit.New(eng, buildkit.Options{Log: log, Version: version, Entitlements: v.entitlements, Labels: labels, History: past, Tracer: opt.Tracer})
+	bk, err := buildkit.New(eng, buildkit.Options{Log: log, Version: version, Entitlements: v.entitlements, Labels: labels, History: past, Tracer: opt.Tracer, ProxyNetwork: v.proxied})
 	if err != nil {
 		return err
 	}

@@ -38,6 +38,7 @@ type serveConfig struct {
 		Containerd any       `toml:"containerd"`
 	} `toml:"worker"`
 
+	Proxied bool           `toml:"proxyNetwork"`
 	CDI     cdiConfig      `toml:"cdi"`
 	DNS     dnsConfig      `toml:"dns"`
 	History *historyConfig `toml:"history"`
@@ -142,6 +143,7 @@ func (c *serveConfig) apply(cli *cli, v *serving, fs *pflag.FlagSet) {
 	if v.provenance == "" {
 		v.provenance = c.Provenance
 	}
+	v.proxied = v.proxied || c.Proxied
 	if v.parallel == 0 {
 		v.parallel = c.Worker.OCI.Parallel
 	}

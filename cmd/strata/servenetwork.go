@@ -2,6 +2,8 @@ package main
 
 import (
 	"net/netip"
+	"os"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -57,6 +59,21 @@ func (n netConfig) over(flags netConfig) netConfig {
 		n.CNIPool = flags.CNIPool
 	}
 	return n
+}
+
+// auto is what buildkitd chooses where nothing is configured: CNI if there is a configuration of it, else this machine's network,
+// or a bridge if the variable that its images set says so.
+func (n netConfig) auto() string {
+	if n.Mode != "" && n.Mode != "auto" {
+		return n.Mode
+	}
+	if bridge, err := strconv.ParseBool(os.Getenv("BUILDKIT_NETWORK_BRIDGE_AUTO")); err == nil && bridge {
+		return string(sandbox.Bridge)
+	}
+	if _, err := os.Stat(n.CNIConfig); err == nil {
+		return string(sandbox.CNI)
+	}
+	return string(sandbox.HostAlways)
 }
 
 // network makes the engine's configuration.

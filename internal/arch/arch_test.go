@@ -24,7 +24,7 @@ var rooms = [][]string{
 	{"diag", "span"},
 	{"graph"},
 	{"image", "event", "sandbox/spawn", "sandbox/bpf"},
-	{"layer/inflate", "layer", "store", "registry", "session", "sandbox", "tree", "history", "tracing", "solve", "dockerfile/lint", "dockerfile", "llb", "signature", "provenance"},
+	{"layer/inflate", "layer", "store", "registry", "session", "sandbox", "tree", "history", "tracing", "proxy", "solve", "dockerfile/lint", "dockerfile", "llb", "signature", "provenance"},
 	{"archive", "relayer", "policy", "session/remote"},
 	{"op", "source", "export", "cache", "pack"},
 	{"engine"},
