@@ -498,3 +498,21 @@ func TestPass(t *testing.T) {
 		t.Error("an input that is not there was passed on")
 	}
 }
+
+func TestAbove(t *testing.T) {
+	type ids = []store.LayerID
+	for _, c := range []struct {
+		lower, upper, want ids
+		ok                 bool
+	}{
+		{ids{1, 2}, ids{1, 2, 3}, ids{3}, true},
+		{ids{1, 2}, ids{1, 2}, ids{}, true},
+		{ids{1, 2, 3}, ids{2, 3, 4, 1, 5}, ids{4, 1, 5}, true}, // 1 came again
+		{ids{3}, ids{1, 2, 3}, nil, false},
+		{ids{1, 2}, ids{1, 3}, nil, false},
+	} {
+		if got, ok := above(c.lower, c.upper); ok != c.ok || !slices.Equal(got, c.want) {
+			t.Errorf("%v above %v: %v, %v", c.upper, c.lower, got, ok)
+		}
+	}
+}
