@@ -2,11 +2,13 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
@@ -130,6 +132,24 @@ func (m *Matcher) Find(ctx context.Context, v *graph.Vertex, wanted []int) (*sol
 	}
 	return nil, retry
 }
+
+// Has implements solve.Remote. It asks for the layers, too: a cache may have lost them.
+func (m *Matcher) Has(ctx context.Context, e graph.Edge) bool {
+	return slices.ContainsFunc(m.results(ctx, e), func(r result) bool {
+		var g errgroup.Group
+		for i := range r.chain {
+			g.Go(func() error {
+				if !r.chain[i].Exists(ctx) {
+					return errGone
+				}
+				return nil
+			})
+		}
+		return g.Wait() == nil
+	})
+}
+
+var errGone = errors.New("the cache has lost a layer")
 
 // output brings one output of a vertex into the store, if the cache has it.
 func (m *Matcher) output(l *lookup, v *graph.Vertex, out int, into *solve.Found[tree.Tree]) bool {

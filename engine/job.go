@@ -230,6 +230,9 @@ func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt Ex
 	if plan, err = j.b.policedPlan(ctx, plan); err != nil {
 		return nil, err
 	}
+	if j.b.caches.matcher != nil && !slices.ContainsFunc(outs.x, func(x export.Exporter) bool { return !export.Idle(x) }) {
+		return j.reach(ctx, plan, outs, opt.Caches)
+	}
 	stop := j.b.packEarly(ctx, plan, outs.x)
 	defer stop()
 	set, err := j.b.solve(ctx, plan)
@@ -269,6 +272,24 @@ func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt Ex
 		said = append(said, cached)
 	}
 	return said, nil
+}
+
+// reach is Export where nobody reads the result: what caches elsewhere have of it stays there.
+func (j *Job) reach(ctx context.Context, plan *image.Plan, outs Outputs, to []*CacheExport) ([]map[string]string, error) {
+	var edges []graph.Edge
+	for _, t := range plan.Targets {
+		edges = append(edges, t.Root)
+	}
+	if err := j.b.work.Reach(edges...); err != nil {
+		return nil, err
+	}
+	j.b.caches.solved()
+	cached, err := j.b.caches.export(ctx, plan, to)
+	said := make([]map[string]string, len(outs.x), len(outs.x)+1)
+	for i := range said {
+		said[i] = map[string]string{}
+	}
+	return append(said, cached), err
 }
 
 // localDir brings a directory of the client here, and says what of it the tree is.

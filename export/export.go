@@ -117,6 +117,12 @@ func New(o Output) (Exporter, error) {
 // nothing is the exporter that leaves the result in the cache.
 type nothing struct{}
 
+// Idle reports whether an exporter needs nothing of the result.
+func Idle(x Exporter) bool {
+	_, ok := x.(nothing)
+	return ok
+}
+
 func (nothing) Name() string { return "keeping the result in the cache" }
 
 func (nothing) Export(context.Context, *Env, *Set) (*Receipt, error) {

@@ -35,6 +35,37 @@ func (b *Build[R, E]) lookup(n *node[R]) ([]R, bool) {
 	return outs, true
 }
 
+// Reach makes sure that the results of edges can be had: it is Solve for a build that reads none of them. What caches elsewhere
+// have is not brought here.
+func (b *Build[R, E]) Reach(edges ...graph.Edge) error {
+	b.plan(edges)
+	var missing []graph.Edge
+	for _, e := range edges {
+		if e.V != nil && !b.reached(e) {
+			missing = append(missing, e)
+		}
+	}
+	if _, err := b.solveAll(missing); err != nil {
+		return err
+	}
+	graph.Walk(edges, func(v *graph.Vertex) { b.end(b.node(v), true, nil) })
+	return nil
+}
+
+// reached reports whether an output is kept in a cache elsewhere, and only there.
+func (b *Build[R, E]) reached(e graph.Edge) bool {
+	r := b.remote.Load()
+	n := b.node(e.V)
+	if r == nil || b.keyOf(n) != nil || n.forced() {
+		return false
+	}
+	if outs, ok := b.lookup(n); ok {
+		newShared(outs).release()
+		return false
+	}
+	return (*r).Has(n.ctx, e)
+}
+
 // wantedOf lists the outputs of a node that the build uses, sorted. Of one that nobody reads, it is the first.
 func (b *Build[R, E]) wantedOf(n *node[R]) []int {
 	b.mu.Lock()

@@ -73,6 +73,8 @@ type Remote[R Result] interface {
 	// Find returns the wanted outputs of a vertex. Others are the zero R. With more inputs at hand (see Build.At) it may find
 	// more: then it is asked again, and retry is true.
 	Find(ctx context.Context, v *graph.Vertex, wanted []int) (found *Found[R], retry bool)
+	// Has reports whether Find would find an output, without bringing it here.
+	Has(ctx context.Context, e graph.Edge) bool
 }
 
 // Found is a result from elsewhere.

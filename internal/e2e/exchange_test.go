@@ -111,4 +111,3 @@ func TestCachesAreExchanged(t *testing.T) {
 		}
 	}
 }
-
