@@ -21,16 +21,21 @@ type Options struct {
 
 // cloneArgs are those of clone3(2), of version 2.
 type cloneArgs struct {
-	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+	flags, pidfd uint64
+	_            [2]uint64 // child_tid, parent_tid
+	exitSignal   uint64
+	_            [5]uint64 // stack, stack_size, tls, set_tid, set_tid_size
+	cgroup       uint64
 }
 
 // state is what the assembly works with. The new process writes to it how it failed.
 type state struct {
-	all, old uint64 // signal masks
-	ops      *op
-	failed   uint64 // number of the call
-	errno    uint64
-	pidfd    *atomic.Int32 // only so that it is on the heap
+	all    uint64 // a mask of all signals
+	_      uint64 // the mask before
+	ops    *op
+	failed uint64 // number of the call
+	errno  uint64
+	pidfd  *atomic.Int32 // only so that it is on the heap
 }
 
 // vfork starts a process that makes the calls, and returns its id or a negative errno when it has called execve or failed.
