@@ -139,16 +139,16 @@ func blobPath(d graph.Digest) string {
 // to w as they come, so that a kernel copy is possible and nothing is kept.
 func WriteTar(ctx context.Context, w io.Writer, files []Output) error {
 	slices.SortFunc(files, func(a, b Output) int { return bytes.Compare([]byte(a.Name), []byte(b.Name)) })
+	made := map[string]bool{".": true}
 	for _, f := range files {
+		if err := parents(w, path.Dir(f.Name), made); err != nil {
+			return err
+		}
 		h := &tar.Header{Name: f.Name, Typeflag: tar.TypeReg, Size: f.Size, Mode: 0o644, ModTime: time.Unix(0, 0)}
 		if f.Link != "" {
 			h.Typeflag, h.Linkname, h.Size, h.Mode = tar.TypeSymlink, f.Link, 0, 0o777
 		}
-		var head bytes.Buffer
-		if err := tar.NewWriter(&head).WriteHeader(h); err != nil {
-			return err
-		}
-		if _, err := w.Write(head.Bytes()); err != nil {
+		if err := writeHeader(w, h); err != nil {
 			return err
 		}
 		if f.Link != "" {
@@ -162,6 +162,27 @@ func WriteTar(ctx context.Context, w io.Writer, files []Output) error {
 		}
 	}
 	_, err := w.Write(make([]byte, 1024))
+	return err
+}
+
+// parents writes the directories that a file is in, those that are not there yet.
+func parents(w io.Writer, dir string, made map[string]bool) error {
+	if made[dir] {
+		return nil
+	}
+	if err := parents(w, path.Dir(dir), made); err != nil {
+		return err
+	}
+	made[dir] = true
+	return writeHeader(w, &tar.Header{Name: dir + "/", Typeflag: tar.TypeDir, Mode: 0o755, ModTime: time.Unix(0, 0)})
+}
+
+func writeHeader(w io.Writer, h *tar.Header) error {
+	var head bytes.Buffer
+	if err := tar.NewWriter(&head).WriteHeader(h); err != nil {
+		return err
+	}
+	_, err := w.Write(head.Bytes())
 	return err
 }
 

@@ -49,6 +49,10 @@ func (w *early) follow(e graph.Edge) {
 	if e.V == nil || w.wants[e.V.ID].V != nil {
 		return
 	}
+	switch e.V.Op.(type) {
+	case *graph.Image, *graph.OCILayout:
+		return // its layers go out as they are packed already
+	}
 	w.wants[e.V.ID] = e
 	for _, in := range graph.Below(e) {
 		w.follow(in)

@@ -211,6 +211,8 @@ type ExportOptions struct {
 	Multi bool   // an index, or a directory per platform, is wanted even for one target
 	Name  string // the frontend's name for the image, for name=*
 
+	Metadata map[string]string // of the frontend, for the outputs: annotations
+
 	Caches []*CacheExport // to be written, too
 
 	Provenance *provenance.Options // nil = none
@@ -243,6 +245,9 @@ func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt Ex
 		if err := j.b.addProvenance(ctx, set, plan, &opt); err != nil {
 			return nil, err
 		}
+	}
+	if err := set.Annotate(opt.Metadata); err != nil {
+		return nil, err
 	}
 	set.Multi, set.Name = set.Multi || opt.Multi, opt.Name
 	env := &export.Env{Store: j.b.e.store, Packer: j.b.e.packer, Registry: j.b.web, Session: j.b.session, Events: j.b.sink}

@@ -48,10 +48,11 @@ func (x *Docker) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := e.deliver(ctx, x.dest, x.tar, files); err != nil {
+	r, err := receipt(x2.Names, p)
+	if err != nil {
 		return nil, err
 	}
-	return receipt(x2.Names, p)
+	return r, e.deliver(ctx, delivery{x.dest, x.tar, r.Metadata}, files)
 }
 
 func (x *Docker) packing() packing {

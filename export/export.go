@@ -29,6 +29,8 @@ type Set struct {
 	Multi  bool              // an index or one directory per platform is wanted even for a single image
 	Name   string            // the frontend's idea of a name, for name=*
 	Index  *image.Descriptor // an existing index of exactly these images
+
+	annotations []Annotation // of the frontend
 }
 
 // Image is the built result for one platform.

@@ -21,6 +21,7 @@ import (
 	"github.com/strata-build/strata/session"
 	"github.com/strata-build/strata/store"
 	"github.com/strata-build/strata/tree"
+	"golang.org/x/sys/unix"
 )
 
 var (
@@ -69,10 +70,11 @@ func addLayer(t *testing.T, s *store.Store, files map[string]string) store.Layer
 		}
 	}
 	must(filepath.WalkDir(d.Dir, func(p string, e os.DirEntry, err error) error {
-		if err != nil || e.Type()&os.ModeSymlink != 0 {
+		if err != nil {
 			return err
 		}
-		return os.Chtimes(p, mtime, mtime)
+		t := []unix.Timespec{{Sec: mtime.Unix()}, {Sec: mtime.Unix()}}
+		return unix.UtimesNanoAt(unix.AT_FDCWD, p, t, unix.AT_SYMLINK_NOFOLLOW)
 	}))
 	must(s.Update(t.Context(), func(b *store.Batch) error {
 		b.Layer(d, store.LayerInfo{Created: time.Unix(1_760_000_000, 0)})

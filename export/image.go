@@ -64,7 +64,7 @@ func (x *ImageStore) Export(ctx context.Context, e *Env, set *Set) (*Receipt, er
 	}
 	o := packing{imageOptions: x2.imageOptions, oci: x.OCI == nil || *x.OCI}
 	named := x.canonical || x.dangling != "" && (!x.fallback || len(x2.Names) == 0)
-	o.virtual = !x.push && !x.manifest && !named && !o.attested(set) && len(o.Annotations) == 0
+	o.virtual = !x.push && !x.manifest && !named && !o.attested(set) && len(o.Annotations)+len(set.annotations) == 0
 	var p *packed
 	var err error
 	if x.push {

@@ -48,6 +48,7 @@ type Request struct {
 	ID          store.LayerID
 	Compression layer.Compression
 	Force       bool       // also when the layer was pulled in another compression
+	Base        bool       // it is the base image's, and stays as it was packed before, unless that is forced
 	Clamp       *time.Time // no file is newer than this; nil leaves times alone
 	// Pulled and DiffID describe a layer as it was pulled, if that is known; ID is 0 if only that is kept.
 	Pulled *image.Descriptor
@@ -212,6 +213,8 @@ func (p *Packer) reuse(l Layer, req Request) (image.Descriptor, bool) {
 			return public(v), true
 		case !ours && !req.Force && !found && typeOf(v.MediaType) != layer.Uncompressed:
 			// As it was pulled. One that came uncompressed, as from an archive, is compressed for its first transfer.
+			best, found = public(v), true
+		case ours && req.Base && !req.Force && !found:
 			best, found = public(v), true
 		}
 	}

@@ -64,6 +64,7 @@ func (e *Env) pack(ctx context.Context, set *Set, o packing) (*packed, error) {
 	if len(set.Images) == 0 {
 		return nil, diag.Errorf(diag.Invalid, "there is nothing to export: the build has no result")
 	}
+	o.Annotations = slices.Concat(set.annotations, o.Annotations) // of two values the output's own counts
 	o.indexed = len(set.Images) > 1 || set.Multi || o.attested(set)
 	g, gctx := errgroup.WithContext(ctx)
 	for i := range set.Images {
@@ -210,7 +211,7 @@ func (e *Env) requests(im *Image, o *packing, epoch *time.Time) ([]Request, erro
 	}
 	reqs := make([]Request, max(len(ids), len(im.blobs)))
 	for i := range reqs {
-		r := Request{Compression: o.Compression, Force: o.Force, Fetch: e.fetcher(im.Base)}
+		r := Request{Compression: o.Compression, Force: o.Force, Base: i < im.BaseLayers && !o.Chosen, Fetch: e.fetcher(im.Base)}
 		if i < len(ids) {
 			r.ID = ids[i]
 		}

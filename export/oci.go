@@ -42,10 +42,11 @@ func (x *OCI) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := e.deliver(ctx, x.dest, x.tar, files); err != nil {
+	r, err := receipt(x2.Names, p)
+	if err != nil {
 		return nil, err
 	}
-	return receipt(x2.Names, p)
+	return r, e.deliver(ctx, delivery{x.dest, x.tar, r.Metadata}, files)
 }
 
 // nameFrom replaces name=* by the name that the build has.
@@ -56,13 +57,20 @@ func (o *imageOptions) nameFrom(set *Set) (err error) {
 	return err
 }
 
+// delivery says where files go, and in which form.
+type delivery struct {
+	dest  string
+	asTar bool
+	about map[string]string // what the client is told of them before
+}
+
 // deliver writes files to the client, as one tar or as a directory.
-func (e *Env) deliver(ctx context.Context, dest string, asTar bool, files []archive.Output) error {
-	out, err := e.output(ctx, dest)
+func (e *Env) deliver(ctx context.Context, to delivery, files []archive.Output) error {
+	out, err := e.outputOf(ctx, to.dest, to.about)
 	if err != nil {
 		return err
 	}
-	if !asTar {
+	if !to.asTar {
 		if out.Dir == "" {
 			discard(out.File)
 			return diag.Errorf(diag.Invalid, "a directory is needed to write to, not a file").WithHint("use dest=DIRECTORY, or tar=true")
@@ -77,8 +85,15 @@ func (e *Env) deliver(ctx context.Context, dest string, asTar bool, files []arch
 }
 
 func (e *Env) output(ctx context.Context, dest string) (session.Output, error) {
+	return e.outputOf(ctx, dest, nil)
+}
+
+func (e *Env) outputOf(ctx context.Context, dest string, about map[string]string) (session.Output, error) {
 	if e.Session == nil {
 		return session.Output{}, diag.Errorf(diag.Invalid, "there is no client to write to")
+	}
+	if s, ok := e.Session.(session.Describing); ok && about != nil {
+		return s.OutputOf(ctx, dest, about)
 	}
 	return e.Session.Output(ctx, dest)
 }

@@ -132,7 +132,7 @@ func (a *attrs) image() imageOptions {
 		switch {
 		case len(o.Annotations) > 0:
 			a.fail(diag.Errorf(diag.Invalid, "output %s: annotations need OCI media types", a.exporter).WithHint("drop oci-mediatypes=false"))
-		case o.Compression.Type == layer.Zstd || o.Compression.Type == layer.EStargz:
+		case o.Compression.Type == layer.EStargz:
 			a.fail(diag.Errorf(diag.Invalid, "output %s: this compression needs OCI media types", a.exporter).WithHint("drop oci-mediatypes=false"))
 		}
 	}
@@ -187,6 +187,20 @@ func (a *attrs) annotationsAndConfigs(o *imageOptions) {
 }
 
 // epoch reads SOURCE_DATE_EPOCH of an output. None is wanted at all if it is there and empty.
+// Annotate adds the annotations among a frontend's metadata, whose keys are those of outputs; the rest is left alone.
+func (s *Set) Annotate(meta map[string]string) error {
+	for _, k := range slices.Sorted(maps.Keys(meta)) {
+		an, ok, err := parseAnnotation(k, meta[k])
+		if err != nil {
+			return err
+		}
+		if ok {
+			s.annotations = append(s.annotations, an)
+		}
+	}
+	return nil
+}
+
 func (a *attrs) epoch() (t *time.Time, none bool) {
 	v, ok := a.take("source-date-epoch")
 	if !ok || v == "" {

@@ -116,8 +116,10 @@ func (t *target) layers(ctx context.Context, set *Set, p *packed) error {
 // manifests sends what names the layers, once they are there: configurations, manifests, and the index under each tag.
 // With known, the repository has all but the tags.
 func (t *target) manifests(ctx context.Context, p *packed, known, byDigest bool) error {
-	defer t.env.step("pushing manifest for " + t.repo.Name())()
 	top := p.root()
+	for _, tag := range t.tags {
+		defer t.env.step("pushing manifest for " + tag.String() + "@" + top.Digest.String())()
+	}
 	if !known {
 		g, gctx := errgroup.WithContext(ctx)
 		for _, im := range p.images {

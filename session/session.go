@@ -34,6 +34,12 @@ type Syncer interface {
 	Sync(ctx context.Context, op *graph.Local, progress func(n int64, end bool)) (Dir, error)
 }
 
+// Describing is a session whose client is told what an output will hold before it takes it, under the keys of its response: it may
+// have it already.
+type Describing interface {
+	OutputOf(ctx context.Context, id string, about map[string]string) (Output, error)
+}
+
 // Layouts is a session that has images in a store of content. Layout brings one to this machine, for a platform; Blob reads one
 // blob, whose digest is right when it ends.
 type Layouts interface {

@@ -160,7 +160,10 @@ func (b *bridge) fromWire(w *gateway.Ref) (*ref, error) {
 
 // plan makes of a result what is exported.
 func (b *bridge) plan(r *result) (*image.Plan, engine.ExportOptions, error) {
-	opt := engine.ExportOptions{Multi: r.many != nil, Name: string(r.meta[metaName])}
+	opt := engine.ExportOptions{Multi: r.many != nil, Name: string(r.meta[metaName]), Metadata: map[string]string{}}
+	for k, v := range r.meta {
+		opt.Metadata[k] = string(v)
+	}
 	var ps platforms
 	if raw, ok := r.meta[metaPlatforms]; ok {
 		if err := json.Unmarshal(raw, &ps); err != nil {

@@ -293,6 +293,11 @@ const (
 // Output returns a stream to the client's file, or a directory whose content Send sends. The id is ToDir or ToFile and the
 // number that the client has given to the exporter.
 func (s *Session) Output(ctx context.Context, id string) (session.Output, error) {
+	return s.OutputOf(ctx, id, nil)
+}
+
+// OutputOf implements session.Describing.
+func (s *Session) OutputOf(ctx context.Context, id string, about map[string]string) (session.Output, error) {
 	const method = "/moby.filesync.v1.FileSend/DiffCopy"
 	kind, number, ok := strings.Cut(id, ":")
 	if kind+":" == ToStore {
@@ -303,6 +308,9 @@ func (s *Session) Output(ctx context.Context, id string) (session.Output, error)
 	}
 	kv := map[string][]string{"buildkit-attachable-exporter-id": {number}}
 	if kind+":" == ToFile {
+		for k, v := range about {
+			kv["exporter-md-"+k] = []string{v}
+		}
 		p, err := s.c.pipe(ctx, method, kv)
 		if err != nil {
 			return session.Output{}, err
