@@ -14,21 +14,34 @@ import (
 	"github.com/strata-build/strata/graph"
 )
 
+// ForeignSyntax is the error of a Dockerfile that asks for a frontend which is not this package. Who can run it in its image
+// does.
+type ForeignSyntax struct {
+	Ref     string // the image
+	Cmdline string // what the Dockerfile says, the image first
+	Err     error
+}
+
+func (e *ForeignSyntax) Error() string { return e.Err.Error() }
+
+func (e *ForeignSyntax) Unwrap() error { return e.Err }
+
 // checkSyntax looks at `# syntax=` and BUILDKIT_SYNTAX. The images of Docker's own Dockerfile frontend are this
-// package's language, which is worth a note; another image cannot be run yet.
+// package's language, which is worth a note; another image is a *ForeignSyntax.
 func checkSyntax(req *Request) (*diag.Warning, error) {
-	var ref string
+	var ref, cmdline string
 	var at []diag.Span
 	if v := strings.TrimSpace(req.BuildArgs["BUILDKIT_SYNTAX"]); v != "" {
 		ref, _, _ = strings.Cut(v, " ")
+		cmdline = v
 	} else if req.Source != nil {
-		r, _, loc, ok := parser.DetectSyntax(req.Source.Data)
+		r, line, loc, ok := parser.DetectSyntax(req.Source.Data)
 		if !ok {
 			return nil, nil
 		}
-		ref, at = r, spans(req.Source, loc)
+		ref, cmdline, at = r, line, spans(req.Source, loc)
 	}
-	if ref == "" || ref == "dockerfile.v0" {
+	if ref == "" || ref == "dockerfile.v0" || req.IgnoreSyntax {
 		return nil, nil
 	}
 	named, err := reference.ParseNormalizedNamed(ref)
@@ -42,8 +55,8 @@ func checkSyntax(req *Request) (*diag.Warning, error) {
 	if len(at) > 0 {
 		at[0] = pointAt(at[0], "'"+ref+"'")
 	}
-	return nil, diag.Errorf(diag.Unsupported, "frontend image %q cannot be run: only the built-in Dockerfile frontend is available", ref).
-		WithSpan(at...).WithHint("remove the syntax line, or set the build argument BUILDKIT_SYNTAX=dockerfile.v0 to ignore it")
+	return nil, &ForeignSyntax{Ref: ref, Cmdline: cmdline, Err: diag.Errorf(diag.Unsupported, "frontend image %q cannot be run: only the built-in Dockerfile frontend is available", ref).
+		WithSpan(at...).WithHint("remove the syntax line, or set the build argument BUILDKIT_SYNTAX=dockerfile.v0 to ignore it; BuildKit's clients can run it, see strata serve")}
 }
 
 // checkConfig is the lint configuration: BUILDKIT_DOCKERFILE_CHECK, else `# check=`.

@@ -39,6 +39,7 @@ type Request struct {
 	ContextSubdir string            // directory of a remote context that is the context proper
 	ContextName   string            // the session's name of the client's directory; "" = "context"
 	DockerfileDir string            // the session's name of the Dockerfile's directory, for ReadInputs; "" = "dockerfile"
+	IgnoreSyntax  bool              // `# syntax=` and BUILDKIT_SYNTAX have been obeyed
 	LocalDocker   bool              // the Dockerfile is in DockerfileDir even if the context is remote
 	SharedKeys    map[string]string // by the session's name of a directory: tells the engine that two builds mean the same directory
 

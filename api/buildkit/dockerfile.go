@@ -3,6 +3,8 @@ package buildkit
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"maps"
 	"strconv"
 	"strings"
 
@@ -46,6 +48,18 @@ func (b *bridge) dockerfile(ctx context.Context, attrs map[string]string, defs m
 	if err := b.fromInputs(ctx, &req, inputs); err != nil {
 		return nil, err
 	}
+	req.IgnoreSyntax = attrs["cmdline"] != "" // the frontend has been chosen
+	res, err := b.ofDockerfile(ctx, req, attrs, inputs)
+	if f, ok := errors.AsType[*dockerfile.ForeignSyntax](err); ok {
+		attrs = maps.Clone(attrs)
+		attrs["source"], attrs["cmdline"] = f.Ref, f.Cmdline
+		return b.frontend(ctx, "gateway.v0", attrs, defs)
+	}
+	return res, err
+}
+
+// ofDockerfile makes a result of a Dockerfile of this program's language.
+func (b *bridge) ofDockerfile(ctx context.Context, req dockerfile.Request, attrs map[string]string, inputs map[string]engine.Input) (*result, error) {
 	if id, ok := attrs["requestid"]; ok {
 		return b.subrequest(ctx, id, req, inputs)
 	}
