@@ -2,12 +2,13 @@ package engine
 
 import (
 	"context"
-	"maps"
 	"reflect"
+	"strings"
 	"sync"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/provenance"
 	"github.com/strata-build/strata/proxy"
 )
 
@@ -61,10 +62,30 @@ func (b *build) mayFetch(ctx context.Context, url string) (string, error) {
 	return h.URL, nil
 }
 
-// Fetched returns what steps of the build have asked their proxies for, by the vertex. Steps that did not have to run are not
-// among them.
-func (j *Job) Fetched() map[graph.Digest]*proxy.Proxy {
-	j.b.fetched.mu.Lock()
-	defer j.b.fetched.mu.Unlock()
-	return maps.Clone(j.b.fetched.proxies)
+// addFetched adds to the sources of a tree what its steps have fetched by their proxies. Of a step that did not have to run it is not
+// known.
+func (b *build) addFetched(s *provenance.Sources, root graph.Edge) {
+	b.fetched.mu.Lock()
+	defer b.fetched.mu.Unlock()
+	graph.Walk([]graph.Edge{root}, func(v *graph.Vertex) {
+		o, ok := v.Op.(*graph.Exec)
+		if !ok || o.Network.Direct() == o.Network {
+			return
+		}
+		p := b.fetched.proxies[v.ID]
+		if p == nil {
+			s.Fetched(nil, nil)
+			s.Incomplete = true
+			return
+		}
+		var done []provenance.Download
+		for _, m := range p.Materials() {
+			done = append(done, provenance.Download{URL: m.URL, Digest: graph.Digest(m.Digest)})
+		}
+		var missed []provenance.Missed
+		for _, m := range p.Incomplete() {
+			missed = append(missed, provenance.Missed{Step: strings.Join(o.Args, " "), Method: m.Method, URL: m.URL, Reason: m.Reason})
+		}
+		s.Fetched(done, missed)
+	})
 }

@@ -96,6 +96,7 @@ func (b *build) provenance(ctx context.Context, t image.Target, plan *image.Plan
 	if err != nil {
 		return nil, nil, err
 	}
+	b.addFetched(src, t.Root)
 	var all []graph.Platform
 	for _, x := range plan.Targets {
 		all = append(all, x.Platform)

@@ -40,10 +40,21 @@ const (
 )
 
 // metadata is what BuildKit adds.
+// network is how steps reached the network.
+type network struct {
+	Mode  string   `json:"mode,omitempty"`
+	Proxy *proxied `json:"proxy,omitempty"`
+}
+
+type proxied struct {
+	Incomplete []Missed `json:"incomplete,omitempty"`
+}
+
 type metadata struct {
-	VCS    map[string]string               `json:"vcs,omitempty"`
-	Source *source                         `json:"source,omitempty"`
-	Layers map[string][][]image.Descriptor `json:"layers,omitempty"`
+	Network *network                        `json:"network,omitempty"`
+	VCS     map[string]string               `json:"vcs,omitempty"`
+	Source  *source                         `json:"source,omitempty"`
+	Layers  map[string][][]image.Descriptor `json:"layers,omitempty"`
 }
 
 // facts are what both versions tell.
@@ -71,7 +82,13 @@ func (b *Build) Predicate(ended time.Time, layers []Layers) ([]byte, error) {
 
 func (b *Build) facts(layers []Layers) (*facts, error) {
 	f := &facts{materials: b.Sources.materials()}
-	f.complete = !b.Sources.Incomplete && len(b.Sources.Locals) == 0
+	f.complete = !b.Sources.Incomplete && len(b.Sources.Locals) == 0 && len(b.Sources.Missed) == 0
+	if b.Sources.Proxied {
+		f.metadata.Network = &network{Mode: "proxy"}
+		if len(b.Sources.Missed) > 0 {
+			f.metadata.Network.Proxy = &proxied{b.Sources.Missed}
+		}
+	}
 	f.hermetic = f.complete && !b.Sources.Network
 	if b.Complete && !f.complete {
 		return nil, incomplete(b.Sources)
@@ -139,5 +156,9 @@ func incomplete(s *Sources) error {
 	for _, l := range s.Locals {
 		text += "\n  - " + l + ": a directory of the client"
 	}
-	return diag.Errorf(diag.Invalid, "%s", text).WithHint("build from a git repository or an archive, or drop complete-materials")
+	for _, m := range s.Missed {
+		text += "\n  - " + m.Step + ": " + m.Method + " " + m.URL + ": " + m.Reason
+	}
+	err := diag.Errorf(diag.Invalid, "%s", text).WithHint("build from a git repository or an archive, or drop complete-materials")
+	return &IncompleteError{Locals: s.Locals, Missed: s.Missed, err: err}
 }

@@ -2,6 +2,7 @@ package provenance
 
 import (
 	"encoding/json"
+	"errors"
 	"reflect"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 )
@@ -189,5 +191,25 @@ func TestPredicates(t *testing.T) {
 	b.Complete = true
 	if _, err := b.Predicate(time.Unix(2, 0), nil); err == nil || !strings.Contains(err.Error(), "materials are incomplete") {
 		t.Errorf("%v", err)
+	}
+}
+
+func TestFetchedByProxies(t *testing.T) {
+	s := &Sources{}
+	s.Fetched([]Download{{URL: "http://a/x", Digest: graph.Digest("sha256:" + strings.Repeat("1", 64))}}, nil)
+	b := &Build{Sources: s, Complete: true}
+	out, err := b.Predicate(time.Unix(2, 0), nil)
+	if err != nil || !strings.Contains(string(out), "http://a/x") || !strings.Contains(string(out), `"mode": "proxy"`) {
+		t.Errorf("%s %v", out, err)
+	}
+	s.Fetched(nil, []Missed{{Step: "curl", Method: "POST", URL: "http://a/y", Reason: "method_not_materializable"}})
+	_, err = b.Predicate(time.Unix(2, 0), nil)
+	var e *IncompleteError
+	if !errors.As(err, &e) || len(e.Missed) != 1 || diag.KindOf(err) != diag.Invalid || !strings.Contains(err.Error(), "http://a/y") {
+		t.Error(err)
+	}
+	b.Complete = false
+	if out, err = b.Predicate(time.Unix(2, 0), nil); err != nil || !strings.Contains(string(out), `"reason": "method_not_materializable"`) {
+		t.Errorf("%s %v", out, err)
 	}
 }

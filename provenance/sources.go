@@ -56,7 +56,33 @@ type Sources struct {
 	SSH        []Need
 	Network    bool // a step could use the network
 	Incomplete bool // there was more, of which nothing is known
+	Proxied    bool // steps reached the network by a proxy that recorded what they fetched
+	Missed     []Missed
 }
+
+// Missed is a request of a step whose answer is not a material. Reason is a word of BuildKit's.
+type Missed struct {
+	Step   string `json:"name,omitempty"`
+	Method string `json:"method,omitempty"`
+	URL    string `json:"uri,omitempty"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// Fetched adds what a step has fetched.
+func (s *Sources) Fetched(done []Download, missed []Missed) {
+	s.HTTP, s.Missed, s.Proxied = append(s.HTTP, done...), append(s.Missed, missed...), true
+	s.tidy()
+}
+
+// IncompleteError says that what a build was made from is not known in full, though it was to be.
+type IncompleteError struct {
+	Locals []string
+	Missed []Missed
+	err    error
+}
+
+func (e *IncompleteError) Error() string { return e.err.Error() }
+func (e *IncompleteError) Unwrap() error { return e.err }
 
 // Collect finds what the vertices below some edges read. pin tells what a source stood for: the digest of an image's manifest or of
 // a download, or a commit.

@@ -21,6 +21,7 @@ import (
 	"github.com/strata-build/strata/dockerfile"
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/provenance"
 	"github.com/strata-build/strata/llb"
 )
 
@@ -74,6 +75,9 @@ func toStatus(err error) error {
 	if v, ok := errors.AsType[vertexError](err); ok {
 		st.Details = append(st.Details, detail("Vertex", &errdefs.Vertex{Digest: v.vertex.String()}))
 	}
+	if m, ok := errors.AsType[*provenance.IncompleteError](err); ok {
+		st.Details = append(st.Details, detail("ProvenanceMaterialsIncomplete", incompleteOf(m)))
+	}
 	if d, ok := errors.AsType[detailed](err); ok {
 		st.Details = append(st.Details, detail(d.name, d.detail))
 	}
@@ -125,6 +129,17 @@ func detailOf(url string, m proto.Message) *anypb.Any {
 	d := detail("", m)
 	d.TypeUrl = url
 	return d
+}
+
+func incompleteOf(e *provenance.IncompleteError) *errdefs.ProvenanceMaterialsIncomplete {
+	out := &errdefs.ProvenanceMaterialsIncomplete{}
+	for _, l := range e.Locals {
+		out.Incomplete = append(out.Incomplete, &errdefs.ProvenanceMaterialIncomplete{Name: l, Reason: "local_source"})
+	}
+	for _, m := range e.Missed {
+		out.Incomplete = append(out.Incomplete, &errdefs.ProvenanceMaterialIncomplete{Name: m.Step, Method: m.Method, Uri: m.URL, Reason: m.Reason})
+	}
+	return out
 }
 
 // noJob says that a build is not known.
