@@ -197,7 +197,7 @@ func TestPredicates(t *testing.T) {
 func TestFetchedByProxies(t *testing.T) {
 	s := &Sources{}
 	s.Fetched([]Download{{URL: "http://a/x", Digest: graph.Digest("sha256:" + strings.Repeat("1", 64))}}, nil)
-	b := &Build{Sources: s, Complete: true}
+	b := &Build{Sources: s, Options: Options{Complete: true}}
 	out, err := b.Predicate(time.Unix(2, 0), nil)
 	if err != nil || !strings.Contains(string(out), "http://a/x") || !strings.Contains(string(out), `"mode": "proxy"`) {
 		t.Errorf("%s %v", out, err)
