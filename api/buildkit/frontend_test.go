@@ -62,6 +62,20 @@ func TestFrontendInImage(t *testing.T) {
 	if err != nil || string(f.Data) != "ok 1 1 buildkit 1" || string(r.Result.Metadata["frontend.test"]) != "x" {
 		t.Errorf("%q, %v, %v", f.GetData(), err, r.Result.Metadata)
 	}
+	// A Dockerfile that asks for the frontend gets it.
+	opt := maps.Clone(attrs)
+	opt["mode"] = "asked"
+	delete(opt, "source")
+	in := maps.Clone(inputs)
+	in["dockerfile"] = define(t, &pb.Op{Op: &pb.Op_File{File: &pb.FileOp{Actions: []*pb.FileAction{{
+		Input: -1, SecondaryInput: -1, Action: &pb.FileAction_Mkfile{Mkfile: &pb.FileActionMkFile{Path: "/Dockerfile", Mode: 0o644, Data: []byte("# syntax=mine with words\nNOTHING OF OURS\n"), Timestamp: -1}},
+	}}}}})
+	if r, err = c.LLBBridgeClient.Solve(ctx, &gateway.SolveRequest{Frontend: "dockerfile.v0", FrontendOpt: opt, FrontendInputs: in, AllowResultReturn: true, AllowResultArrayRef: true}); err != nil {
+		t.Fatal(err)
+	}
+	if f, err = c.ReadFile(ctx, &gateway.ReadFileRequest{Ref: r.Result.GetRef().GetId(), FilePath: "/seen"}); err != nil || string(f.Data) != "asked 2 1 buildkit 1" {
+		t.Errorf("%q, %v", f.GetData(), err)
+	}
 	for mode, want := range map[string]string{
 		"none": "ended without a result", "crash": "exit code: 3\nno way to go on", "error": "the frontend says no", "foreign": "no such ref",
 	} {
