@@ -136,3 +136,32 @@ func TestNoteLayers(t *testing.T) {
 		}
 	}
 }
+
+func TestAnnotationsOfTheFrontend(t *testing.T) {
+	needRoot(t)
+	s := openStore(t)
+	set := twoLayers(t, s)
+	err := set.Annotate(map[string]string{"annotation.a": "frontend", "annotation-manifest-descriptor.d": "1", "annotation.b": "frontend", "containerimage.config": "{}"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := export(t, testEnv(s, &client{}), set, output("oci", "annotation.b=output"))
+	raw, err := readBlob(t.Context(), s, r.Descriptor.Digest)
+	if err == nil {
+		t.Fatalf("an archive leaves no manifest in the store: %s", raw)
+	}
+	if r.Descriptor.Annotations["d"] != "1" {
+		t.Errorf("%+v", r.Descriptor)
+	}
+	r = export(t, testEnv(s, nil), set, output("image", "name=app:1", "annotation.b=output"))
+	if raw, err = readBlob(t.Context(), s, r.Descriptor.Digest); err != nil {
+		t.Fatal(err)
+	}
+	var m struct{ Annotations map[string]string }
+	if err := json.Unmarshal(raw, &m); err != nil || m.Annotations["a"] != "frontend" || m.Annotations["b"] != "output" {
+		t.Errorf("%s, %v", raw, err)
+	}
+	if err := set.Annotate(map[string]string{"annotation-nowhere.a": "x"}); err == nil {
+		t.Error("an annotation of nothing")
+	}
+}

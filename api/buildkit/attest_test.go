@@ -171,3 +171,10 @@ func TestBadAttestations(t *testing.T) {
 		})
 	}
 }
+
+func TestPlatformsByVersionOfTheSystem(t *testing.T) {
+	req, err := request(map[string]string{"platform": "windows(1.2.3)/amd64,windows(1.1.0)/amd64,windows(1.2.3)/amd64"})
+	if err != nil || len(req.Platforms) != 2 || req.Platforms[1].OSVersion != "1.1.0" {
+		t.Errorf("%+v, %v", req.Platforms, err)
+	}
+}

@@ -122,7 +122,7 @@ func (r *reader) platforms() []graph.Platform {
 			r.fail("failed to parse target platform %s: %w", s, err)
 		}
 		if !slices.ContainsFunc(out, func(q graph.Platform) bool {
-			return q.OS == p.OS && q.Architecture == p.Architecture && q.Variant == p.Variant
+			return graph.FormatPlatform(q) == graph.FormatPlatform(p)
 		}) {
 			out = append(out, p)
 		}
