@@ -235,7 +235,7 @@ func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt Ex
 	if j.b.caches.matcher != nil && !slices.ContainsFunc(outs.x, func(x export.Exporter) bool { return !export.Idle(x) }) {
 		return j.reach(ctx, plan, outs, opt.Caches)
 	}
-	stop := j.b.packEarly(ctx, plan, outs.x)
+	stop := j.b.packEarly(ctx, plan, outs.x, opt.Caches)
 	defer stop()
 	set, err := j.b.solve(ctx, plan)
 	if err != nil {
