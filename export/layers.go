@@ -104,7 +104,7 @@ func (p *Packer) Blob(ctx context.Context, req Request) (Layer, image.Descriptor
 		}
 	}
 	if req.Compression.Type == layer.EStargz {
-		return p.estargz(ctx, l, req)
+		return p.estargz(ctx, req)
 	}
 	if req.Compression.Type == layer.Uncompressed {
 		if l, err = p.Layer(ctx, req); err != nil {
@@ -276,7 +276,7 @@ func (p *Packer) make(ctx context.Context, l Layer, c *layer.Compression) (made,
 
 // estargz finds or makes an eStargz blob. Its tar is another one of the same files, with a table of contents: which one is
 // noted as a memo, and it is the layer's in the image that the blob is for.
-func (p *Packer) estargz(ctx context.Context, l Layer, req Request) (Layer, image.Descriptor, error) {
+func (p *Packer) estargz(ctx context.Context, req Request) (Layer, image.Descriptor, error) {
 	l, err := p.Layer(ctx, req)
 	if err != nil {
 		return l, image.Descriptor{}, err

@@ -170,7 +170,7 @@ func (s *Store) Save(name string, value json.RawMessage, blobs []Blob) error {
 	defer s.mu.Unlock()
 	old := s.named[name]
 	tmp := filepath.Join(s.blobDir(), "tmp-"+filepath.Base(s.path(name)))
-	if err := os.WriteFile(tmp, data, 0o600); err == nil {
+	if err = os.WriteFile(tmp, data, 0o600); err == nil {
 		err = os.Rename(tmp, s.path(name))
 	}
 	if err != nil {

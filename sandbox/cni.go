@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -55,11 +56,18 @@ func readCNI(path string) (*libcni.NetworkConfigList, error) {
 	if strings.HasSuffix(path, ".conflist") {
 		return libcni.NetworkConfFromBytes(data)
 	}
+	// A single plugin, as BuildKit's configurations are: a list of one.
 	one, err := libcni.NetworkPluginConfFromBytes(data)
 	if err != nil {
 		return nil, err
 	}
-	return libcni.ConfListFromConf(one)
+	list, err := json.Marshal(map[string]any{
+		"name": one.Network.Name, "cniVersion": one.Network.CNIVersion, "plugins": []json.RawMessage{data},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return libcni.NetworkConfFromBytes(list)
 }
 
 // newSlot makes a network namespace and attaches it, under a host name if there is one.
