@@ -31,8 +31,8 @@ type User struct {
 //	uid        the same if /etc/passwd knows the number, else group 0 and no more groups
 //	x:group    any of the above, but the group by name or number and no supplementary groups
 //
-// Numbers from 2^31 and signed ones are refused. The two files are read without leaving the root and without blocking
-// on special files; what is not a regular file, or is above 10 MiB, is an error of kind diag.Invalid.
+// Where there is no such file, the name root is 0. Numbers from 2^31 and signed ones are refused. The two files are read
+// without leaving the root and without blocking on special files; what is not a regular file, or is above 10 MiB, is an error of kind diag.Invalid.
 func ResolveUser(rootfs, spec string) (User, error) {
 	name, group, _ := strings.Cut(spec, ":")
 	for _, part := range []string{name, group} {
@@ -50,10 +50,13 @@ func ResolveUser(rootfs, spec string) (User, error) {
 		return User{}, err
 	}
 	defer groups.Close()
-	if spec == "" {
-		spec = "0"
+	if name == "" || name == "root" && passwd.f == nil {
+		name = "0"
 	}
-	found, err := user.GetExecUser(spec, &user.ExecUser{Home: "/"}, passwd, groups)
+	if group == "root" && groups.f == nil {
+		group = "0"
+	}
+	found, err := user.GetExecUser(name+":"+group, &user.ExecUser{Home: "/"}, passwd, groups)
 	if err := errors.Join(passwd.err, groups.err); err != nil {
 		return User{}, err
 	}

@@ -65,13 +65,20 @@ func TestResolveUser(t *testing.T) {
 
 func TestResolveUserWithoutFiles(t *testing.T) {
 	root := t.TempDir()
-	for spec, want := range map[string]User{"": {Home: "/"}, "0": {Home: "/"}, "5:6": {5, 6, nil, "/"}} {
+	for spec, want := range map[string]User{
+		"": {Home: "/"}, "0": {Home: "/"}, "5:6": {5, 6, nil, "/"}, "root": {Home: "/"}, "root:root": {Home: "/"}, "5:root": {5, 0, nil, "/"}, "root:6": {0, 6, nil, "/"},
+	} {
 		if got, err := ResolveUser(root, spec); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%q: %+v %v", spec, got, err)
 		}
 	}
-	if _, err := ResolveUser(root, "root"); err == nil {
-		t.Error("a name was found in no file")
+	for _, spec := range []string{"app", "root:app"} {
+		if _, err := ResolveUser(root, spec); err == nil {
+			t.Errorf("%s: a name was found in no file", spec)
+		}
+	}
+	if _, err := ResolveUser(userRoot(t, "app:x:1:1::/:\n", ""), "root"); err == nil {
+		t.Error("root was found in a file without it")
 	}
 }
 
