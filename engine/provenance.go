@@ -67,11 +67,11 @@ func (b *build) addProvenance(ctx context.Context, set *export.Set, plan *image.
 		if t.Root.IsScratch() {
 			continue
 		}
-		told := Told{}
-		if i < len(opt.Told) {
-			told = opt.Told[i]
+		p, err := b.provenance(ctx, i, plan, opt)
+		if err != nil {
+			return err
 		}
-		p, names, err := b.provenance(ctx, t, plan, told, opt)
+		names, err := define(p, t.Root)
 		if err != nil {
 			return err
 		}
@@ -90,11 +90,46 @@ func (b *build) addProvenance(ctx context.Context, set *export.Set, plan *image.
 	return nil
 }
 
-// provenance collects what a target is made from, and tells how its definition names the vertices.
-func (b *build) provenance(ctx context.Context, t image.Target, plan *image.Plan, told Told, opt *ExportOptions) (*provenance.Build, map[*graph.Vertex]graph.Digest, error) {
+// Origins tells what the targets of a plan that was exported were made from: each function writes it for one target, as provenance
+// of version 1 with all that is known but the layers. It is nil for a target without files. What takes long is left to the
+// functions, which outlive the job.
+func (j *Job) Origins(ctx context.Context, plan *image.Plan, opt ExportOptions) ([]func() ([]byte, error), error) {
+	plan, err := j.b.policedPlan(ctx, plan)
+	if err != nil {
+		return nil, err
+	}
+	out, ended := make([]func() ([]byte, error), len(plan.Targets)), time.Now()
+	for i, t := range plan.Targets {
+		if t.Root.IsScratch() {
+			continue
+		}
+		p, err := j.b.provenance(ctx, i, plan, &opt)
+		if err != nil {
+			return nil, err
+		}
+		p.Max = true
+		if opt.Provenance != nil {
+			p.BuilderID = opt.Provenance.BuilderID
+		}
+		out[i] = func() ([]byte, error) {
+			if _, err := define(p, t.Root); err != nil {
+				return nil, err
+			}
+			return p.Predicate(ended, nil)
+		}
+	}
+	return out, nil
+}
+
+// provenance collects what a target of a plan is made from.
+func (b *build) provenance(ctx context.Context, i int, plan *image.Plan, opt *ExportOptions) (*provenance.Build, error) {
+	t, told := plan.Targets[i], Told{}
+	if i < len(opt.Told) {
+		told = opt.Told[i]
+	}
 	src, err := provenance.Collect(slices.Concat([]graph.Edge{t.Root}, told.Read), func(v *graph.Vertex) (string, error) { return b.stoodFor(ctx, v) })
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	b.addFetched(src, t.Root)
 	var all []graph.Platform
@@ -108,12 +143,17 @@ func (b *build) provenance(ctx context.Context, t image.Target, plan *image.Plan
 	if told.Request != nil && told.Request.Frontend == "dockerfile.v0" {
 		p.Language = dockerfile.Version
 	}
-	def, names, err := llb.EncodeNamed(t.Root)
+	return p, nil
+}
+
+// define adds the steps of a target, and tells how their definition names the vertices.
+func define(p *provenance.Build, root graph.Edge) (map[*graph.Vertex]graph.Digest, error) {
+	def, names, err := llb.EncodeNamed(root)
 	if err != nil && diag.KindOf(err) != diag.Unsupported {
-		return nil, nil, err
+		return nil, err
 	}
 	p.Definition = def // none for a step that BuildKit does not have
-	return p, names, nil
+	return names, nil
 }
 
 // stoodFor says what a source stands for in this build, which has looked that up before.

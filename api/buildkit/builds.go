@@ -22,6 +22,9 @@ type build struct {
 	results []*control.Descriptor // images that were exported
 	owner   string                // connection of the client, which alone may call the bridge
 	trace   *tracing.Recording    // nil = none
+
+	recorded bool                     // the history remembers it
+	origins  func() ([]origin, error) // what its results were made from; nil = not known
 }
 
 // builds are those under way.
@@ -53,11 +56,11 @@ func (b *builds) add(x *build) error {
 // maxEnded is how many builds that are not recorded can be asked for after their end.
 const maxEnded = 8
 
-func (b *builds) remove(x *build, recorded bool) {
+func (b *builds) remove(x *build) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.byRef, x.ref)
-	if !recorded {
+	if !x.recorded {
 		b.ended = append(b.ended, x)
 		b.ended = b.ended[max(0, len(b.ended)-maxEnded):]
 	}

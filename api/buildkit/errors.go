@@ -21,8 +21,8 @@ import (
 	"github.com/strata-build/strata/dockerfile"
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/graph"
-	"github.com/strata-build/strata/provenance"
 	"github.com/strata-build/strata/llb"
+	"github.com/strata-build/strata/provenance"
 )
 
 // typeURL begins the types of error details: BuildKit's clients know them by these names, in JSON.

@@ -30,8 +30,9 @@ type record struct {
 	*control.BuildHistoryRecord
 	journal *journal // of a build under way
 	blobs   []history.Blob
-	wanted  chan struct{} // closed when somebody asks for the record to be final
-	final   chan struct{} // closed when it is: its trace is there, if there is one
+	wanted  chan struct{}            // closed when somebody asks for the record to be final
+	final   chan struct{}            // closed when it is: its trace is there, if there is one
+	origins func() ([]origin, error) // not written yet; nil = written, or not known
 }
 
 // pastBuilds remembers builds: those under way, and those that have ended, whose records and logs are on the disk.
@@ -171,6 +172,7 @@ func (h *pastBuilds) list(want func(*control.BuildHistoryRecord) bool, limit int
 			if ended++; limit > 0 && ended > limit {
 				break
 			}
+			h.addOrigins(r)
 			t = control.BuildHistoryEventType_COMPLETE
 		}
 		out = append(out, &control.BuildHistoryEvent{Type: t, Record: r.CloneVT()})

@@ -148,6 +148,10 @@ func TestHistorySurvives(t *testing.T) {
 	if log := readBlob(t, c, good.Logs); !strings.Contains(log, "mkdir /a") {
 		t.Errorf("%q", log)
 	}
+	checkOrigin(t, c, good)
+	if len(bad.Result.GetAttestations()) != 0 {
+		t.Errorf("of a build that failed: %v", bad.Result)
+	}
 	// The image goes; what the history needs of it stays.
 	if err := e.RemoveImage(t.Context(), "made"); err != nil {
 		t.Fatal(err)
@@ -173,6 +177,18 @@ func TestHistorySurvives(t *testing.T) {
 	}
 	if refs, _ := past(t, c, &control.BuildHistoryRequest{}); !slices.Equal(refs, []string{"bad"}) || readBlob(t, c, good.Result.Results[0]) != "" || readBlob(t, c, good.Logs) != "" {
 		t.Errorf("what a deleted record named is there: %q", refs)
+	}
+}
+
+// checkOrigin checks that a record tells what was built, though nobody asked for attestations.
+func checkOrigin(t *testing.T, c client, r *control.BuildHistoryRecord) {
+	t.Helper()
+	list := r.Result.GetAttestations()
+	if len(list) != 1 || list[0].MediaType != typeProvenance || list[0].Annotations["in-toto.io/predicate-type"] != "https://slsa.dev/provenance/v1" {
+		t.Fatalf("%v", list)
+	}
+	if text := readBlob(t, c, list[0]); !strings.Contains(text, `"buildDefinition"`) || !strings.Contains(text, `"/a"`) {
+		t.Errorf("%q", text)
 	}
 }
 
@@ -243,6 +259,8 @@ func TestTrace(t *testing.T) {
 	if _, err := c.ControlClient.Solve(ctx, &control.SolveRequest{Ref: "one", Definition: mkdir(t, "/a"), Exporters: []*control.Exporter{{Type: "image"}}}); err != nil {
 		t.Fatal(err)
 	}
+	_, recs := past(t, c, &control.BuildHistoryRequest{Ref: "one"}) // written now: somebody asks
+	checkOrigin(t, c, recs["one"])
 	// The client's own spans come after the build.
 	now := uint64(time.Now().UnixNano())
 	mine := &tracepb.Span{TraceId: []byte("\x0a\xf7\x65\x19\x16\xcd\x43\xdd\x84\x48\xeb\x21\x1c\x80\x31\x9c"), SpanId: []byte("\xb7\xad\x6b\x71\x69\x20\x33\x31"), Name: "of the client", StartTimeUnixNano: now, EndTimeUnixNano: now}
@@ -253,7 +271,8 @@ func TestTrace(t *testing.T) {
 	if _, err := c.UpdateBuildHistory(t.Context(), &control.UpdateBuildHistoryRequest{Ref: "one", Finalize: true}); err != nil {
 		t.Fatal(err)
 	}
-	_, recs := past(t, c, &control.BuildHistoryRequest{Ref: "one"})
+	_, recs = past(t, c, &control.BuildHistoryRequest{Ref: "one"})
+	checkOrigin(t, c, recs["one"])
 	trace := readBlob(t, c, recs["one"].Trace)
 	for _, want := range []string{`"Name": "build"`, `"Name": "mkdir /a"`, `"Name": "exporting to image"`, `"Name": "of the client"`, id} {
 		if !strings.Contains(trace, want) {

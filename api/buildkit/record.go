@@ -33,6 +33,8 @@ import (
 const (
 	typeLog   = "application/vnd.buildkit.status.v0" // messages of Status, each after its length in 4 bytes, little-endian
 	typeError = "application/vnd.googleapis.google.rpc.status+proto"
+
+	typeProvenance = "application/vnd.in-toto+json" // of a predicate alone, as BuildKit has it here
 )
 
 func decodeRecord(o history.Record) (*record, error) {
@@ -96,7 +98,7 @@ func (s *Server) endRecord(ctx context.Context, b *build, resp map[string]string
 		h.log.Warn("the record of a build is not complete", "build", b.ref, "err", err)
 	}
 	h.mu.Lock()
-	r.journal, r.blobs = nil, made.blobs
+	r.journal, r.blobs, r.origins = nil, made.blobs, b.origins
 	h.change(r, func(all *control.BuildHistoryRecord) {
 		all.CompletedAt, all.ExporterResponse, all.Logs, all.Result = rec.CompletedAt, rec.ExporterResponse, rec.Logs, rec.Result
 		all.NumTotalSteps, all.NumCompletedSteps, all.NumCachedSteps, all.NumWarnings = rec.NumTotalSteps, rec.NumCompletedSteps, rec.NumCachedSteps, rec.NumWarnings
@@ -104,23 +106,27 @@ func (s *Server) endRecord(ctx context.Context, b *build, resp map[string]string
 	})
 	h.trim()
 	h.mu.Unlock()
-	h.saved.Go(func() { h.addTrace(s.stopping, r, b.trace) })
+	h.saved.Go(func() { h.complete(s.stopping, r, b.trace) })
 }
 
 // traceDelay is how long spans of a client are waited for.
 const traceDelay = 3 * time.Second
 
-func (h *pastBuilds) addTrace(stopping context.Context, r *record, rec *tracing.Recording) {
+// complete adds to a record what can wait.
+func (h *pastBuilds) complete(stopping context.Context, r *record, rec *tracing.Recording) {
 	defer close(r.final)
-	if rec != nil {
-		t := time.NewTimer(traceDelay)
-		defer t.Stop()
-		select {
-		case <-t.C:
-		case <-r.wanted:
-		case <-stopping.Done():
-		}
+	t := time.NewTimer(traceDelay)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-r.wanted:
+	case <-stopping.Done():
 	}
+	h.mu.Lock()
+	if h.records[r.Ref] == r {
+		h.addOrigins(r)
+	}
+	h.mu.Unlock()
 	data, err := rec.JSON()
 	if err == nil && len(data) > 0 {
 		var b history.Blob

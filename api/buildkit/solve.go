@@ -34,10 +34,10 @@ func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control
 	if err := s.builds.add(b); err != nil {
 		return nil, err
 	}
-	recorded := !req.Internal && !s.opt.History.Disabled
+	b.recorded = !req.Internal && !s.opt.History.Disabled
 	md, _ := metadata.FromIncomingContext(ctx)
 	ctx, end := s.opt.Tracer.Begin(tracing.From(ctx, func(name string) string { return strings.Join(md.Get(name), ",") }), "build", "ref", req.Ref)
-	if recorded {
+	if b.recorded {
 		s.history.begin(req, b.journal)
 		b.trace = s.opt.Tracer.Record(ctx)
 	}
@@ -51,10 +51,10 @@ func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control
 		err = vertexError{err, failed}
 	}
 	b.journal.close()
-	if recorded {
+	if b.recorded {
 		s.endRecord(context.WithoutCancel(ctx), b, resp, err)
 	}
-	s.builds.remove(b, recorded)
+	s.builds.remove(b)
 	if err != nil {
 		return nil, err
 	}
@@ -153,6 +153,11 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 	said, err := job.Export(ctx, plan, outs, opt)
 	if err != nil {
 		return nil, err
+	}
+	if b.recorded {
+		if b.origins, err = origins(ctx, job, plan, opt); err != nil {
+			s.opt.Log.Warn("the record of a build will not say what it was made from", "build", b.ref, "err", err)
+		}
 	}
 	resp := map[string]string{}
 	for _, m := range said {
