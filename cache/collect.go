@@ -23,6 +23,10 @@ type Results interface {
 	DiffID(id store.LayerID) graph.Digest
 	// Pack returns a layer of the store as a blob.
 	Pack(ctx context.Context, id store.LayerID, p Packing) (Layer, error)
+	// ReadMount lets read see the directory of a cache mount of this machine, if there is one, as its sharing allows.
+	ReadMount(ctx context.Context, m UsedMount, read func(dir string) error) (ok bool, err error)
+	// TempDir makes a directory for the time until cleanup is called.
+	TempDir(prefix string) (dir string, cleanup func(), err error)
 }
 
 // ref is a layer of a result: in the store, or in a cache that was imported.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
 )
 
 // ConfigType is the media type of a Config.
@@ -17,6 +18,13 @@ const ConfigType = "application/vnd.buildkit.cacheconfig.v0"
 type Config struct {
 	Layers  []ConfigLayer  `json:"layers,omitempty"`
 	Records []ConfigRecord `json:"records,omitempty"`
+	Mounts  []ConfigMount  `json:"strata.mounts,omitempty"` // not of BuildKit, which does not look at it
+}
+
+// ConfigMount is the content of a cache mount.
+type ConfigMount struct {
+	ID   string           `json:"id"`
+	List image.Descriptor `json:"list"` // of the blob that holds a mountList
 }
 
 // ConfigLayer is one layer, on top of others.
@@ -69,6 +77,8 @@ const (
 type index struct {
 	records  []record
 	byDigest map[graph.Digest][]int
+	mounts   map[string]image.Descriptor // lists, by the mounts' ids
+	from     blobs                       // where they are
 }
 
 type record struct {
@@ -84,7 +94,10 @@ type result struct {
 
 // parse reads a configuration. Results of which blobs does not know a layer are left out.
 func parse(c *Config, blobs map[graph.Digest]Layer) (*index, error) {
-	x := &index{records: make([]record, len(c.Records)), byDigest: map[graph.Digest][]int{}}
+	x := &index{records: make([]record, len(c.Records)), byDigest: map[graph.Digest][]int{}, mounts: map[string]image.Descriptor{}}
+	for _, m := range c.Mounts {
+		x.mounts[m.ID] = m.List
+	}
 	for i, r := range c.Records {
 		for _, in := range r.Inputs {
 			for _, l := range in {

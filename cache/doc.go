@@ -5,7 +5,7 @@
 // from (the link), and the layers of its result, if the cache has them. Content has records too: a COPY is linked to the
 // record of the step that it copies from, with a selector that says which files, and to one of the content of these files.
 // So a step is found by how its inputs were made, without them being there, or else by what they hold. A chain is the layers
-// of one result, bottom first.
+// of one result, bottom first. A cache mount goes as a tar in chunks, cut where its content says so (mounts.go, restore.go).
 //
 //	m := cache.NewMatcher(keys, ...)
 //	m.Add(ctx, cache.Spec{Type: "registry", Attrs: map[string]string{"ref": "localhost:5000/app:cache"}})

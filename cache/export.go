@@ -38,6 +38,7 @@ type Packing struct {
 type Export struct {
 	Max    bool // results of all steps, not only those in the layers of the final ones
 	Inline bool // it goes into the image's configuration: see Records
+	Mounts bool // with the cache mounts of the steps
 	Pack   Packing
 
 	env    Env
@@ -57,6 +58,12 @@ func NewExport(s Spec, env Env) (*Export, error) {
 	var err error
 	if x.ignore, err = flag(s, "ignore-error", false); err != nil {
 		return nil, err
+	}
+	if x.Mounts, err = flag(s, "cache-mounts", false); err != nil {
+		return nil, err
+	}
+	if x.Mounts && s.Type == "inline" {
+		return nil, diag.Errorf(diag.Invalid, "cache of type inline: an image cannot carry cache mounts").WithHint("export them with a cache of another type")
 	}
 	if x.Pack, err = packing(s); err != nil {
 		return nil, err
@@ -154,7 +161,13 @@ func (x *Export) run(ctx context.Context, c *collector, roots []graph.Edge) (map
 		return nil, err
 	}
 	conf, layers := config(all, chains)
-	if len(layers) == 0 {
+	var mounted []Layer
+	if x.Mounts {
+		if conf.Mounts, mounted, err = x.sendMounts(ctx, c.results, c.matcher, roots); err != nil {
+			return nil, err
+		}
+	}
+	if len(layers)+len(mounted) == 0 {
 		x.step("skipping cache export for empty result")()
 		return nil, nil
 	}
@@ -167,7 +180,7 @@ func (x *Export) run(ctx context.Context, c *collector, roots []graph.Edge) (map
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	return x.to.finish(ctx, conf, layers, x)
+	return x.to.finish(ctx, conf, append(layers, mounted...), x)
 }
 
 func (x *Export) put(ctx context.Context, l *Layer) error {

@@ -84,7 +84,16 @@ func (d *documents) load(ctx context.Context, top image.Descriptor) (*index, err
 		l.at(d.blobs)
 		known[desc.Digest] = l
 	}
-	return parse(c, known)
+	return parseAt(c, known, d.blobs)
+}
+
+// parseAt is parse, where all blobs are in one place.
+func parseAt(c *Config, known map[graph.Digest]Layer, b blobs) (*index, error) {
+	x, err := parse(c, known)
+	if x != nil {
+		x.from = b
+	}
+	return x, err
 }
 
 func (d *documents) document(ctx context.Context, desc image.Descriptor) (*document, error) {

@@ -34,6 +34,9 @@ const (
 // described returns the layer's descriptor with annotations.
 func (l *Layer) described() image.Descriptor {
 	d := l.Desc
+	if l.DiffID == "" { // of a cache mount
+		return d
+	}
 	d.Annotations = map[string]string{diffIDKey: l.DiffID.String()}
 	if !l.Created.IsZero() {
 		d.Annotations[createdKey] = l.Created.UTC().Format(time.RFC3339Nano)

@@ -215,7 +215,7 @@ func (o *objects) load(ctx context.Context) (*index, error) {
 			known[l.Blob] = x
 		}
 	}
-	return parse(c, known)
+	return parseAt(c, known, o)
 }
 
 func (o *objects) write(ctx context.Context, key string, body *object) error {

@@ -16,6 +16,7 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/llb"
+	"github.com/strata-build/strata/op"
 	"github.com/strata-build/strata/solve"
 	"github.com/strata-build/strata/source"
 	"github.com/strata-build/strata/store"
@@ -267,6 +268,25 @@ func (c *caches) Pack(ctx context.Context, id store.LayerID, p cache.Packing) (c
 		},
 		Exists: func(context.Context) bool { return true },
 	}, nil
+}
+
+// ReadMount implements cache.Results.
+func (c *caches) ReadMount(ctx context.Context, m cache.UsedMount, read func(dir string) error) (bool, error) {
+	return c.b.e.store.ReadCacheMount(ctx, op.CacheMountKey(c.b.e.opt.Tenant, m.ID), m.Sharing, read)
+}
+
+// TempDir implements cache.Results.
+func (c *caches) TempDir(prefix string) (string, func(), error) { return c.b.e.store.TempDir(prefix) }
+
+// restoreMount fills a new cache mount from the caches that are imported.
+func (c *caches) restoreMount(ctx context.Context, id, dir string) (bool, error) {
+	c.mu.Lock()
+	m := c.matcher
+	c.mu.Unlock()
+	if m == nil {
+		return false, nil
+	}
+	return m.RestoreMount(ctx, id, dir)
 }
 
 // inline lets the images of a set carry records of a cache.

@@ -35,6 +35,7 @@ type ApplyOptions struct {
 	// Strict refuses what only broken or hostile tools write: a path that comes twice, "..", a hard link to anything but an
 	// earlier file of the layer, an entry below a symlink of the layer. Applied then lists the markers.
 	Strict     bool
+	NoDevices  bool  // refuses device nodes
 	MaxEntries int64 // entries and implied directories; 0 = 1,000,000, negative = no limit
 	MaxBytes   int64 // bytes of the tar, and of the files in it, holes of sparse files included; 0 = 64 GiB, negative = no limit
 }
@@ -275,7 +276,11 @@ func (a *applier) entry(h *tar.Header) error {
 		return a.directory(p, h)
 	case tar.TypeLink:
 		return a.hardlink(p, h)
-	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse, tar.TypeSymlink, tar.TypeFifo, tar.TypeChar, tar.TypeBlock:
+	case tar.TypeChar, tar.TypeBlock:
+		if a.opt.NoDevices {
+			return diag.Errorf(diag.Invalid, "%q: device nodes are not allowed here", h.Name)
+		}
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse, tar.TypeSymlink, tar.TypeFifo:
 	default:
 		return diag.Errorf(diag.Invalid, "%q: entries of type %q are unknown", h.Name, h.Typeflag)
 	}

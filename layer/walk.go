@@ -16,6 +16,7 @@ import (
 // Walker lists a layer directory.
 type Walker struct {
 	Skipped int64 // sockets that were left out, once Entries has ended
+	Plain   bool  // the directory is no layer: nothing in it is a whiteout, and names that look like one are names like others
 	dir     string
 	root    int
 	user    bool
@@ -84,6 +85,9 @@ func (r *walkRun) dir(fd int, p string) error {
 		if err := unix.Fstatat(fd, n, &it.st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return sysError("stat", join(p, n), err)
 		}
+		if r.w.Plain {
+			continue
+		}
 		if isWhiteout(&it.st) {
 			it.name = whiteoutPrefix + n
 		} else if strings.HasPrefix(n, whiteoutPrefix) {
@@ -119,7 +123,7 @@ func (r *walkRun) item(fd int, it *item, prefix string) error {
 		}
 		e.Type, e.Link = Symlink, target
 	case unix.S_IFCHR:
-		if isWhiteout(st) {
+		if isWhiteout(st) && !r.w.Plain {
 			return r.emit(markerEntry(e.Path))
 		}
 		e.Type, e.Major, e.Minor = Char, unix.Major(st.Rdev), unix.Minor(st.Rdev)
@@ -149,7 +153,7 @@ func (r *walkRun) subdir(fd int, name string, e *Entry) error {
 	err = eachXattr(sub, e.Path, func(k, v string) error {
 		switch k {
 		case xattrOpaque, xattrUserOpaque:
-			hides = hides || v == "y"
+			hides = hides || v == "y" && !r.w.Plain
 		case "trusted.overlay.redirect", "user.overlay.redirect":
 			return diag.Errorf(diag.Unsupported, "%q was renamed by overlayfs with redirect_dir, which a layer cannot hold", e.Path)
 		}

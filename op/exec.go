@@ -39,8 +39,11 @@ type ExecEnv struct {
 	Known func(context.Context, *graph.Previous) ([]Known, error)
 	// Renew says whether the cache mounts of a key shall begin anew. Nil lets them be.
 	Renew func(key string) bool
-	Keep  bool         // a step that fails leaves what it has written: its error is a *Remains
-	Proxy *proxy.Proxy // of a step whose network is one
+	// Restore gives a new cache mount the content that it has elsewhere, owner and mode of the directory included. False: there is
+	// none, and the directory is as it was. Nil knows of none.
+	Restore func(ctx context.Context, id, dir string) (bool, error)
+	Keep    bool         // a step that fails leaves what it has written: its error is a *Remains
+	Proxy   *proxy.Proxy // of a step whose network is one
 }
 
 // Run runs the command with the inputs mounted and returns what the mounts with an output hold afterwards, by output

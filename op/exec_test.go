@@ -290,6 +290,31 @@ func TestExecCacheMounts(t *testing.T) {
 	}
 }
 
+// TestExecRestoresCacheMounts gives new cache mounts what they hold elsewhere, but not those that are to begin anew.
+func TestExecRestoresCacheMounts(t *testing.T) {
+	b := newExecBench(t)
+	b.env.Restore = func(_ context.Context, id, dir string) (bool, error) {
+		if id != "far" && id != "anew" {
+			return false, nil
+		}
+		return true, errors.Join(os.WriteFile(filepath.Join(dir, "f"), []byte("restored\n"), 0o644), os.Chmod(dir, 0o711))
+	}
+	b.env.Renew = func(key string) bool { return strings.HasSuffix(key, "anew") }
+	mount := func(id string) graph.Mount {
+		return graph.Mount{Type: graph.MountCache, Target: "/" + id, Input: graph.None, Output: graph.None, CacheID: id, Mode: 0o700}
+	}
+	step := shell("cat /far/f; stat -c %a /far /near /anew; ls /near /anew; echo changed >/far/f", mount("far"), mount("near"), mount("anew"))
+	b.run(t, step)
+	if got, want := b.log.String(), "restored\n711\n700\n700\n/anew:\n\n/near:\n"; got != want {
+		t.Errorf("%q", got)
+	}
+	b.log.Reset()
+	b.run(t, shell("cat /far/f", mount("far")))
+	if got := b.log.String(); got != "changed\n" {
+		t.Errorf("a mount that is there: %q", got)
+	}
+}
+
 // secrets is a client with one secret and an agent that answers in capitals.
 type secrets struct{ session.Session }
 

@@ -217,6 +217,9 @@ func openSource(m graph.Mount, dir string) (*os.File, error) {
 
 func cleanSource(p string) string { return path.Join("/", p) }
 
+// CacheMountKey is the store's key of a cache mount.
+func CacheMountKey(tenant, id string) string { return tenant + "\x00" + id }
+
 // cacheMounts takes the step's cache mounts and returns their directories by the mounts' index. They are taken in the order of their
 // keys, so that two steps that lock the same ones cannot wait for each other.
 func (s *execStep) cacheMounts(ctx context.Context) (map[int]string, error) {
@@ -230,7 +233,7 @@ func (s *execStep) cacheMounts(ctx context.Context) (map[int]string, error) {
 		if m.Type != graph.MountCache {
 			continue
 		}
-		key := s.env.Tenant + "\x00" + m.CacheID
+		key := CacheMountKey(s.env.Tenant, m.CacheID)
 		at := slices.IndexFunc(wants, func(w *want) bool { return w.key == key })
 		if at < 0 {
 			wants, at = append(wants, &want{key: key, sharing: m.Sharing}), len(wants)
@@ -257,8 +260,16 @@ func (s *execStep) cacheMounts(ctx context.Context) (map[int]string, error) {
 }
 
 func (s *execStep) cacheMount(ctx context.Context, m graph.Mount, key string, sharing graph.Sharing) (string, error) {
-	fill := func(dir string) error { return s.fillCache(ctx, m, dir) }
-	if s.env.Renew != nil && s.env.Renew(key) {
+	renewed := s.env.Renew != nil && s.env.Renew(key)
+	fill := func(dir string) error {
+		if s.env.Restore != nil && !renewed {
+			if ok, err := s.env.Restore(ctx, m.CacheID, dir); ok || err != nil {
+				return err
+			}
+		}
+		return s.fillCache(ctx, m, dir)
+	}
+	if renewed {
 		if err := s.store.DropCacheMount(key); err != nil {
 			return "", err
 		}

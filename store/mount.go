@@ -70,6 +70,24 @@ func (s *Store) CacheMount(ctx context.Context, key string, sharing graph.Sharin
 	return dir, release, nil
 }
 
+// ReadCacheMount lets read see the directory of a cache mount, if there is one. Steps that lock it, or want it for
+// themselves, and the reading wait for each other; those that share it may change it meanwhile.
+func (s *Store) ReadCacheMount(ctx context.Context, key string, sharing graph.Sharing, read func(dir string) error) (ok bool, err error) {
+	if sharing == graph.SharingPrivate {
+		sharing = graph.SharingLocked // the first copy, not one that nobody uses
+	}
+	name, l, err := s.mounts.lease(ctx, key, sharing)
+	if err != nil {
+		return false, s.fail("gave up waiting for a cache mount", err)
+	}
+	defer s.mounts.unlease(name, l)
+	dir := s.path("mounts", name)
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return true, read(dir)
+}
+
 // DropCacheMount lets the cache mounts of a key begin anew. Copies that somebody uses stay as they are.
 func (s *Store) DropCacheMount(key string) error {
 	tmp, cleanup, err := s.TempDir("mount")
