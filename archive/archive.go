@@ -167,7 +167,7 @@ func readFrom(ctx context.Context, open func(image.Descriptor) (File, error), d 
 	return struct {
 		io.Reader
 		io.Closer
-	}{&cancelable{ctx, io.NewSectionReader(f, offset, 1<<62-offset)}, f}, nil
+	}{&Cancelable{ctx, io.NewSectionReader(f, offset, 1<<62-offset)}, f}, nil
 }
 
 // Document reads a manifest or an index of a layout.

@@ -158,7 +158,7 @@ func (a *Archive) diffID(ctx context.Context, name string) (graph.Digest, error)
 		return "", err
 	}
 	defer r.Close()
-	plain, _, err := layer.Decompress(&cancelable{ctx, io.NewSectionReader(r, 0, size)})
+	plain, _, err := layer.Decompress(&Cancelable{ctx, io.NewSectionReader(r, 0, size)})
 	if err != nil {
 		return "", err
 	}
@@ -282,7 +282,7 @@ func (a *Archive) describeFile(ctx context.Context, name string, diff graph.Dige
 		mediaType = ocispec.MediaTypeImageLayerZstd
 	}
 	h := digest.SHA256.Digester()
-	if _, err := io.Copy(h.Hash(), &cancelable{ctx, io.NewSectionReader(r, 0, size)}); err != nil {
+	if _, err := io.Copy(h.Hash(), &Cancelable{ctx, io.NewSectionReader(r, 0, size)}); err != nil {
 		return image.Descriptor{}, err
 	}
 	return image.Descriptor{MediaType: mediaType, Digest: h.Digest(), Size: size}, nil

@@ -82,7 +82,7 @@ func openFiles(ctx context.Context, location string, r io.Reader, temp TempDir) 
 		cleanup()
 		return nil, err
 	}
-	n, err := io.Copy(f, &cancelable{ctx, plain})
+	n, err := io.Copy(f, &Cancelable{ctx, plain})
 	if err != nil {
 		f.Close()
 		cleanup()
@@ -91,15 +91,15 @@ func openFiles(ctx context.Context, location string, r io.Reader, temp TempDir) 
 	return indexTar(f, n, func() { f.Close(); cleanup() })
 }
 
-// cancelable is a reader that ends with its context.
-type cancelable struct {
-	ctx context.Context
+// Cancelable is a reader that ends with its context.
+type Cancelable struct {
+	Ctx context.Context
 	io.Reader
 }
 
-func (c *cancelable) Read(p []byte) (int, error) {
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
+func (c *Cancelable) Read(p []byte) (int, error) {
+	if c.Ctx.Err() != nil {
+		return 0, context.Cause(c.Ctx)
 	}
 	return c.Reader.Read(p)
 }

@@ -123,12 +123,11 @@ func (c *collector) result(it *item, e graph.Edge) {
 	if c.matcher == nil {
 		return
 	}
-	for _, r := range c.matcher.results(c.ctx, e) {
-		it.made = r.created
-		for i := range r.chain {
-			it.chain = append(it.chain, ref{far: &r.chain[i]})
+	if all := c.matcher.results(c.ctx, e); len(all) > 0 {
+		it.made = all[0].created
+		for i := range all[0].chain {
+			it.chain = append(it.chain, ref{far: &all[0].chain[i]})
 		}
-		return
 	}
 }
 

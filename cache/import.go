@@ -108,9 +108,6 @@ func (d *documents) document(ctx context.Context, desc image.Descriptor) (*docum
 	return &doc, nil
 }
 
-// inlineKey is the field of an image's configuration that holds the records of a cache.
-const inlineKey = "moby.buildkit.cache.v0"
-
 // inline reads the caches in the configurations of images.
 func (d *documents) inline(ctx context.Context, doc *document) (*index, error) {
 	all := &index{byDigest: map[graph.Digest][]int{}}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -9,7 +10,6 @@ import (
 	"path"
 	"runtime"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -121,12 +121,12 @@ func runSpec(r *RunRequest, c *image.Config) (*sandbox.Spec, error) {
 		return nil, diag.Errorf(diag.Invalid, "%s has neither a command nor an entrypoint", r.Image).WithHint("say what to run: strata run %s COMMAND", r.Image)
 	}
 	spec := &sandbox.Spec{
-		Args: argv, Env: mergeEnv(c.Config.Env, r.Env), Cwd: first(r.Cwd, c.Config.WorkingDir), User: first(r.User, c.Config.User),
-		Hostname: first(r.Hostname, "strata"), Network: r.Network, ExtraHosts: r.ExtraHosts, Limits: r.Limits, ReadOnlyRoot: r.ReadOnly,
+		Args: argv, Env: image.MergeEnv(c.Config.Env, r.Env), Cwd: cmp.Or(r.Cwd, c.Config.WorkingDir), User: cmp.Or(r.User, c.Config.User),
+		Hostname: cmp.Or(r.Hostname, "strata"), Network: r.Network, ExtraHosts: r.ExtraHosts, Limits: r.Limits, ReadOnlyRoot: r.ReadOnly,
 		Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, TTY: r.TTY, Resize: r.Resize,
 	}
 	if r.TTY {
-		spec.Env = mergeEnv([]string{"TERM=xterm"}, spec.Env)
+		spec.Env = image.MergeEnv([]string{"TERM=xterm"}, spec.Env)
 	}
 	for _, m := range r.Binds {
 		spec.Mounts = append(spec.Mounts, sandbox.Mount{Type: sandbox.Bind, Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly})
@@ -161,33 +161,4 @@ func addVolumes(spec *sandbox.Spec, volumes map[string]struct{}) (closeAll func(
 		}
 	}
 	return closeAll, nil
-}
-
-// mergeEnv adds variables to others; a later value for a name replaces the earlier one.
-func mergeEnv(base, more []string) []string {
-	out := append([]string(nil), base...)
-	at := map[string]int{}
-	for i, kv := range out {
-		k, _, _ := strings.Cut(kv, "=")
-		at[k] = i
-	}
-	for _, kv := range more {
-		k, _, _ := strings.Cut(kv, "=")
-		if i, ok := at[k]; ok {
-			out[i] = kv
-			continue
-		}
-		at[k] = len(out)
-		out = append(out, kv)
-	}
-	return out
-}
-
-func first(s ...string) string {
-	for _, v := range s {
-		if v != "" {
-			return v
-		}
-	}
-	return ""
 }

@@ -133,15 +133,16 @@ func (e *Env) record(ctx context.Context, set *Set, p *packed, names []string) e
 	if p.index != nil {
 		im.Index = &p.index.Descriptor
 	}
-	err := p.blobs(func(x piece) error {
-		if x.data == nil {
+	packed := e.set(p, nil)
+	err := packed.Blobs(func(x archive.Blob) error {
+		if x.Data == nil {
 			return nil
 		}
 		e.hold.Blobs(x.Digest)
 		if _, ok := e.Store.HasBlob(x.Digest); ok {
 			return nil
 		}
-		_, err := e.Store.PutBlob(ctx, x.data)
+		_, err := e.Store.PutBlob(ctx, x.Data)
 		return err
 	})
 	if err != nil {

@@ -286,45 +286,6 @@ func indexOf(raw []byte, images []packedImage) bool {
 	return slices.EqualFunc(idx.Manifests, want, func(m image.Descriptor, d graph.Digest) bool { return m.Digest == d })
 }
 
-// blobs calls f for each blob of the set once, layers first and manifests last, so that whoever stores them in this
-// order never holds a manifest without its parts.
-func (p *packed) blobs(f func(piece) error) error {
-	seen := map[graph.Digest]bool{}
-	visit := func(pieces ...piece) error {
-		for _, x := range pieces {
-			if x.Digest == "" || seen[x.Digest] {
-				continue
-			}
-			seen[x.Digest] = true
-			if err := f(x); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	for _, im := range p.images {
-		if err := visit(append(append(im.layers, im.config), im.proofs...)...); err != nil {
-			return err
-		}
-	}
-	return visit(p.manifests()...)
-}
-
-// manifests returns the manifests and, last, the index.
-func (p *packed) manifests() []piece {
-	var out []piece
-	for _, im := range p.images {
-		out = append(out, im.manifest)
-		if im.proof != nil {
-			out = append(out, *im.proof)
-		}
-	}
-	if p.index != nil {
-		out = append(out, *p.index)
-	}
-	return out
-}
-
 // open returns a reader of the piece's bytes.
 func (e *Env) open(ctx context.Context, p piece) (io.ReadCloser, error) {
 	if p.layer == nil {

@@ -130,11 +130,12 @@ func (t *target) manifests(ctx context.Context, p *packed, known, byDigest bool)
 		if err := g.Wait(); err != nil {
 			return err
 		}
-		for _, m := range p.manifests() {
+		packed := t.env.set(p, nil)
+		for _, m := range packed.Manifests() {
 			if m.Digest == top.Digest {
 				continue
 			}
-			if _, err := t.env.Registry.PushManifest(ctx, t.repo.WithDigest(m.Digest), m.data, m.MediaType); err != nil {
+			if _, err := t.env.Registry.PushManifest(ctx, t.repo.WithDigest(m.Digest), m.Data, m.MediaType); err != nil {
 				return err
 			}
 		}

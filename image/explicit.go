@@ -148,7 +148,7 @@ func (c *Config) Apply(over *Config) {
 	set(&r.User, o.User)
 	set(&r.WorkingDir, o.WorkingDir)
 	set(&r.StopSignal, o.StopSignal)
-	r.Env = mergeEnv(r.Env, o.Env)
+	r.Env = MergeEnv(r.Env, o.Env)
 	r.ExposedPorts = mergeMap(r.ExposedPorts, o.ExposedPorts)
 	r.Volumes = mergeMap(r.Volumes, o.Volumes)
 	r.Labels = mergeMap(r.Labels, o.Labels)
@@ -182,7 +182,8 @@ func mergeMap[V any](a, b map[string]V) map[string]V {
 	return out
 }
 
-func mergeEnv(a, b []string) []string {
+// MergeEnv adds variables, NAME=VALUE, to others; a later value takes the place of an earlier one of the name.
+func MergeEnv(a, b []string) []string {
 	out := append([]string(nil), a...)
 	for _, kv := range b {
 		out = setEnv(out, kv)

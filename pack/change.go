@@ -42,7 +42,7 @@ func (c Change) Apply(to *image.Config) {
 	}
 	to.Author = cmp.Or(c.Author, to.Author)
 	r := &to.Config
-	r.Env = mergeEnv(r.Env, c.Env)
+	r.Env = image.MergeEnv(r.Env, c.Env)
 	if c.Entrypoint != nil {
 		r.Entrypoint, r.Cmd = c.Entrypoint, nil
 	}
@@ -71,21 +71,6 @@ func put(m map[string]struct{}, k string) map[string]struct{} {
 	}
 	m[k] = struct{}{}
 	return m
-}
-
-// mergeEnv keeps the parent's variables, in their order, with the child's values.
-func mergeEnv(parent, child []string) []string {
-	out := slices.Clone(parent)
-	for _, kv := range child {
-		name, _, _ := strings.Cut(kv, "=")
-		i := slices.IndexFunc(out, func(s string) bool { return strings.HasPrefix(s, name+"=") })
-		if i < 0 {
-			out = append(out, kv)
-		} else {
-			out[i] = kv
-		}
-	}
-	return out
 }
 
 // with returns the image with other layers, the upper new ones of which get a row in the history each.
@@ -272,7 +257,7 @@ func moveConfig(c, from, to *image.RunConfig) {
 			own = append(own, kv)
 		}
 	}
-	c.Env = mergeEnv(to.Env, own)
+	c.Env = image.MergeEnv(to.Env, own)
 	if slices.Equal(c.Entrypoint, from.Entrypoint) {
 		c.Entrypoint = to.Entrypoint
 	}

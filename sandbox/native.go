@@ -23,7 +23,7 @@ import (
 )
 
 // native runs containers with system calls of this process. It takes the same configuration as an OCI runtime, and does the
-// same with it, or refuses it; see docs/adr/009-built-in-runtime.md.
+// same with it, or refuses it; see docs/adr/010-built-in-runtime.md.
 type native struct {
 	owner   string
 	self    *os.File // this process, whose namespaces threads go back to

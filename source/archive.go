@@ -34,19 +34,6 @@ func (b blobs) open(ctx context.Context, d image.Descriptor, offset int64) (io.R
 	return b.from.Blob(ctx, d, offset)
 }
 
-// cancelable is a reader that ends with its context.
-type cancelable struct {
-	ctx context.Context
-	io.Reader
-}
-
-func (c *cancelable) Read(p []byte) (int, error) {
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
-	}
-	return c.Reader.Read(p)
-}
-
 // archived reads one image of an archive for a platform.
 func (im *Images) archived(ctx context.Context, a *archive.Archive, e archive.Entry, p graph.Platform) (*Image, error) {
 	if e.Docker != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/strata-build/strata/archive"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/registry"
@@ -159,7 +160,7 @@ func (h *HTTP) Sum(ctx context.Context, op *graph.HTTP, algorithm digest.Algorit
 	}
 	defer r.Close()
 	sum := algorithm.Digester()
-	if _, err := io.Copy(sum.Hash(), io.MultiReader(&cancelable{ctx, r}, bytes.NewReader(suffix))); err != nil {
+	if _, err := io.Copy(sum.Hash(), io.MultiReader(&archive.Cancelable{Ctx: ctx, Reader: r}, bytes.NewReader(suffix))); err != nil {
 		return "", err
 	}
 	return sum.Digest(), nil

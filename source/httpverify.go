@@ -3,6 +3,7 @@ package source
 import (
 	"context"
 
+	"github.com/strata-build/strata/archive"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/signature"
@@ -19,7 +20,7 @@ func (h *HTTP) verify(ctx context.Context, op *graph.HTTP, d *download) error {
 		return err
 	}
 	defer data.Close()
-	if err := signature.Detached(&cancelable{ctx, data}, op.Signature.Signature, op.Signature.PubKey, signature.Options{}); err != nil {
+	if err := signature.Detached(&archive.Cancelable{Ctx: ctx, Reader: data}, op.Signature.Signature, op.Signature.PubKey, signature.Options{}); err != nil {
 		return diag.Errorf(diag.KindOf(err), "%s: failed to verify pgp signature: %w", redacted(op.URL), err)
 	}
 	return nil

@@ -254,7 +254,7 @@ func (im *Images) importRootFS(ctx context.Context, a *archive.Archive, opt Impo
 		return nil, err
 	}
 	h := digest.SHA256.Digester()
-	size, err := io.Copy(h.Hash(), &cancelable{ctx, io.NewSectionReader(t, 0, t.Size())})
+	size, err := io.Copy(h.Hash(), &archive.Cancelable{Ctx: ctx, Reader: io.NewSectionReader(t, 0, t.Size())})
 	if err != nil {
 		return nil, err
 	}
@@ -295,5 +295,5 @@ func (im *Images) importRootFS(ctx context.Context, a *archive.Archive, opt Impo
 type whole struct{ t *io.SectionReader }
 
 func (w whole) open(ctx context.Context, _ image.Descriptor, offset int64) (io.ReadCloser, error) {
-	return io.NopCloser(&cancelable{ctx, io.NewSectionReader(w.t, offset, w.t.Size()-offset)}), nil
+	return io.NopCloser(&archive.Cancelable{Ctx: ctx, Reader: io.NewSectionReader(w.t, offset, w.t.Size()-offset)}), nil
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/strata-build/strata/archive"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/store"
@@ -57,7 +58,7 @@ func (f oneFile) write(ctx context.Context, name string, content io.Reader) (int
 		return 0, err
 	}
 	defer w.Close()
-	n, err := io.Copy(w, &cancelable{ctx, content})
+	n, err := io.Copy(w, &archive.Cancelable{Ctx: ctx, Reader: content})
 	if err != nil {
 		return n, err
 	}

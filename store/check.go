@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"time"
 
 	"github.com/strata-build/strata/graph"
 )
@@ -80,8 +79,8 @@ func (s *Store) checkFailed(ctx context.Context, c *checker, err error) ([]Probl
 		return c.found, nil
 	}
 	s.damaged(damage) // in the background
-	for s.rebuilding.Load() && ctx.Err() == nil {
-		time.Sleep(time.Millisecond)
+	if err := s.rebuilt(ctx); err != nil {
+		return c.found, s.fail("cannot check the store", err)
 	}
 	more, err := s.check(ctx, c.opt, true)
 	return append(c.found, more...), err
@@ -154,10 +153,7 @@ func (c *checker) database(ctx context.Context) error {
 		return nil
 	}
 	c.s.damaged(&damageError{err})
-	for c.s.rebuilding.Load() && ctx.Err() == nil {
-		time.Sleep(time.Millisecond)
-	}
-	return ctx.Err()
+	return c.s.rebuilt(ctx)
 }
 
 // readDatabase reads all pages in use. (bbolt's own check does so on a goroutine, where nothing catches a fault.)

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -256,8 +255,8 @@ func TestDamageWhileOpen(t *testing.T) {
 	if misses == 0 {
 		t.Error("nothing was missed")
 	}
-	for s.rebuilding.Load() {
-		time.Sleep(time.Millisecond)
+	if err := s.rebuilt(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 	if !has(s, "in the log") {
 		t.Error("lost what was not in the database")

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -91,13 +92,31 @@ func (s *Store) each(k kind, f func(name string, seq uint64, payload []byte, err
 	return err
 }
 
+// rebuild is a replacement of the database under way; done is closed at its end.
+type rebuild struct{ done chan struct{} }
+
+// rebuilt waits for the rebuild that is under way, if there is one.
+func (s *Store) rebuilt(ctx context.Context) error {
+	if r := s.rebuilding.Load(); r != nil {
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+		case <-s.ctx.Done(): // it may never begin
+			return context.Cause(s.ctx)
+		}
+	}
+	return ctx.Err()
+}
+
 // damaged replaces the database after an access to it failed in a way that only a damaged file explains.
 func (s *Store) damaged(err error) {
-	if !errors.As(err, new(*damageError)) || !s.rebuilding.CompareAndSwap(false, true) {
+	r := &rebuild{done: make(chan struct{})}
+	if !errors.As(err, new(*damageError)) || !s.rebuilding.CompareAndSwap(nil, r) {
 		return
 	}
 	s.background(func() {
-		defer s.rebuilding.Store(false)
+		defer close(r.done)
+		defer s.rebuilding.Store(nil)
 		s.flushMu.Lock()
 		defer s.flushMu.Unlock()
 		s.mu.Lock()

@@ -75,8 +75,8 @@ type Store struct {
 	tendWake chan struct{} // the collector should look
 	gcMu     sync.Mutex
 
-	rebuilding atomic.Bool
-	untidy     atomic.Bool // the next owner should sweep
+	rebuilding atomic.Pointer[rebuild] // nil = none is under way
+	untidy     atomic.Bool             // the next owner should sweep
 
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
@@ -106,9 +106,9 @@ func Open(root string, opt Options) (*Store, error) {
 		s.opt.syncfs = unix.Syncfs
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.rebuilding.Store(true) // openRecords deals with a damaged database itself
+	s.rebuilding.Store(&rebuild{}) // openRecords deals with a damaged database itself
 	err = s.open()
-	s.rebuilding.Store(false)
+	s.rebuilding.Store(nil)
 	if err != nil {
 		s.release()
 		return nil, err

@@ -27,6 +27,7 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/llb"
+	"github.com/strata-build/strata/session/remote"
 )
 
 // Labels of a frontend's image.
@@ -282,7 +283,7 @@ func (b *bridge) converse(c *engine.Container, p engine.Process) (*engine.Exit, 
 		return nil, err
 	}
 	g := grpc.NewServer(
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.ForceServerCodec(codec{}), grpc.WaitForHandlers(true),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.ForceServerCodec(remote.Codec{}), grpc.WaitForHandlers(true),
 		grpc.UnaryInterceptor(b.s.unary), grpc.StreamInterceptor(b.s.stream),
 	)
 	gateway.RegisterLLBBridgeServer(g, bridgeServer{s: b.s, fixed: b})

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/strata-build/strata/session/remote"
 	"github.com/strata-build/strata/tracing"
 )
 
@@ -53,7 +54,7 @@ func readBlob(t *testing.T, c client, d *control.Descriptor) string {
 	if d == nil {
 		t.Fatal("no descriptor")
 	}
-	s, err := c.cc.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true}, "/containerd.services.content.v1.Content/Read", grpc.ForceCodec(codec{}))
+	s, err := c.cc.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true}, "/containerd.services.content.v1.Content/Read", grpc.ForceCodec(remote.Codec{}))
 	if err != nil {
 		t.Fatal(err)
 	}

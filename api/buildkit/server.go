@@ -15,12 +15,10 @@ import (
 	traces "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
@@ -108,7 +106,7 @@ func (s *Server) Serve(ctx context.Context, endpoints ...*Endpoint) error {
 
 func (s *Server) server(l *Endpoint) *grpc.Server {
 	g := grpc.NewServer(
-		grpc.Creds(newIdentify(l.tls, &s.conns)), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.ForceServerCodec(codec{}),
+		grpc.Creds(newIdentify(l.tls, &s.conns)), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.ForceServerCodec(remote.Codec{}),
 		grpc.WaitForHandlers(true), grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
 	)
@@ -141,31 +139,4 @@ func (s *Server) recover(method string, err *error) {
 		s.opt.Log.Error("a call failed inside", "method", method, "panic", p, "stack", string(debug.Stack()))
 		*err = status.Error(codes.Internal, fmt.Sprintf("internal error: %v", p))
 	}
-}
-
-// codec uses the generated encoders, which are faster than reflection.
-type codec struct{}
-
-var _ encoding.Codec = codec{}
-
-func (codec) Name() string { return "proto" }
-
-func (codec) Marshal(v any) ([]byte, error) {
-	switch m := v.(type) {
-	case interface{ MarshalVT() ([]byte, error) }:
-		return m.MarshalVT()
-	case proto.Message:
-		return proto.Marshal(m)
-	}
-	return nil, diag.Errorf(diag.Internal, "%T is no message", v)
-}
-
-func (codec) Unmarshal(b []byte, v any) error {
-	switch m := v.(type) {
-	case interface{ UnmarshalVT([]byte) error }:
-		return m.UnmarshalVT(b)
-	case proto.Message:
-		return proto.Unmarshal(b, m)
-	}
-	return diag.Errorf(diag.Internal, "%T is no message", v)
 }

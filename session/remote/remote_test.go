@@ -168,7 +168,7 @@ func (f *fakeClient) handle(_ any, s grpc.ServerStream) error {
 func attach(t *testing.T, m *Manager, id string, p Peer, f *fakeClient) {
 	t.Helper()
 	mine, theirs := net.Pipe()
-	g := grpc.NewServer(grpc.UnknownServiceHandler(f.handle), grpc.ForceServerCodec(codec{}))
+	g := grpc.NewServer(grpc.UnknownServiceHandler(f.handle), grpc.ForceServerCodec(Codec{}))
 	l := &oneConn{c: make(chan net.Conn, 1), done: make(chan struct{})}
 	l.c <- theirs
 	go func() { _ = g.Serve(l) }()
