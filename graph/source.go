@@ -112,6 +112,7 @@ type Local struct {
 	SharedKey string   `json:"-"`                // equal keys are versions of one directory
 	Session   string   `json:"-"`                // "" = the build's own
 	Unique    string   `json:"unique,omitempty"`
+	Reread    bool     `json:"-"`                  // files are read even if size and times say that they are known
 	Metadata  bool     `json:"metadata,omitempty"` // names, sizes and times only
 	MetaExcl  []string `json:"metaExcl,omitempty"` // exceptions of Metadata, with content
 }

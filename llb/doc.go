@@ -14,6 +14,6 @@
 // range, enums known, digests present, strings UTF-8 (JSON, which IDs are made of, would make others equal), depth and
 // number bounded. Paths are not resolved here; those who open them resolve them within their trees.
 //
-// What an op says about BuildKit's own workings is dropped: worker filters are carried but choose nothing, the differ
-// of a local source, git's advice and the result IDs of mounts have no counterpart.
+// What an op says about BuildKit's own workings is dropped: worker filters are carried but choose nothing, git's advice
+// and the result IDs of mounts have no counterpart.
 package llb

@@ -269,6 +269,9 @@ func encodeSource(o graph.Op) (id string, attrs map[string]string, err error) {
 		s.text(pb.AttrSharedKeyHint, o.SharedKey)
 		s.text(pb.AttrLocalSessionID, o.Session)
 		s.text(pb.AttrLocalUniqueID, o.Unique)
+		if o.Reread {
+			s[pb.AttrLocalDiffer] = pb.AttrLocalDifferNone
+		}
 		s.flag(pb.AttrMetadataTransfer, o.Metadata)
 		s.list(pb.AttrMetadataTransferExclude, o.MetaExcl)
 		return schemeLocal + "://" + o.Name, s, nil

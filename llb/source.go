@@ -247,6 +247,13 @@ func decodeLocal(name string, a *attrs) (graph.Op, error) {
 			a.fail(pb.AttrLocalSessionID, "not a session's ID")
 		}
 	}
+	switch v := a.m[pb.AttrLocalDiffer]; v {
+	case "", pb.AttrLocalDifferMetadata:
+	case pb.AttrLocalDifferNone:
+		out.Reread = true
+	default:
+		a.fail(pb.AttrLocalDiffer, "neither none nor metadata")
+	}
 	if v, ok := a.m[pb.AttrMetadataTransfer]; ok {
 		var err error
 		if out.Metadata, err = strconv.ParseBool(v); err != nil {

@@ -55,7 +55,7 @@ func (im *Images) lookup(ctx context.Context, op *graph.Image, p graph.Platform)
 	if im.env.Registry == nil {
 		return nil, diag.Errorf(diag.NotFound, "%s: not in the store, and there is no registry to ask", ref)
 	}
-	return im.remote(ctx, ref, p, op.Mode == graph.ResolvePull)
+	return im.remote(ctx, ref, p)
 }
 
 // stored finds an image in the store, by name or, for a pinned reference, by name and digest.
@@ -126,15 +126,13 @@ func (im *Images) fromRecord(ctx context.Context, rec store.Image, p graph.Platf
 }
 
 // remote finds an image in its registry and reads manifest and configuration, which are kept as blobs.
-func (im *Images) remote(ctx context.Context, ref registry.Ref, p graph.Platform, pull bool) (*Image, error) {
+func (im *Images) remote(ctx context.Context, ref registry.Ref, p graph.Platform) (*Image, error) {
 	name := ref.String()
 	from := remote{im.env.Registry, ref}
-	desc, ok := im.known(ctx, ref)
-	if !ok || pull {
-		var err error
-		if desc, err = im.env.Registry.Resolve(ctx, ref); err != nil {
-			return nil, err
-		}
+	// A digest is asked for too: what the store has from one repository, another may not have.
+	desc, err := im.env.Registry.Resolve(ctx, ref)
+	if err != nil {
+		return nil, err
 	}
 	img := &Image{Name: name, Digest: desc.Digest, from: from, record: name}
 	if ref.Digest != "" {
@@ -151,22 +149,6 @@ func (im *Images) remote(ctx context.Context, ref registry.Ref, p graph.Platform
 		return raw, err
 	}
 	return im.describe(ctx, img, desc, describing{platform: p, read: read})
-}
-
-// known returns the descriptor of a pinned reference whose document is in the store and says what it is.
-func (im *Images) known(ctx context.Context, ref registry.Ref) (image.Descriptor, bool) {
-	if ref.Digest == "" {
-		return image.Descriptor{}, false
-	}
-	raw, err := im.blob(ctx, image.Descriptor{Digest: ref.Digest}, registry.MaxManifest, nil)
-	if err != nil {
-		return image.Descriptor{}, false
-	}
-	doc, err := registry.Decode(raw, "")
-	if err != nil {
-		return image.Descriptor{}, false
-	}
-	return image.Descriptor{MediaType: doc.MediaType, Digest: ref.Digest, Size: int64(len(raw))}, true
 }
 
 // describing is how describe reads documents, and for which platform.

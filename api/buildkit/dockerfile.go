@@ -51,9 +51,11 @@ func (b *bridge) dockerfile(ctx context.Context, attrs map[string]string, defs m
 	req.IgnoreSyntax = attrs["cmdline"] != "" // the frontend has been chosen
 	res, err := b.ofDockerfile(ctx, req, attrs, inputs)
 	if f, ok := errors.AsType[*dockerfile.ForeignSyntax](err); ok {
-		attrs = maps.Clone(attrs)
-		attrs["source"], attrs["cmdline"] = f.Ref, f.Cmdline
-		return b.frontend(ctx, "gateway.v0", attrs, defs)
+		forward := map[string]string{}
+		maps.Copy(forward, attrs)
+		forward["source"], forward["cmdline"] = f.Ref, f.Cmdline
+		res, err := b.frontend(ctx, "gateway.v0", forward, defs)
+		return res, diag.At(err, f.At...)
 	}
 	return res, err
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/solver/errdefs"
@@ -68,7 +69,7 @@ func toStatus(err error) error {
 		if d.Hint != "" && !suggests(d) {
 			st.Message += "\nhint: " + d.Hint
 		}
-		for _, at := range d.At {
+		for _, at := range slices.Backward(d.At) { // clients show the last one first
 			st.Details = append(st.Details, detail("Source", &errdefs.Source{Info: llb.SourceInfo(at.Source), Ranges: llb.Ranges(at)}))
 		}
 	}

@@ -2,9 +2,11 @@ package buildkit
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
@@ -164,11 +166,9 @@ func (b *bridge) plan(r *result) (*image.Plan, engine.ExportOptions, error) {
 	for k, v := range r.meta {
 		opt.Metadata[k] = string(v)
 	}
-	var ps platforms
-	if raw, ok := r.meta[metaPlatforms]; ok {
-		if err := json.Unmarshal(raw, &ps); err != nil {
-			return nil, opt, diag.Errorf(diag.Invalid, "the result's platforms cannot be read: %w", err)
-		}
+	ps, err := platformsOf(r.meta)
+	if err != nil {
+		return nil, opt, err
 	}
 	if r.many == nil {
 		single := r.single
@@ -202,6 +202,62 @@ func (b *bridge) plan(r *result) (*image.Plan, engine.ExportOptions, error) {
 	return plan, opt, nil
 }
 
+// platformsOf reads the platforms of a result, none if it does not say.
+func platformsOf(meta map[string][]byte) (ps platforms, err error) {
+	raw, ok := meta[metaPlatforms]
+	if !ok {
+		return ps, nil
+	}
+	if err := json.Unmarshal(raw, &ps); err != nil {
+		return ps, diag.Errorf(diag.Invalid, "the result's platforms cannot be read: %w", err)
+	}
+	if len(ps.Platforms) == 0 {
+		return ps, diag.Errorf(diag.Invalid, "invalid empty platforms index for exporter")
+	}
+	for _, p := range ps.Platforms {
+		switch {
+		case p.ID == "":
+			return ps, diag.Errorf(diag.Invalid, "invalid empty platform key for exporter")
+		case p.Platform.OS == "" || p.Platform.Architecture == "":
+			return ps, diag.Errorf(diag.Invalid, "invalid platform value %v for exporter", p.Platform)
+		}
+	}
+	return ps, nil
+}
+
+// platformsWarning says, in BuildKit's words, that a frontend has made other platforms than the client asked for.
+func platformsWarning(asked string, plan *image.Plan, multi bool) string {
+	if asked == "" {
+		asked = graph.FormatPlatform(engine.Native())
+	}
+	var want, have []string
+	for s := range strings.SplitSeq(asked, ",") {
+		p, err := graph.ParsePlatform(s)
+		if err != nil {
+			return fmt.Sprintf("Invalid platform result requested %q: %s", s, err)
+		}
+		want = append(want, graph.FormatPlatform(p))
+	}
+	for _, t := range plan.Targets {
+		p := t.Platform
+		if name := graph.FormatPlatform(p); !slices.Contains(want, name) {
+			p.OSVersion = "" // that of the base image is nobody's wish
+		}
+		have = append(have, graph.FormatPlatform(p))
+	}
+	slices.Sort(want)
+	slices.Sort(have)
+	switch {
+	case slices.Equal(want, have):
+		return ""
+	case !multi && len(want) > 1:
+		return "Multiple platforms requested but result is not multi-platform"
+	case len(want) == 1 && len(have) == 1:
+		return fmt.Sprintf("Requested platform %q does not match result platform %q", want[0], have[0])
+	}
+	return fmt.Sprintf("Requested platforms %s do not match result platforms %s", strings.Join(want, ","), strings.Join(have, ","))
+}
+
 // target is one reference as an image. The metadata says what the configuration is; what is known of the base stays.
 func target(made *ref, p platform, r *result) (image.Target, error) {
 	t, meta := made.target, r.meta
@@ -211,9 +267,15 @@ func target(made *ref, p platform, r *result) (image.Target, error) {
 		raw, ok = meta[metaConfig]
 	}
 	if ok && len(raw) > 0 {
-		c := &image.Config{}
-		if err := json.Unmarshal(raw, c); err != nil {
+		var c *image.Config
+		if err := json.Unmarshal(raw, &c); err != nil {
 			return t, diag.Errorf(diag.Invalid, "failed to parse image config: %w", err)
+		}
+		switch {
+		case c == nil:
+			return t, diag.Errorf(diag.Invalid, "invalid null image config for export")
+		case (c.OS == "") != (c.Architecture == ""):
+			return t, diag.Errorf(diag.Invalid, "invalid image config: os and architecture must be specified together")
 		}
 		c.Extra = raw
 		t.Config = c

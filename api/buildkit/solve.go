@@ -143,6 +143,9 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 	if err != nil {
 		return nil, err
 	}
+	if w := platformsWarning(req.FrontendAttrs["platform"], plan, res.many != nil); w != "" {
+		b.journal.take(event.Event{Kind: event.Warn, Time: time.Now(), Warning: &diag.Warning{Msg: w}})
+	}
 	opt.Caches = to
 	if req.EnableSessionExporter && local != nil {
 		if outs, err = s.sessionOutputs(ctx, req, br, res); err != nil {

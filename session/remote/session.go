@@ -3,6 +3,7 @@ package remote
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"io"
@@ -136,7 +137,11 @@ func (s *Session) Sync(ctx context.Context, op *graph.Local, progress func(int64
 	if err != nil {
 		return session.Dir{}, err
 	}
-	key, err := json.Marshal([]string{s.peer.Identity, op.Name, op.SharedKey, c.sharedKey})
+	id := []string{s.peer.Identity, op.Name, op.SharedKey, c.sharedKey}
+	if op.Reread {
+		id = append(id, rand.Text()) // a copy of its own
+	}
+	key, err := json.Marshal(id)
 	if err != nil {
 		return session.Dir{}, err
 	}
