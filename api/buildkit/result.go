@@ -180,8 +180,11 @@ func (b *bridge) plan(r *result) (*image.Plan, engine.ExportOptions, error) {
 			p = ps.Platforms[0]
 		}
 		t, err := target(single, p, r)
+		if err != nil {
+			return nil, opt, err
+		}
 		opt.Told = append(opt.Told, b.told(single, r))
-		return &image.Plan{Targets: []image.Target{t}}, opt, err
+		return &image.Plan{Targets: []image.Target{t}}, opt, nil
 	}
 	if len(ps.Platforms) == 0 && len(r.many) > 0 {
 		return nil, opt, diag.Errorf(diag.Invalid, "unable to export multiple refs, missing platforms mapping")
