@@ -75,8 +75,10 @@ func NewExport(s Spec, env Env) (*Export, error) {
 		x.to, err = newToLocal(s, env)
 	case "inline":
 		x.Inline = true
-	case "s3", "azblob", "gha":
+	case "s3", "azblob":
 		x.to, err = newObjects(s)
+	case "gha":
+		x.to, err = newActions(s)
 	default:
 		e := diag.Errorf(diag.Invalid, "unknown cache exporter: %q", s.Type)
 		if near := diag.Suggest(s.Type, []string{"registry", "local", "inline", "s3", "azblob", "gha"}); near != "" {

@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"time"
 
@@ -21,19 +22,28 @@ func importer(s Spec, env Env) (load func(context.Context) (*index, error), id s
 		return importRegistry(s, env)
 	case "local":
 		return importLocal(s, env)
-	case "s3", "azblob", "gha":
+	case "s3", "azblob":
 		st, err := newObjects(s)
 		if err != nil {
 			return nil, "", err
 		}
 		return st.load, st.id(), nil
+	case "gha":
+		a, err := newActions(s)
+		if err != nil {
+			return nil, "", err
+		}
+		return a.load, a.id(), nil
 	}
-	err = diag.Errorf(diag.Invalid, "unknown cache importer: %s", s.Type)
+	e := diag.Errorf(diag.Invalid, "%w: %s", ErrUnknown, s.Type)
 	if near := diag.Suggest(s.Type, []string{"registry", "local", "inline", "s3", "azblob", "gha"}); near != "" {
-		err = diag.Errorf(diag.Invalid, "unknown cache importer: %s", s.Type).WithHint("did you mean %s?", near)
+		return nil, "", e.WithHint("did you mean %s?", near)
 	}
-	return nil, "", err
+	return nil, "", e
 }
+
+// ErrUnknown tells of caches of a type that there is not.
+var ErrUnknown = errors.New("unknown cache importer")
 
 // documents reads caches that manifests carry.
 type documents struct {

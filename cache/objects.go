@@ -54,13 +54,10 @@ func (o *objects) make(ctx context.Context) error {
 var _ blobs = (*objects)(nil)
 
 func newObjects(s Spec) (*objects, error) {
-	switch s.Type {
-	case "s3":
+	if s.Type == "s3" {
 		return newS3(s)
-	case "azblob":
-		return newAzure(s)
 	}
-	return nil, diag.Errorf(diag.Unsupported, "caches of type %s are not supported", s.Type).WithHint("use type=registry, with the registry of the same service")
+	return newAzure(s)
 }
 
 func (o *objects) id() string { return o.kind + ":" + o.where + " " + o.names[0] }
@@ -196,12 +193,17 @@ func (o *objects) load(ctx context.Context) (*index, error) {
 		return nil, o.refused(resp, key)
 	}
 	defer resp.Body.Close()
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxConfig+1))
+	return readConfig(resp.Body, o)
+}
+
+// readConfig reads a configuration whose layers have annotations.
+func readConfig(r io.Reader, b blobs) (*index, error) {
+	raw, err := io.ReadAll(io.LimitReader(r, maxConfig+1))
 	if err != nil {
 		return nil, err
 	}
 	if len(raw) > maxConfig {
-		return nil, diag.Errorf(diag.Exhausted, "%s has more than %d bytes", key, maxConfig)
+		return nil, diag.Errorf(diag.Exhausted, "the cache's configuration has more than %d bytes", maxConfig)
 	}
 	c, err := decode(raw)
 	if err != nil {
@@ -211,11 +213,23 @@ func (o *objects) load(ctx context.Context) (*index, error) {
 	for _, l := range c.Layers {
 		if a := l.Annotations; a != nil && l.Blob.Validate() == nil && a.DiffID.Validate() == nil && a.Size >= 0 {
 			x := Layer{Desc: image.Descriptor{MediaType: a.MediaType, Digest: l.Blob, Size: a.Size}, DiffID: a.DiffID, Created: a.CreatedAt}
-			x.at(o)
+			x.at(b)
 			known[l.Blob] = x
 		}
 	}
-	return parseAt(c, known, o)
+	return parseAt(c, known, b)
+}
+
+// annotate describes the layers in the configuration itself.
+func (c *Config) annotate(layers []Layer) {
+	byDigest := map[graph.Digest]*Layer{}
+	for i := range layers {
+		byDigest[layers[i].Desc.Digest] = &layers[i]
+	}
+	for i := range c.Layers {
+		l := byDigest[c.Layers[i].Blob]
+		c.Layers[i].Annotations = &LayerAnnotations{MediaType: l.Desc.MediaType, DiffID: l.DiffID, Size: l.Desc.Size, CreatedAt: l.Created.UTC()}
+	}
 }
 
 func (o *objects) write(ctx context.Context, key string, body *object) error {
@@ -245,14 +259,7 @@ func (o *objects) put(ctx context.Context, l *Layer, _ func(event.Event)) error 
 }
 
 func (o *objects) finish(ctx context.Context, c *Config, layers []Layer, x *Export) (map[string]string, error) {
-	byDigest := map[graph.Digest]*Layer{}
-	for i := range layers {
-		byDigest[layers[i].Desc.Digest] = &layers[i]
-	}
-	for i := range c.Layers {
-		l := byDigest[c.Layers[i].Blob]
-		c.Layers[i].Annotations = &LayerAnnotations{MediaType: l.Desc.MediaType, DiffID: l.DiffID, Size: l.Desc.Size, CreatedAt: l.Created.UTC()}
-	}
+	c.annotate(layers)
 	raw, err := json.Marshal(c)
 	if err != nil {
 		return nil, err

@@ -26,6 +26,9 @@ import (
 // CacheSpec names a cache that is imported or exported, as --cache-from and --cache-to do.
 type CacheSpec = cache.Spec
 
+// ErrUnknownCache tells of an import of a type that there is not.
+var ErrUnknownCache = cache.ErrUnknown
+
 // CacheExport is a cache that will be written when a build is solved.
 type CacheExport = cache.Export
 

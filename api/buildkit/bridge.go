@@ -170,7 +170,9 @@ func (b *bridge) solve(ctx context.Context, req *gateway.SolveRequest) (*result,
 	if err != nil {
 		return nil, err
 	}
-	b.importCaches(gatewayCaches(req)...)
+	if err := b.importCaches(gatewayCaches(req)...); err != nil {
+		return nil, err
+	}
 	var res *result
 	switch {
 	case req.Definition != nil && len(req.Definition.Def) > 0 && req.Frontend != "":

@@ -2,6 +2,7 @@ package buildkit
 
 import (
 	"encoding/json"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -59,13 +60,19 @@ func cacheExports(job *engine.Job, all []*control.CacheOptionsEntry) ([]*engine.
 	return job.CacheExports(specs)
 }
 
-// importCaches lets the build find results in caches. One that cannot be used is told, since a build is right without it.
-func (b *bridge) importCaches(specs ...engine.CacheSpec) {
+// importCaches lets the build find results in caches. One that cannot be used is told, since a build is right without it; only one
+// of a type that there is not is an error: a mistake in what the client wrote.
+func (b *bridge) importCaches(specs ...engine.CacheSpec) error {
 	for _, s := range specs {
-		if err := b.job.ImportCaches(s); err != nil {
+		err := b.job.ImportCaches(s)
+		if errors.Is(err, engine.ErrUnknownCache) {
+			return err
+		}
+		if err != nil {
 			b.journal.take(event.Event{Kind: event.Message, Time: time.Now(), Text: "a cache is not used: " + err.Error()})
 		}
 	}
+	return nil
 }
 
 func controlSpecs(all []*control.CacheOptionsEntry) (out []engine.CacheSpec) {

@@ -36,7 +36,9 @@ func (b *bridge) dockerfile(ctx context.Context, attrs map[string]string, defs m
 	if err != nil {
 		return nil, err
 	}
-	b.importCaches(from...)
+	if err := b.importCaches(from...); err != nil {
+		return nil, err
+	}
 	req.Proxied = b.proxied
 	if b.session != nil {
 		b.session.Bind(localSessions(attrs))

@@ -65,7 +65,9 @@ func (b *bridge) inImage(ctx context.Context, attrs map[string]string, inputs ma
 	if err != nil {
 		return nil, err
 	}
-	b.importCaches(from...)
+	if err := b.importCaches(from...); err != nil {
+		return nil, err
+	}
 	if b.session != nil {
 		b.session.Bind(localSessions(attrs))
 	}

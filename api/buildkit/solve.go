@@ -129,12 +129,14 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 		return nil, err
 	}
 	br = newBridge(ctx, s, job, b.journal, local)
+	defer br.end()
 	br.inputs, br.policy, br.proxied = req.FrontendInputs, pol, use.Proxied
-	br.importCaches(controlSpecs(req.GetCache().GetImports())...)
+	if err := br.importCaches(controlSpecs(req.GetCache().GetImports())...); err != nil {
+		return nil, err
+	}
 	br.root = s.producers.asked(req.Frontend, req.FrontendAttrs, req.FrontendInputs)
 	b.bridge, ready = br, true
 	close(b.ready)
-	defer br.end()
 	res, err := s.result(ctx, req, br)
 	if err != nil {
 		return nil, err

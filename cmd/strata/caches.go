@@ -57,12 +57,18 @@ func parseCache(s string) (engine.CacheSpec, error) {
 // setCaches lets the session give the directories that are caches. A cache that is not there yet is not imported.
 func (b *buildFlags) setCaches(c *cli, dirs map[string]session.Dir, targets map[string]session.OutputTarget) {
 	for _, s := range b.cacheTo {
+		if outsideActions(c, s) {
+			continue
+		}
 		if d := s.Attrs["dest"]; s.Type == "local" && d != "" {
 			targets[cache.DirName(d)] = session.OutputTarget{Dir: d}
 		}
 		b.req.CacheTo = append(b.req.CacheTo, s)
 	}
 	for _, s := range b.cacheFrom {
+		if outsideActions(c, s) {
+			continue
+		}
 		if d := s.Attrs["src"]; s.Type == "local" && d != "" {
 			if st, err := os.Stat(d); err != nil || !st.IsDir() {
 				fmt.Fprintf(c.err, "warning: the cache %s is not there yet: the build goes on without\n", d)
@@ -72,4 +78,14 @@ func (b *buildFlags) setCaches(c *cli, dirs map[string]session.Dir, targets map[
 		}
 		b.req.CacheFrom = append(b.req.CacheFrom, s)
 	}
+}
+
+// outsideActions says, and warns, that there is no cache of GitHub Actions: a build that uses it there works elsewhere, too, as with
+// buildx.
+func outsideActions(c *cli, s engine.CacheSpec) bool {
+	if s.Type != "gha" || s.Attrs["token"] != "" && s.Attrs["url"]+s.Attrs["url_v2"] != "" {
+		return false
+	}
+	fmt.Fprintln(c.err, "warning: the cache of GitHub Actions is not used: there is no token or no url_v2")
+	return true
 }
