@@ -105,7 +105,9 @@ func packing(s Spec) (Packing, error) {
 		if err != nil || n < 0 || n > 22 {
 			return p, diag.Errorf(diag.Invalid, "cache of type %s: compression-level=%s: it must be a number from 0 to 22", s.Type, v)
 		}
-		p.Compression.Level = n
+		if p.Compression.Level = n; n == 0 {
+			p.Compression.Level = layer.Stored
+		}
 	}
 	var err error
 	p.Force, err = flag(s, "force-compression", false)

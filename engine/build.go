@@ -68,7 +68,7 @@ func (e *Engine) newBuild(ctx context.Context, s session.Session, sink event.Sin
 	if s != nil {
 		b.web = e.web.For(s.Credential)
 	}
-	env := source.Env{Store: e.store, Hold: b.hold, Registry: b.web, Session: s, Progress: b.sink}
+	env := source.Env{Store: e.store, Hold: b.hold, Registry: b.web, Session: s, Progress: b.sink, Agent: e.opt.Agent}
 	b.images = e.puller.Images(env)
 	b.git = e.puller.NewGit(env, true)
 	b.http = source.NewHTTP(env)
@@ -193,8 +193,9 @@ func (b *build) solve(ctx context.Context, plan *image.Plan) (*export.Set, error
 	set := &export.Set{Multi: len(plan.Targets) > 1}
 	for _, t := range plan.Targets {
 		im := export.Image{
-			ID: t.ID, Platform: t.Platform, Config: t.Config, Tree: next(), Base: t.Base, BaseLayers: b.baseLayers(ctx, t), Epoch: t.Epoch, Annotations: t.Annotations,
+			ID: t.ID, Platform: t.Platform, Config: t.Config, Tree: next(), Base: t.Base, Epoch: t.Epoch, Annotations: t.Annotations,
 		}
+		b.base(ctx, &im, t.Root)
 		for _, a := range t.Attestations {
 			im.Attestation = append(im.Attestation, export.Attestation{Attestation: a, Tree: next()})
 		}
@@ -203,21 +204,34 @@ func (b *build) solve(ctx context.Context, plan *image.Plan) (*export.Set, error
 	return set, nil
 }
 
-// baseLayers is how many of a target's layers come from its base image.
-func (b *build) baseLayers(ctx context.Context, t image.Target) int {
-	v := rootSource(t.Root)
+// base says of an image which of its layers are its base image's, and what that is.
+func (b *build) base(ctx context.Context, im *export.Image, root graph.Edge) {
+	img := b.baseImage(ctx, root)
+	if img == nil {
+		return
+	}
+	im.BaseLayers = len(img.Config.RootFS.DiffIDs)
+	im.BaseBlobs = b.images.LayerBlobs(ctx, img)
+	if im.Base == nil {
+		im.Base = &image.Base{Name: img.Name, Digest: img.Digest}
+	}
+}
+
+// baseImage is the image that a result is stacked on, nil if there is none.
+func (b *build) baseImage(ctx context.Context, root graph.Edge) *source.Image {
+	v := rootSource(root)
 	if v == nil {
-		return 0
+		return nil
 	}
 	o, ok := v.Op.(*graph.Image)
 	if !ok {
-		return 0
+		return nil
 	}
 	img, err := b.images.Resolve(ctx, o, v.Platform)
 	if err != nil {
-		return 0 // it was resolved for the plan; if it is gone now, no layer is the base's for sure
+		return nil // it was resolved for the plan; if it is gone now, no layer is the base's for sure
 	}
-	return len(img.Config.RootFS.DiffIDs)
+	return img
 }
 
 // exporters makes the exporters that a request asks for, before anything is built.

@@ -39,6 +39,7 @@ type Options struct {
 	Devices        DeviceOptions
 	Tracer         *tracing.Tracer
 	ProvenanceEnv  map[string]any // what provenance tells of this builder besides
+	Agent          string         // the User-Agent of http sources; "" = strata
 	Serves         bool           // other processes can call this engine: who finds the root in use is told so
 }
 

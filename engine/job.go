@@ -206,6 +206,9 @@ func NewOutputs(outs []Output, epoch *time.Time) (Outputs, error) {
 	return Outputs{x}, err
 }
 
+// CompatibilityError says that outputs of a version that a client asks for do not have a feature.
+type CompatibilityError = export.CompatibilityError
+
 // ExportOptions say how targets become one result.
 type ExportOptions struct {
 	Multi bool   // an index, or a directory per platform, is wanted even for one target
@@ -250,7 +253,7 @@ func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt Ex
 		return nil, err
 	}
 	set.Multi, set.Name = set.Multi || opt.Multi, opt.Name
-	env := &export.Env{Store: j.b.e.store, Packer: j.b.e.packer, Registry: j.b.web, Session: j.b.session, Events: j.b.sink}
+	env := &export.Env{Store: j.b.e.store, Packer: j.b.e.packer, Registry: j.b.web, Session: j.b.session, Events: j.b.sink, Compatibility: opt.Compatibility}
 	j.b.caches.solved()
 	if slices.ContainsFunc(opt.Caches, func(x *CacheExport) bool { return x.Inline }) {
 		j.b.caches.inline(set, plan)

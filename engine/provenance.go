@@ -194,7 +194,10 @@ func (b *build) layersOf(ctx context.Context, t image.Target, names map[*graph.V
 		}
 		below := graph.Below(e)
 		if len(below) == 0 && n < 0 {
-			n = b.baseLayers(ctx, t)
+			img := b.baseImage(ctx, t.Root)
+			if n = 0; img != nil {
+				n = len(img.Config.RootFS.DiffIDs)
+			}
 		}
 		if e == t.Root {
 			if all = n; all != len(layers) {

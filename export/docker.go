@@ -40,7 +40,7 @@ func (x *Docker) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error)
 	if err := x2.nameFrom(set); err != nil {
 		return nil, err
 	}
-	p, err := e.pack(ctx, set, x2.packing())
+	p, err := e.pack(ctx, set, e.packing(x2.imageOptions, set))
 	if err != nil {
 		return nil, err
 	}
@@ -53,10 +53,6 @@ func (x *Docker) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error)
 		return nil, err
 	}
 	return r, e.deliver(ctx, delivery{x.dest, x.tar, r.Metadata}, files)
-}
-
-func (x *Docker) packing() packing {
-	return packing{imageOptions: x.imageOptions, oci: x.OCI == nil || *x.OCI}
 }
 
 func (x *Docker) files(sets []archive.Set) ([]archive.Output, error) {

@@ -40,6 +40,7 @@ type Image struct {
 	Tree        tree.Tree
 	Base        *image.Base       // what it is built on, for mounts between repositories
 	BaseLayers  int               // how many of the lowest layers are the base's, which rewrite-timestamp leaves alone
+	BaseBlobs   []graph.Digest    // as which these layers are in the base's manifest, bottom first; nil = not known
 	Epoch       *time.Time        // SOURCE_DATE_EPOCH; an exporter's own attribute wins
 	Annotations map[string]string // of the manifest
 	Attestation []Attestation
@@ -86,7 +87,10 @@ type Env struct {
 	Session  session.Session
 	Events   event.Sink
 	Vertex   graph.Digest // whose progress it is
-	hold     *store.Hold
+	// Compatibility is the version of BuildKit's outputs that the client wants, see CompatibilityError; 0 = the current one.
+	Compatibility int
+
+	hold *store.Hold
 }
 
 // New makes the exporter that an output asks for. A type or attribute that does not exist is an Invalid error.

@@ -62,7 +62,7 @@ func (x *ImageStore) Export(ctx context.Context, e *Env, set *Set) (*Receipt, er
 	if err := x2.nameFrom(set); err != nil {
 		return nil, err
 	}
-	o := packing{imageOptions: x2.imageOptions, oci: x.OCI == nil || *x.OCI}
+	o := e.packing(x2.imageOptions, set)
 	named := x.canonical || x.dangling != "" && (!x.fallback || len(x2.Names) == 0)
 	o.virtual = !x.push && !x.manifest && !named && !o.attested(set) && len(o.Annotations)+len(set.annotations) == 0
 	var p *packed

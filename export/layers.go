@@ -7,7 +7,6 @@ import (
 	"maps"
 	"runtime"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -47,9 +46,11 @@ func NewPacker(s *store.Store) *Packer {
 type Request struct {
 	ID          store.LayerID
 	Compression layer.Compression
-	Force       bool       // also when the layer was pulled in another compression
-	Base        bool       // it is the base image's, and stays as it was packed before, unless that is forced
-	Clamp       *time.Time // no file is newer than this; nil leaves times alone
+	Force       bool         // also when the layer was pulled in another compression
+	Base        bool         // it is the base image's, and stays as it was packed before, unless that is forced
+	Nondist     bool         // a layer that may not be distributed keeps its media type and its URLs
+	Prefer      graph.Digest // the blob that it is in the base image at hand; "" = not known
+	Clamp       *time.Time   // no file is newer than this; nil leaves times alone
 	// Pulled and DiffID describe a layer as it was pulled, if that is known; ID is 0 if only that is kept.
 	Pulled *image.Descriptor
 	DiffID graph.Digest
@@ -99,6 +100,7 @@ func (p *Packer) Blob(ctx context.Context, req Request) (Layer, image.Descriptor
 		return l, image.Descriptor{}, err
 	}
 	if l.DiffID != "" {
+		req = p.before(l, req)
 		if d, ok := p.reuse(l, req); ok {
 			return l, d, nil
 		}
@@ -117,7 +119,7 @@ func (p *Packer) Blob(ctx context.Context, req Request) (Layer, image.Descriptor
 	}
 	m, err := do(ctx, &p.flights, req.key(true), func(ctx context.Context) (made, error) { return p.make(ctx, l, &req.Compression) })
 	m.layer.fetch = req.Fetch
-	return m.layer, public(m.blob), err
+	return m.layer, req.public(m.blob), err
 }
 
 // packed reports whether Blob would find the layer's blob without reading the layer.
@@ -126,6 +128,7 @@ func (p *Packer) packed(req Request) bool {
 	if err != nil || l.DiffID == "" {
 		return false
 	}
+	req = p.before(l, req)
 	_, ok := p.reuse(l, req)
 	return ok || req.Compression.Type == layer.Uncompressed
 }
@@ -143,22 +146,6 @@ func (r *Request) key(compress bool) string {
 		k += "/" + compressionName(r.Compression)
 	}
 	return k
-}
-
-func compressionName(c layer.Compression) string {
-	n := c.Type.String()
-	if c.Level != 0 {
-		n += "-" + strconv.Itoa(c.Level)
-	}
-	return n
-}
-
-// variants returns the known blobs of a layer, as it was pulled first.
-func (p *Packer) variants(l Layer) []image.Descriptor {
-	if l.pulled == nil {
-		return p.store.Variants(l.DiffID)
-	}
-	return append([]image.Descriptor{*l.pulled}, p.store.Variants(l.DiffID)...)
 }
 
 // known returns what the store knows of a layer; the diff_id may be missing.
@@ -194,46 +181,6 @@ func (p *Packer) clamped(req Request) (graph.Digest, int64) {
 
 func clampKey(id store.LayerID, t time.Time) graph.Digest {
 	return digest.FromString(fmt.Sprintf("export: layer %d, no file newer than %d", id, t.Unix()))
-}
-
-// reuse finds a blob of the layer that fits the request: made by a packer in just this way, pulled in the wanted
-// compression, or pulled in any unless one is forced. A pulled blob need not be here if it can be fetched.
-func (p *Packer) reuse(l Layer, req Request) (image.Descriptor, bool) {
-	var best image.Descriptor
-	found := false
-	for _, v := range p.variants(l) {
-		as, ours := v.Annotations[madeAs]
-		if _, here := p.store.HasBlob(v.Digest); !here && (ours || req.Fetch == nil) {
-			continue
-		}
-		switch {
-		case v.Digest == l.blob && !req.Force: // the very blob, even if others hold the same tar
-			return public(v), true
-		case ours && strings.TrimSuffix(as, ofPulled) == compressionName(req.Compression), !ours && typeOf(v.MediaType) == req.Compression.Type:
-			return public(v), true
-		case !ours && !req.Force && !found && typeOf(v.MediaType) != layer.Uncompressed:
-			// As it was pulled. One that came uncompressed, as from an archive, is compressed for its first transfer.
-			best, found = public(v), true
-		case ours && req.Base && !req.Force && !found:
-			best, found = public(v), true
-		}
-	}
-	return best, found
-}
-
-// public returns a descriptor as it may leave the store.
-func public(d image.Descriptor) image.Descriptor {
-	out := image.Descriptor{MediaType: layerType(true, d.MediaType), Digest: d.Digest, Size: d.Size}
-	for k, v := range d.Annotations {
-		if k == madeAs {
-			continue
-		}
-		if out.Annotations == nil {
-			out.Annotations = map[string]string{}
-		}
-		out.Annotations[k] = v
-	}
-	return out
 }
 
 // slot waits until a layer may be read.
@@ -311,7 +258,7 @@ func (p *Packer) estargz(ctx context.Context, req Request) (Layer, image.Descrip
 		})
 	})
 	m.layer.fetch = req.Fetch
-	return m.layer, public(m.blob), err
+	return m.layer, req.public(m.blob), err
 }
 
 // compress writes a layer's tar through a compressor into a new blob, and through tar. The diff_id is that of an eStargz blob,

@@ -64,6 +64,9 @@ func (e *Env) pack(ctx context.Context, set *Set, o packing) (*packed, error) {
 	if len(set.Images) == 0 {
 		return nil, diag.Errorf(diag.Invalid, "there is nothing to export: the build has no result")
 	}
+	if err := e.compatible(&o); err != nil {
+		return nil, err
+	}
 	o.Annotations = slices.Concat(set.annotations, o.Annotations) // of two values the output's own counts
 	o.indexed = len(set.Images) > 1 || set.Multi || o.attested(set)
 	g, gctx := errgroup.WithContext(ctx)
@@ -79,7 +82,24 @@ func (e *Env) pack(ctx context.Context, set *Set, o packing) (*packed, error) {
 	if o.virtual {
 		return p, nil
 	}
-	return p, e.packIndex(ctx, p, set, &o)
+	if err := e.packIndex(ctx, p, set, &o); err != nil {
+		return nil, err
+	}
+	p.date()
+	return p, nil
+}
+
+// date notes on the descriptor of the whole when it was made, as BuildKit does, if that is known.
+func (p *packed) date() {
+	var last *time.Time
+	for _, im := range p.images {
+		if im.created != nil && (last == nil || im.created.After(*last)) {
+			last = im.created
+		}
+	}
+	if _, given := p.top.Annotations[ocispec.AnnotationCreated]; last != nil && !given {
+		p.top.Annotations = merge(p.top.Annotations, map[string]string{ocispec.AnnotationCreated: last.UTC().Format(time.RFC3339)})
+	}
 }
 
 func (e *Env) packImage(ctx context.Context, im *Image, o *packing) (packedImage, error) {
@@ -190,7 +210,7 @@ func (e *Env) packLayers(ctx context.Context, im *Image, o *packing, epoch *time
 			if err != nil {
 				return err
 			}
-			desc.MediaType = layerType(o.oci, desc.MediaType)
+			desc = o.distributed(desc)
 			layers[i], pieces[i] = l, piece{Descriptor: desc, layer: &layers[i]}
 			e.hold.Blobs(desc.Digest)
 			if o.ready != nil {
@@ -211,9 +231,12 @@ func (e *Env) requests(im *Image, o *packing, epoch *time.Time) ([]Request, erro
 	}
 	reqs := make([]Request, max(len(ids), len(im.blobs)))
 	for i := range reqs {
-		r := Request{Compression: o.Compression, Force: o.Force, Base: i < im.BaseLayers && !o.Chosen, Fetch: e.fetcher(im.Base)}
+		r := Request{Compression: o.Compression, Force: o.Force, Base: i < im.BaseLayers && !o.Chosen, Nondist: o.Nondist, Fetch: e.fetcher(im.Base)}
 		if i < len(ids) {
 			r.ID = ids[i]
+		}
+		if i < len(im.BaseBlobs) {
+			r.Prefer = im.BaseBlobs[i]
 		}
 		if i < len(im.blobs) {
 			r.Pulled, r.DiffID = &im.blobs[i], im.diffIDs[i]
@@ -306,7 +329,7 @@ func (e *Env) write(ctx context.Context, w io.Writer, p piece) error {
 // encode writes a manifest or an index, whose field order is that of the specification.
 func encode(v any) ([]byte, error) { return json.MarshalIndent(v, "", "  ") }
 
-// layerType translates between the two families of layer media types. Strata distributes every layer.
+// layerType translates between the two families of layer media types, of layers that are distributed.
 func layerType(oci bool, mediaType string) string {
 	switch typeOf(mediaType) {
 	case layer.Gzip:
@@ -320,9 +343,9 @@ func layerType(oci bool, mediaType string) string {
 // typeOf reads the compression off a layer's media type; estargz counts as gzip.
 func typeOf(mediaType string) layer.Type {
 	switch mediaType {
-	case ocispec.MediaTypeImageLayer, image.DockerLayer, "application/vnd.oci.image.layer.nondistributable.v1.tar":
+	case ocispec.MediaTypeImageLayer, image.DockerLayer, image.NondistLayer, image.DockerForeignLayer:
 		return layer.Uncompressed
-	case ocispec.MediaTypeImageLayerZstd, image.DockerLayerZstd, "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd":
+	case ocispec.MediaTypeImageLayerZstd, image.DockerLayerZstd, image.NondistLayerZstd:
 		return layer.Zstd
 	}
 	return layer.Gzip

@@ -34,7 +34,7 @@ func (x *OCI) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) {
 	if err := x2.nameFrom(set); err != nil {
 		return nil, err
 	}
-	p, err := e.pack(ctx, set, packing{imageOptions: x2.imageOptions, oci: x.OCI == nil || *x.OCI})
+	p, err := e.pack(ctx, set, e.packing(x2.imageOptions, set))
 	if err != nil {
 		return nil, err
 	}

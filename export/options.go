@@ -25,6 +25,7 @@ type Output struct {
 
 // imageOptions are the attributes that every exporter of images takes.
 type imageOptions struct {
+	Type          string   // of the output
 	Names         []string // normalised
 	NameFromBuild bool     // name=*: the frontend says
 	Compression   layer.Compression
@@ -35,8 +36,10 @@ type imageOptions struct {
 	NoEpoch       bool  // source-date-epoch= is empty: not even the build's counts
 	Rewrite       bool  // clamp the times of files to the epoch
 	OCI           *bool // media types; nil = the exporter's default
+	Nondist       bool  // layers that their maker does not let others distribute stay where they are
 	Artifact      bool  // write attestations as OCI artifacts
-	Inline        bool  // keep attestations even where no index would be needed
+	artifactAsked bool
+	Inline        bool // keep attestations even where no index would be needed
 	Configs       map[string]*image.Config
 }
 
@@ -108,9 +111,12 @@ func (a *attrs) done() error {
 
 // image reads the attributes of images.
 func (a *attrs) image() imageOptions {
+	_, artifactAsked := a.left["oci-artifact"]
 	o := imageOptions{
+		Type: a.exporter, artifactAsked: artifactAsked,
 		Force:    a.flag("force-compression", false),
 		Rewrite:  a.flag("rewrite-timestamp", false),
+		Nondist:  a.flag("prefer-nondist-layers", false),
 		Artifact: a.flag("oci-artifact", true),
 		Inline:   a.flag("attestation-inline", true),
 	}
@@ -156,7 +162,9 @@ func (a *attrs) compression(o *imageOptions) {
 	if err != nil || n < 0 || n > highest {
 		a.fail(diag.Errorf(diag.Invalid, "output %s: compression-level=%s: it must be a number from 0 to %d for %s", a.exporter, v, highest, name))
 	}
-	o.Compression.Level = n
+	if o.Compression.Level = n; n == 0 {
+		o.Compression.Level = layer.Stored
+	}
 	o.Chosen = true
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -22,6 +23,8 @@ type target struct {
 	repo  registry.Ref // without tag
 	tags  []registry.Ref
 	slots chan struct{}
+
+	complete bool // the repository has the manifest or index, and so all that it names
 }
 
 // targets groups names by repository: the blobs of one are sent once.
@@ -65,6 +68,9 @@ func (t *target) from(base *image.Base) []string {
 
 // blob sends one blob, if the registry has it neither there nor next door.
 func (t *target) blob(ctx context.Context, x piece, base *image.Base) error {
+	if nondist(x.MediaType) && len(x.URLs) > 0 {
+		return nil // it is at its maker's
+	}
 	select {
 	case t.slots <- struct{}{}:
 		defer func() { <-t.slots }()
@@ -114,13 +120,12 @@ func (t *target) layers(ctx context.Context, set *Set, p *packed) error {
 }
 
 // manifests sends what names the layers, once they are there: configurations, manifests, and the index under each tag.
-// With known, the repository has all but the tags.
-func (t *target) manifests(ctx context.Context, p *packed, known, byDigest bool) error {
+func (t *target) manifests(ctx context.Context, p *packed, byDigest bool) error {
 	top := p.root()
 	for _, tag := range t.tags {
 		defer t.env.step("pushing manifest for " + tag.String() + "@" + top.Digest.String())()
 	}
-	if !known {
+	if !t.complete {
 		g, gctx := errgroup.WithContext(ctx)
 		for _, im := range p.images {
 			for _, x := range append([]piece{im.config}, im.proofs...) {
@@ -176,8 +181,10 @@ func (e *Env) push(ctx context.Context, set *Set, o packing, byDigest bool) (*pa
 		return g.Wait()
 	}
 	known := e.packedBefore(set, &o)
+	pushing := sync.OnceValue(func() func() { return e.step("pushing layers") })
 	if !known {
 		o.ready = func(ctx context.Context, im *Image, x piece) error {
+			pushing()
 			return each(ctx, func(ctx context.Context, t *target) error { return t.blob(ctx, x, im.Base) })
 		}
 	}
@@ -185,19 +192,22 @@ func (e *Env) push(ctx context.Context, set *Set, o packing, byDigest bool) (*pa
 	if err != nil {
 		return nil, err
 	}
-	return p, each(ctx, func(ctx context.Context, t *target) error {
+	pushed := pushing()
+	err = each(ctx, func(ctx context.Context, t *target) (err error) {
 		if !known {
-			return t.manifests(ctx, p, false, byDigest)
+			return nil // they were sent as they were packed
 		}
-		there, err := e.Registry.Exists(ctx, t.repo, p.root().Descriptor)
-		if err == nil && !there {
-			err = t.layers(ctx, set, p)
-		}
-		if err != nil {
+		t.complete, err = e.Registry.Exists(ctx, t.repo, p.root().Descriptor)
+		if err != nil || t.complete {
 			return err
 		}
-		return t.manifests(ctx, p, there, byDigest)
+		return t.layers(ctx, set, p)
 	})
+	if err != nil {
+		return nil, err
+	}
+	pushed()
+	return p, each(ctx, func(ctx context.Context, t *target) error { return t.manifests(ctx, p, byDigest) })
 }
 
 // packedBefore reports whether the blobs of all layers are known.

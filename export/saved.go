@@ -215,7 +215,7 @@ func Save(ctx context.Context, e *Env, names []string, format string, w io.Write
 			return err
 		}
 		defer set.Release()
-		o := x.packing()
+		o := env.packing(x.imageOptions, set)
 		if format == OCIArchive {
 			o = packing{oci: true}
 			o.Compression = defaultCompression

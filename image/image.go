@@ -23,7 +23,11 @@ const (
 	DockerLayer        = "application/vnd.docker.image.rootfs.diff.tar"
 	DockerLayerGzip    = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 	DockerLayerZstd    = "application/vnd.docker.image.rootfs.diff.tar.zstd"
-	DockerForeignLayer = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+	DockerForeignLayer = "application/vnd.docker.image.rootfs.foreign.diff.tar"
+	DockerForeignGzip  = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+	NondistLayer       = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+	NondistLayerGzip   = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+	NondistLayerZstd   = "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd"
 	DockerSchema1      = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 )
 

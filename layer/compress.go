@@ -48,7 +48,10 @@ func ParseType(name string) (Type, error) {
 	return 0, err.WithHint("use uncompressed, gzip, zstd or estargz")
 }
 
-// Compression is a type and a level. Level 0 is the type's default; gzip takes 1 to 9, zstd 1 to 22.
+// Stored is the level that compresses as little as the type can: gzip and eStargz store the bytes, zstd takes its lowest level.
+const Stored = -1
+
+// Compression is a type and a level. Level 0 is the type's default; gzip takes 1 to 9, zstd 1 to 22, all take Stored.
 type Compression struct {
 	Type  Type
 	Level int
@@ -87,8 +90,11 @@ type plainWriter struct{ io.Writer }
 func (plainWriter) Close() error { return nil }
 
 func newZstd(w io.Writer, level int) (io.WriteCloser, error) {
-	if level == 0 {
+	switch level {
+	case 0:
 		level = zstdLevel
+	case Stored:
+		level = 1
 	}
 	if level < 1 || level > 22 {
 		return nil, diag.Errorf(diag.Invalid, "zstd has no level %d", level).WithHint("use 1 to 22")
@@ -131,7 +137,7 @@ func TypeOf(mediaType string) (t Type, ok bool) {
 	switch mediaType {
 	case ocispec.MediaTypeImageLayer, image.DockerLayer, "application/vnd.oci.image.layer.nondistributable.v1.tar":
 		return Uncompressed, true
-	case ocispec.MediaTypeImageLayerGzip, image.DockerLayerGzip, image.DockerForeignLayer, "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip":
+	case ocispec.MediaTypeImageLayerGzip, image.DockerLayerGzip, image.DockerForeignGzip, image.NondistLayerGzip:
 		return Gzip, true
 	case ocispec.MediaTypeImageLayerZstd, image.DockerLayerZstd, "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd":
 		return Zstd, true

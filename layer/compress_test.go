@@ -162,7 +162,7 @@ func TestBadCompression(t *testing.T) {
 	for _, c := range []struct {
 		c    Compression
 		kind diag.Kind
-	}{{Compression{Type: EStargz, Level: 10}, diag.Invalid}, {Compression{Type: Bzip2}, diag.Unsupported}, {Compression{Type: Xz}, diag.Unsupported}, {Compression{Type: Type(99)}, diag.Unsupported}, {Compression{Gzip, 10}, diag.Invalid}, {Compression{Gzip, -1}, diag.Invalid}, {Compression{Zstd, 23}, diag.Invalid}} {
+	}{{Compression{Type: EStargz, Level: 10}, diag.Invalid}, {Compression{Type: Bzip2}, diag.Unsupported}, {Compression{Type: Xz}, diag.Unsupported}, {Compression{Type: Type(99)}, diag.Unsupported}, {Compression{Gzip, 10}, diag.Invalid}, {Compression{Gzip, -2}, diag.Invalid}, {Compression{Zstd, 23}, diag.Invalid}} {
 		_, err := NewCompressor(io.Discard, c.c)
 		wantKind(t, err, c.kind, "")
 	}

@@ -23,13 +23,16 @@ type EStargzWriter struct {
 	plain  *DigestReader
 }
 
-// NewEStargz returns a writer that compresses the tar that is written to it into w. Level 0 is the default; 1 to 9 are
-// gzip's. What is asked of the blob is known after Close, which leaves w open.
+// NewEStargz returns a writer that compresses the tar that is written to it into w. Level 0 is the default; Stored and
+// 1 to 9 are gzip's. What is asked of the blob is known after Close, which leaves w open.
 func NewEStargz(w io.Writer, level int) (*EStargzWriter, error) {
-	if level == 0 {
+	switch level {
+	case 0:
 		level = estargzLevel
+	case Stored:
+		level = 0
 	}
-	if level < 1 || level > 9 {
+	if level < 0 || level > 9 {
 		return nil, diag.Errorf(diag.Invalid, "gzip has no level %d", level).WithHint("use 1 to 9")
 	}
 	tar, in := io.Pipe()

@@ -40,14 +40,17 @@ type gzipWriter struct {
 	closed    bool
 }
 
-// newGzip returns a compressor of one level, or for level 0 one that takes the level that suits each block.
+// newGzip returns a compressor of one level, which may be Stored, or for level 0 one that takes the level that suits each block.
 func newGzip(w io.Writer, level int) (io.WriteCloser, error) {
-	if level < 0 || level > 9 {
+	if level < Stored || level > 9 {
 		return nil, diag.Errorf(diag.Invalid, "gzip has no level %d", level).WithHint("use 1 to 9")
 	}
 	z := &gzipWriter{low: level, high: level, queue: make(chan chan *bytes.Buffer, gzipAhead), written: make(chan struct{})}
-	if level == 0 {
+	switch level {
+	case 0:
 		z.low, z.high = gzipLow, gzipHigh
+	case Stored:
+		z.low, z.high = flate.NoCompression, flate.NoCompression
 	}
 	z.block = z.space()
 	go z.write(w)

@@ -7,6 +7,7 @@ import (
 	"hash"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -42,7 +43,7 @@ func (c *Client) fetch(ctx context.Context, ref Ref, desc image.Descriptor, offs
 	if err != nil {
 		return nil, err
 	}
-	b := &blob{c: c, ref: ref, desc: desc, pos: offset, eps: eps, mark: offset}
+	b := &blob{c: c, ref: ref, desc: desc, pos: offset, eps: eps, urls: desc.URLs, mark: offset}
 	b.ctx, b.cancel = context.WithCancelCause(ctx)
 	if verify {
 		b.hash = desc.Digest.Algorithm().Hash()
@@ -65,6 +66,8 @@ type blob struct {
 	ref    Ref
 	desc   image.Descriptor
 	eps    []*endpoint // still to be tried; the first is in use
+	urls   []string    // of the descriptor, still to be tried when no endpoint has the blob
+	other  *url.URL    // one of them that is in use; nil = the endpoint is
 	hash   hash.Hash   // nil if the caller verifies
 	pos    int64       // bytes received, the offset included
 	mark   int64       // pos when the tries began to count
@@ -148,23 +151,47 @@ func (b *blob) broken(err error) {
 	b.ended = b.c.pause(b.ctx, b.tries, &transient{err: failed})
 }
 
-// open asks for the rest of the blob, at the next endpoint if this one does not have it.
+// open asks for the rest of the blob, at the next endpoint if this one does not have it, and at last where the descriptor
+// says that the blob is besides: layers that may not be distributed are at their maker's only.
 func (b *blob) open() error {
 	for {
 		err := b.c.retry(b.ctx, b.request)
-		if err == nil || b.ctx.Err() != nil || len(b.eps) == 1 {
+		switch {
+		case err == nil || b.ctx.Err() != nil:
+			return err
+		case len(b.eps) > 1:
+			b.c.net.log.Debug("registry: the mirror has no answer", "mirror", b.eps[0].name, "error", err)
+			b.eps = b.eps[1:]
+			continue
+		case b.other == nil && diag.KindOf(err) != diag.NotFound:
 			return err
 		}
-		b.c.net.log.Debug("registry: the mirror has no answer", "mirror", b.eps[0].name, "error", err)
-		b.eps = b.eps[1:]
+		if b.other = b.elsewhere(); b.other == nil {
+			return err
+		}
 	}
+}
+
+// elsewhere takes the next URL of the descriptor, nil if there is none any more.
+func (b *blob) elsewhere() *url.URL {
+	for len(b.urls) > 0 {
+		u, err := url.Parse(b.urls[0])
+		b.urls = b.urls[1:]
+		if err == nil && u.Host != "" && (u.Scheme == "https" || u.Scheme == "http") {
+			return u
+		}
+	}
+	return nil
 }
 
 func (b *blob) request() error {
 	ep := b.eps[0]
-	u, err := ep.repo(b.ctx, b.ref, "blobs/"+b.desc.Digest.String())
-	if err != nil {
-		return err
+	u := b.other
+	if u == nil {
+		var err error
+		if u, err = ep.repo(b.ctx, b.ref, "blobs/"+b.desc.Digest.String()); err != nil {
+			return err
+		}
 	}
 	r := request{method: http.MethodGet, url: u, scopes: []string{ep.scope(b.ref.Repo, "pull")}}
 	if b.pos > 0 && b.pos < b.desc.Size {

@@ -22,7 +22,7 @@ type Chain struct {
 
 // FetchChain returns a chain's layers in the store, after downloading and unpacking what is missing, as for images.
 func (im *Images) FetchChain(ctx context.Context, c Chain, vertex graph.Digest) ([]store.LayerID, error) {
-	img := &Image{Name: c.Name, Config: &image.Config{RootFS: image.RootFS{DiffIDs: c.DiffIDs}}, Blobs: c.Blobs, created: c.Created, from: opener(c.Open)}
+	img := &Image{Name: c.Name, Config: &image.Config{RootFS: image.RootFS{DiffIDs: c.DiffIDs}}, Blobs: c.Blobs, created: c.Created, from: opener(c.Open), byDiff: true}
 	return im.Layers(ctx, img, 0, vertex)
 }
 

@@ -19,6 +19,7 @@ type Env struct {
 	Registry *registry.Client // with the build's credentials; nil = no network for images
 	Session  session.Session  // nil = there is no client
 	Progress event.Sink
+	Agent    string // the User-Agent of http sources; "" = strata
 }
 
 // progress reports one transfer, at most every tenth of a second and once at its end.

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"cmp"
 	"compress/gzip"
 	"context"
 	"encoding/json"
@@ -49,7 +50,7 @@ func (g *getting) run(ctx context.Context) (*download, error) {
 		req.SetBasicAuth(u.User.Username(), password)
 		req.URL.User = nil
 	}
-	req.Header.Set("User-Agent", "strata")
+	req.Header.Set("User-Agent", cmp.Or(g.h.env.Agent, "strata"))
 	for k, v := range g.op.Header {
 		req.Header.Set(k, v)
 	}

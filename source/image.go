@@ -74,6 +74,7 @@ type Image struct {
 	layers  []store.LayerID // already unpacked, all of them, or nil
 	from    provider        // where Blobs are
 	created []time.Time     // when layers were made, as far as that is known; nil = they were not made here
+	byDiff  bool            // its layers are named by their diff_ids; Blobs are only how they come here
 	record  string          // name under which the store remembers the image once it is unpacked; "" = not
 }
 

@@ -2,6 +2,7 @@ package source
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"maps"
 
@@ -125,6 +126,26 @@ func (im *Images) fromRecord(ctx context.Context, rec store.Image, p graph.Platf
 	return img, nil
 }
 
+// LayerBlobs returns the digests of an image's layers as its manifest has them, bottom first, nil if there is none at hand.
+func (im *Images) LayerBlobs(ctx context.Context, img *Image) []graph.Digest {
+	layers := img.Blobs
+	if len(layers) == 0 && img.Manifest != nil {
+		raw, err := im.blob(ctx, *img.Manifest, registry.MaxConfig, nil)
+		var m ocispec.Manifest
+		if err == nil && json.Unmarshal(raw, &m) == nil {
+			layers = m.Layers
+		}
+	}
+	if len(layers) != len(img.Config.RootFS.DiffIDs) {
+		return nil
+	}
+	var blobs []graph.Digest
+	for _, d := range layers {
+		blobs = append(blobs, d.Digest)
+	}
+	return blobs
+}
+
 // remote finds an image in its registry and reads manifest and configuration, which are kept as blobs.
 func (im *Images) remote(ctx context.Context, ref registry.Ref, p graph.Platform) (*Image, error) {
 	name := ref.String()
@@ -214,10 +235,8 @@ func (im *Images) describe(ctx context.Context, img *Image, desc image.Descripto
 // layerTypes are the media types of layers that can be unpacked. The compression itself is found in the bytes.
 var layerTypes = map[string]bool{
 	ocispec.MediaTypeImageLayer: true, ocispec.MediaTypeImageLayerGzip: true, ocispec.MediaTypeImageLayerZstd: true,
-	"application/vnd.oci.image.layer.nondistributable.v1.tar":      true,
-	"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip": true,
-	"application/vnd.oci.image.layer.nondistributable.v1.tar+zstd": true,
-	image.DockerLayer: true, image.DockerLayerGzip: true, image.DockerLayerZstd: true, image.DockerForeignLayer: true,
+	image.NondistLayer: true, image.NondistLayerGzip: true, image.NondistLayerZstd: true,
+	image.DockerLayer: true, image.DockerLayerGzip: true, image.DockerLayerZstd: true, image.DockerForeignLayer: true, image.DockerForeignGzip: true,
 }
 
 // blob returns a small blob from the store, or else from where it is, and keeps it then. Its digest is verified.

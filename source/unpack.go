@@ -3,6 +3,7 @@ package source
 import (
 	"context"
 	"io"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -65,6 +66,9 @@ func (u *unpacking) layer(ctx context.Context, i int) error {
 	if u.known(i) { // another build was faster
 		return nil
 	}
+	if id, err := u.im.env.Hold.Chain(u.chains[i]); err == nil {
+		return u.verify(ctx, i, id)
+	}
 	draft, err := u.im.env.Hold.NewLayer(ctx)
 	if err != nil {
 		return err
@@ -96,20 +100,56 @@ func (u *unpacking) layer(ctx context.Context, i int) error {
 	if err := u.commit(ctx, i, draft, applied); err != nil {
 		return err
 	}
-	u.layers[i] = draft.ID
-	close(u.ready[i])
+	u.take(i, draft.ID)
 	return nil
 }
 
-// known takes a layer that is unpacked already.
+// known takes a layer that is unpacked already, if the image's blob is known to be it.
 func (u *unpacking) known(i int) bool {
 	id, err := u.im.env.Hold.Chain(u.chains[i])
-	if err != nil {
+	if err != nil || !u.proven(i, id) {
 		return false
 	}
+	u.take(i, id)
+	return true
+}
+
+func (u *unpacking) take(i int, id store.LayerID) {
 	u.layers[i] = id
 	close(u.ready[i])
-	return true
+}
+
+// proven reports whether the blob of layer i was once seen to hold the tar of the layer's diff_id. That a configuration says
+// so is not enough: it may name the diff_ids of another image.
+func (u *unpacking) proven(i int, id store.LayerID) bool {
+	blob, diff := u.img.Blobs[i].Digest, u.img.Config.RootFS.DiffIDs[i]
+	if u.img.byDiff || blob == diff {
+		return true
+	}
+	if info, err := u.im.store.Layer(id); err == nil && info.Blob == blob {
+		return true
+	}
+	return slices.ContainsFunc(u.im.store.Variants(diff), func(v image.Descriptor) bool { return v.Digest == blob })
+}
+
+// verify reads a blob that is said to be a layer which is unpacked already, and takes the layer if it is.
+func (u *unpacking) verify(ctx context.Context, i int, id store.LayerID) error {
+	done, err := u.slot(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if _, err := u.apply(ctx, i, nil); err != nil {
+		return err
+	}
+	err = u.im.store.Update(ctx, func(b *store.Batch) error {
+		b.Variant(u.img.Config.RootFS.DiffIDs[i], u.img.Blobs[i])
+		return nil
+	})
+	if err == nil {
+		u.take(i, id)
+	}
+	return err
 }
 
 func (u *unpacking) slot(ctx context.Context) (func(), error) {
@@ -134,7 +174,7 @@ func (u *unpacking) commit(ctx context.Context, i int, draft *store.Draft, appli
 	})
 }
 
-// apply brings layer i into the draft: from the store's blob, or from its source, whose bytes are then kept as a blob.
+// apply brings layer i into the draft, or only reads and verifies it if that is nil: from the store's blob, or from its source, whose bytes are then kept as a blob.
 func (u *unpacking) apply(ctx context.Context, i int, draft *store.Draft) (*layer.Applied, error) {
 	d := u.img.Blobs[i]
 	u.im.env.Hold.Blobs(d.Digest)
@@ -225,12 +265,17 @@ func (u *unpacking) stream(ctx context.Context, i int, r io.Reader, draft *store
 	p := &progress{sink: u.im.env.Progress, vertex: u.vertex, item: short(u.img.Blobs[i].Digest), action: "extracting"}
 	tar := layer.NewDigestReader(plain)
 	defer tar.Close()
-	applied, err := layer.Apply(ctx, &counted{tar, p}, draft.Dir, layer.ApplyOptions{})
+	var applied *layer.Applied
+	if draft == nil {
+		_, err = io.Copy(io.Discard, &counted{tar, p})
+	} else {
+		applied, err = layer.Apply(ctx, &counted{tar, p}, draft.Dir, layer.ApplyOptions{})
+	}
 	if err != nil {
 		return nil, diag.Errorf(diag.KindOf(err), "layer %s: %w", short(u.img.Blobs[i].Digest), err)
 	}
 	if want, got := u.img.Config.RootFS.DiffIDs[i], tar.Digest(); got != want {
-		return nil, diag.Errorf(diag.Invalid, "layer %d (%s) has the diff_id %s, but the configuration says %s", i+1, short(u.img.Blobs[i].Digest), got, want).
+		return nil, diag.Errorf(diag.Invalid, "failed to verify layer %d (%s): it has the diff_id %s, but the configuration says %s", i+1, short(u.img.Blobs[i].Digest), got, want).
 			WithHint("the image is damaged or forged; nothing of this layer was kept")
 	}
 	p.done()

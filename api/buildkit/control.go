@@ -21,11 +21,11 @@ import (
 	"github.com/strata-build/strata/session/remote"
 )
 
-// protocol is the version of BuildKit whose API this is. Clients choose what they ask for by it.
-const protocol = "v0.34.1"
+// Protocol is the version of BuildKit whose API this is. Clients choose what they ask for by it.
+const Protocol = "v0.34.1"
 
 func (s *Server) version() *apitypes.BuildkitVersion {
-	return &apitypes.BuildkitVersion{Package: "github.com/strata-build/strata", Version: protocol, Revision: s.opt.Version, DockerfileVersion: dockerfile.Version}
+	return &apitypes.BuildkitVersion{Package: "github.com/strata-build/strata", Version: Protocol, Revision: s.opt.Version, DockerfileVersion: dockerfile.Version}
 }
 
 // Info tells the version.

@@ -79,6 +79,9 @@ func toStatus(err error) error {
 	if m, ok := errors.AsType[*provenance.IncompleteError](err); ok {
 		st.Details = append(st.Details, detail("ProvenanceMaterialsIncomplete", incompleteOf(m)))
 	}
+	if c, ok := errors.AsType[*engine.CompatibilityError](err); ok {
+		st.Details = append(st.Details, detail("CompatibilityFeature", &errdefs.CompatibilityFeature{Version: int64(c.Version), Feature: c.Feature}))
+	}
 	if d, ok := errors.AsType[detailed](err); ok {
 		st.Details = append(st.Details, detail(d.name, d.detail))
 	}

@@ -226,7 +226,7 @@ func (h *pastBuilds) sendLog(r *record, send func(*control.StatusResponse) error
 // putError writes an error with its details, and which program it comes from.
 func (s *Server) putError(st *spb.Status) (history.Blob, error) {
 	st = proto.CloneOf(st)
-	from := &stack.Stack{Cmdline: []string{filepath.Base(os.Args[0])}, Pid: int32(os.Getpid()), Version: protocol, Revision: s.opt.Version}
+	from := &stack.Stack{Cmdline: []string{filepath.Base(os.Args[0])}, Pid: int32(os.Getpid()), Version: Protocol, Revision: s.opt.Version}
 	st.Details = append(st.Details, detailOf("github.com/moby/buildkit/stack.Stack+json", from))
 	data, err := proto.Marshal(st)
 	if err != nil {

@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/strata-build/strata/api/buildkit"
 	"github.com/strata-build/strata/cmd/strata/progress"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
@@ -131,7 +132,7 @@ func (c *cli) openHere(ctx context.Context) (*engine.Engine, error) {
 }
 
 func (c *cli) engineOptions() (engine.Options, error) {
-	opt := engine.Options{Root: c.root, RegistryConfig: c.config, Runtime: c.runtime, GCBytes: c.gcBytes, Log: c.logger()}
+	opt := engine.Options{Root: c.root, RegistryConfig: c.config, Runtime: c.runtime, GCBytes: c.gcBytes, Log: c.logger(), Agent: "strata/" + version + " buildkit/" + buildkit.Protocol}
 	if s := os.Getenv("STRATA_GC_BYTES"); s != "" && opt.GCBytes == 0 {
 		n, err := parseBytes(s)
 		if err != nil {
