@@ -48,7 +48,7 @@ func compress(t *testing.T, c Compression, data []byte, step int) []byte {
 
 func TestCompressors(t *testing.T) {
 	data := sample(2<<20 + 1000)
-	for _, c := range []Compression{{Type: Gzip}, {Type: Gzip, Level: 1}, {Type: Gzip, Level: 9}, {Type: Zstd}, {Type: Zstd, Level: 1}, {Type: Zstd, Level: 12}, {Type: Uncompressed}} {
+	for _, c := range []Compression{{Type: Gzip}, {Type: Gzip, Level: Stored}, {Type: Zstd, Level: Stored}, {Type: Gzip, Level: 1}, {Type: Gzip, Level: 9}, {Type: Zstd}, {Type: Zstd, Level: 1}, {Type: Zstd, Level: 12}, {Type: Uncompressed}} {
 		t.Run(c.Type.String(), func(t *testing.T) {
 			a := compress(t, c, data, 1<<20)
 			old := runtime.GOMAXPROCS(1)

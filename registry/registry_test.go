@@ -384,6 +384,37 @@ func TestMirror(t *testing.T) {
 	}
 }
 
+// A blob that no registry has is read where its descriptor says that it is, and not before.
+func TestBlobElsewhere(t *testing.T) {
+	host := serve(t, nil)
+	c := newClient(t, Config{})
+	ref := mustRef(t, host+"/app:1")
+	pushImage(t, c, ref, 10)
+	b, d := noise(100)
+	asked := 0
+	maker := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked++
+		if r.URL.Path != "/layer" || r.Header.Get("Authorization") != "" {
+			http.NotFound(w, r)
+			return
+		}
+		_, _ = w.Write(b)
+	}))
+	defer maker.Close()
+	if _, err := fetchAll(c, t.Context(), ref, d); err == nil {
+		t.Fatal("the registry has the blob")
+	}
+	d.URLs = []string{"file:///etc/passwd", maker.URL + "/gone", maker.URL + "/layer"}
+	got, err := fetchAll(c, t.Context(), ref, d)
+	if err != nil || !bytes.Equal(got, b) || asked != 2 {
+		t.Errorf("%d bytes after %d requests: %v", len(got), asked, err)
+	}
+	b[0]++
+	if _, err := fetchAll(c, t.Context(), ref, d); err == nil || diag.KindOf(err) != diag.Invalid {
+		t.Errorf("other bytes than the digest's: %v", err)
+	}
+}
+
 // TestLyingHead: whatever HEAD claims, the bytes decide.
 func TestLyingHead(t *testing.T) {
 	mode := ""

@@ -88,6 +88,7 @@ type web struct {
 	conditional   atomic.Int64
 	body          atomic.Value
 	authorization atomic.Value
+	agent         atomic.Value
 }
 
 func newWeb(t *testing.T) *web {
@@ -95,6 +96,7 @@ func newWeb(t *testing.T) *web {
 	w.body.Store("v1")
 	w.srv = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		w.authorization.Store(r.Header.Get("Authorization"))
+		w.agent.Store(r.Header.Get("User-Agent"))
 		body := w.body.Load().(string)
 		etag := fmt.Sprintf("%q", digest.FromString(body).Encoded())
 		switch r.URL.Path {
@@ -148,11 +150,19 @@ func TestHTTP(t *testing.T) {
 	if st.Mode&0o7777 != 0o4755 || st.Uid != 12 || st.Gid != 34 || !info.ModTime().Equal(time.Date(2023, 1, 2, 3, 4, 5, 0, time.UTC)) {
 		t.Errorf("%o %d:%d %v", st.Mode, st.Uid, st.Gid, info.ModTime())
 	}
+	if a := w.agent.Load(); a != "strata" {
+		t.Errorf("the agent is %q", a)
+	}
 	// The next build asks whether it changed.
-	h = NewHTTP(f.env())
+	env := f.env()
+	env.Agent = "strata/1 buildkit/v0"
+	h = NewHTTP(env)
 	again, err := h.Pin(t.Context(), op, "")
 	if err != nil || again != pin || w.gets.Load() != 1 || w.conditional.Load() != 1 {
 		t.Errorf("%v %v: %d downloads, %d questions", again, err, w.gets.Load(), w.conditional.Load())
+	}
+	if a := w.agent.Load(); a != env.Agent {
+		t.Errorf("the agent is %q", a)
 	}
 	w.body.Store("v2")
 	changed, err := NewHTTP(f.env()).Pin(t.Context(), op, "")

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -406,6 +407,52 @@ func TestLyingImage(t *testing.T) {
 	layers, _, err := f.images(nil).Fetch(t.Context(), &graph.Image{Ref: f.host + "/honest:1"}, amd64, "")
 	if err != nil || f.read(layers, "good") != "1" || f.read(layers, "evil") != "" {
 		t.Error("the honest image", err)
+	}
+}
+
+// An image that names the diff_ids of another does not get its layers, though they are there; the same layer in another form
+// is read once to see that it is.
+func TestKnownLayersAreVerified(t *testing.T) {
+	f := setup(t)
+	good := makeTar(file{"good", "1", ""})
+	fetch := func(name string) ([]store.LayerID, error) {
+		layers, _, err := f.images(nil).Fetch(t.Context(), &graph.Image{Ref: f.host + "/" + name}, amd64, "")
+		return layers, err
+	}
+	honest := build(amd64, true, good)
+	f.push("honest:1", honest)
+	first, err := fetch("honest:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	liar := build(amd64, true, makeTar(file{"evil", "1", ""}))
+	liar.diffs = honest.diffs
+	liar.finish(amd64)
+	f.push("liar:1", liar)
+	for range 2 {
+		_, err := fetch("liar:1")
+		wantKind(t, err, diag.Invalid, "failed to verify layer", "forged")
+	}
+	if v := f.store.Variants(honest.diffs[0]); len(v) != 1 || v[0].Digest != honest.descs[0].Digest {
+		t.Errorf("known forms: %v", v)
+	}
+	var small bytes.Buffer
+	w, _ := gzip.NewWriterLevel(&small, gzip.BestCompression)
+	_, _ = w.Write(good)
+	_ = w.Close()
+	other := build(amd64, true, good)
+	other.layers[0] = append(small.Bytes(), gz(nil)...) // gzip streams may follow each other
+	other.descs[0] = describeBytes(ocispec.MediaTypeImageLayerGzip, other.layers[0])
+	other.finish(amd64)
+	f.push("other:1", other)
+	for range 2 {
+		layers, err := fetch("other:1")
+		if err != nil || !slices.Equal(layers, first) {
+			t.Errorf("%v %v, want %v", layers, err, first)
+		}
+	}
+	if v := f.store.Variants(honest.diffs[0]); len(v) != 2 {
+		t.Errorf("known forms: %v", v)
 	}
 }
 

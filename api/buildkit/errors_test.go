@@ -33,6 +33,18 @@ func TestErrorsInBuildKitsWords(t *testing.T) {
 	}
 }
 
+func TestUnsupportedByAVersion(t *testing.T) {
+	st := status.Convert(toStatus(diag.Errorf(diag.Unsupported, "exporting to image: %w", &engine.CompatibilityError{Version: 10, Feature: "image exporter compression=zstd"})))
+	const want = "unsupported compatibility-version 10 feature image exporter compression=zstd"
+	if !strings.Contains(st.Message(), want) || len(st.Proto().Details) != 1 {
+		t.Fatalf("%v", st)
+	}
+	d := st.Proto().Details[0]
+	if d.TypeUrl != "github.com/moby/buildkit/errdefs.CompatibilityFeature+json" || string(d.Value) != `{"version":10,"feature":"image exporter compression=zstd"}` {
+		t.Errorf("%s: %s", d.TypeUrl, d.Value)
+	}
+}
+
 func TestWarningsTellTheirLine(t *testing.T) {
 	src := &diag.Source{Name: "Dockerfile", Data: []byte("FROM a\nRUN b\\\n c\n"), Origin: graph.Edge{V: graph.New(&graph.Local{Name: "dockerfile"}, nil)}}
 	r := newJournal().warn("sha256:1", &diag.Warning{Rule: "R", Msg: "m", Detail: []string{"d"}, URL: "u", At: []diag.Span{src.Lines(2, 3)}})
