@@ -21,6 +21,13 @@ type builder interface {
 	export(to kind, dir, image, file string) []string
 }
 
+// cacher is a builder that can keep its cache in a registry.
+type cacher interface {
+	// caches returns what is added to the command of build or export so that all steps go to a cache, and so that they are looked
+	// for there.
+	caches(ref string) (to, from []string)
+}
+
 // kind is where an image goes.
 type kind string
 
@@ -99,6 +106,10 @@ func (b *strataBuilder) export(to kind, dir, image, file string) []string {
 	return append(b.build(dir, image), "--output", "type=oci,compression=zstd,dest="+file)
 }
 
+func (b *strataBuilder) caches(ref string) (to, from []string) {
+	return []string{"--cache-to", "type=registry,mode=max,ref=" + ref}, []string{"--cache-from", "type=registry,ref=" + ref}
+}
+
 // tool finds a Go tool of the tools module and builds it.
 func tool(name string) (string, error) {
 	cmd := exec.Command("go", "tool", "-n", name)
@@ -161,6 +172,10 @@ func (b *buildkitBuilder) export(to kind, dir, image, file string) []string {
 		toOCIZstd:  "type=oci,compression=zstd,dest=" + file,
 	}[to]
 	return append(b.build(dir, image), "--output", out)
+}
+
+func (b *buildkitBuilder) caches(ref string) (to, from []string) {
+	return []string{"--export-cache", "type=registry,mode=max,ref=" + ref}, []string{"--import-cache", "type=registry,ref=" + ref}
 }
 
 type dockerBuilder struct {

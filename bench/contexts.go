@@ -34,6 +34,19 @@ func fill(dir string, n, size int) error {
 	return nil
 }
 
+// fillBig makes a directory of n files of that size.
+func fillBig(dir string, n, size int, seed uint64) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for i := range n {
+		if err := writeFile(filepath.Join(dir, fmt.Sprint("f", i)), size, seed+uint64(i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // writeFile writes bytes that are the same for a seed, and about half as compressible as text: each 256 random bytes are
 // followed by 256 of a phrase.
 func writeFile(p string, size int, seed uint64) error {

@@ -144,6 +144,10 @@ func workloads() []workload {
 			{name: "docker archive again", goal: 1. / 3},
 		}, run: copies},
 		{id: "W9", title: "pull and unpack Debian, one RUN", debian: true, rows: []row{{name: "cold", goal: 1. / 3}}, run: pull},
+		{id: "W10", title: "a clean machine with a cache in a registry: 10 COPY steps, 200 MB, of which 10 RUN steps read", rows: []row{
+			{name: "all found, with an OCI archive", goal: 1. / 2},
+			{name: "last step changed", goal: 1. / 2},
+		}, run: imported},
 		{id: "W11", title: "how it grows: RUN steps and files", rows: []row{
 			{name: "10 steps, cold", goal: 1. / 6},
 			{name: "10 steps, no-op", goal: 1. / 4},
@@ -285,14 +289,8 @@ func copies(m *measuring) error {
 	}
 	dir, err := m.context("copies", func(dir string) error {
 		for i := range n {
-			sub := filepath.Join(dir, fmt.Sprint("d", i))
-			if err := os.MkdirAll(sub, 0o755); err != nil {
+			if err := fillBig(filepath.Join(dir, fmt.Sprint("d", i)), 20, m.scaled(1<<20), uint64(i*100)); err != nil {
 				return err
-			}
-			for j := range 20 {
-				if err := writeFile(filepath.Join(sub, fmt.Sprint("f", j)), m.scaled(1<<20), uint64(i*100+j)); err != nil {
-					return err
-				}
 			}
 		}
 		return nil
@@ -326,6 +324,60 @@ func copies(m *measuring) error {
 		}
 	}
 	return nil
+}
+
+// imported builds on an empty state what another machine has built, with the cache that it has written.
+func imported(m *measuring) error {
+	c, ok := m.builder.(cacher)
+	if !ok {
+		return nil
+	}
+	const n = 10
+	lines := []string{"FROM " + m.base()}
+	for i := range n {
+		lines = append(lines, fmt.Sprintf("COPY d%d /d%d", i, i), fmt.Sprintf("RUN cat /d%d/* | sha256sum > /sum%d", i, i))
+	}
+	dir, err := m.context("imported", func(dir string) error {
+		for i := range n {
+			if err := fillBig(filepath.Join(dir, fmt.Sprint("d", i)), 20, m.scaled(1<<20), uint64(i*100)); err != nil {
+				return err
+			}
+		}
+		return writeFile(filepath.Join(dir, "last"), 1000, 1)
+	}, append(lines, "COPY last /last", "RUN cat /last > /copy")...)
+	if err != nil {
+		return err
+	}
+	image, file := m.image(), m.disk.path("out.tar")
+	to, from := c.caches(image + "-cache")
+	if err := m.call(append(m.build(dir, image), to...)...); err != nil {
+		return err
+	}
+	if err := m.clean(); err != nil {
+		return err
+	}
+	if err := m.take("all found, with an OCI archive", append(m.export(toOCI, dir, image, file), from...)); err != nil {
+		return err
+	}
+	if err := os.Remove(file); err != nil {
+		return err
+	}
+	if err := m.clean(); err != nil {
+		return err
+	}
+	m.world.serial++
+	if err := os.WriteFile(filepath.Join(dir, "last"), fmt.Appendf(nil, "changed %d\n", m.world.serial), 0o644); err != nil {
+		return err
+	}
+	return m.take("last step changed", append(m.build(dir, image), from...))
+}
+
+// clean empties the builder's state, but for the base image.
+func (m *measuring) clean() error {
+	if err := m.start(); err != nil {
+		return err
+	}
+	return m.warm()
 }
 
 func pull(m *measuring) error {
