@@ -10,8 +10,9 @@ export GOFLAGS := -buildvcs=false
 PACKAGES := runc ca-certificates git iproute2 nftables busybox-static
 DEMO_PACKAGES := $(PACKAGES) mmdebstrap curl
 TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry docker.io containerd podman skopeo umoci openssh-client zstd xz-utils bzip2 attr gnupg e2fsprogs gcc libc6-dev
+CONFORMANCE_PACKAGES := $(PACKAGES) docker-registry curl openssh-client gnupg e2fsprogs fuse3 containernetworking-plugins iptables
 
-.PHONY: build clients demo test lint fuzz bench docs clean
+.PHONY: build clients demo test lint fuzz bench conformance conformance-subset clean
 
 build: $(BIN)
 

@@ -69,7 +69,7 @@ func buildPrograms(ctx context.Context, l layout) (tools, error) {
 	}
 	registry, err := exec.LookPath("docker-registry")
 	if err != nil {
-		return t, fmt.Errorf("%w (make packages installs Debian's docker-registry)", err)
+		return t, fmt.Errorf("%w (make conformance installs Debian's docker-registry)", err)
 	}
 	return t, relink(registry, l.bin("registry"))
 }

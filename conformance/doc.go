@@ -1,7 +1,7 @@
 // Conformance runs BuildKit's own integration tests against any binary in buildkitd's place, offline.
 //
 // The tests come from the module github.com/moby/buildkit that go.mod requires, and are compiled as they are but for a few
-// digests of public images (overlay.go). They ask for public images, name servers and web sites; a world of their own gives
+// digests of public images (edits.go). They ask for public images, name servers and web sites; a world of their own gives
 // them those (world.go): a mount, network and process namespace in which /etc, /opt, /run and /tmp are private, a name
 // server knows only stand-in hosts, and the registry that the tests mirror images in is filled beforehand with stand-in
 // images made from this machine's Debian packages (standins.go).

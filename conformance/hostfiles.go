@@ -29,7 +29,7 @@ var bundles = map[string][]string{
 func makeBundle(packages []string) ([]byte, error) {
 	out, err := exec.Command("dpkg", append([]string{"-L"}, packages...)...).Output()
 	if err != nil {
-		return nil, fmt.Errorf("files of the Debian packages %v: %w (make packages installs them)", packages, err)
+		return nil, fmt.Errorf("files of the Debian packages %v: %w (make conformance installs them)", packages, err)
 	}
 	names := map[string]bool{}
 	for name := range strings.Lines(string(out)) {

@@ -121,7 +121,7 @@ type rootFiles struct {
 func busyboxEntries(t tools) (*rootFiles, error) {
 	box, err := os.ReadFile(t.busybox)
 	if err != nil {
-		return nil, fmt.Errorf("%w (make packages installs Debian's busybox-static)", err)
+		return nil, fmt.Errorf("%w (make conformance installs Debian's busybox-static)", err)
 	}
 	applets, err := os.ReadFile(t.applets)
 	if err != nil {

@@ -76,7 +76,7 @@ func configure(upstreamDir string, authority []byte) error {
 	const roots = "/etc/ssl/certs/ca-certificates.crt"
 	certs, err := os.ReadFile(roots)
 	if err != nil {
-		return fmt.Errorf("%w (make packages installs Debian's ca-certificates)", err)
+		return fmt.Errorf("%w (make conformance installs Debian's ca-certificates)", err)
 	}
 	// The file may be a link to elsewhere; the world's own must not be.
 	for _, name := range []string{roots, "/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf"} {
