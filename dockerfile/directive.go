@@ -19,7 +19,7 @@ import (
 type ForeignSyntax struct {
 	Ref     string // the image
 	Cmdline string // what the Dockerfile says, the image first
-	At      []diag.Span
+	At      []diag.Span // where it says so
 	Err     error
 }
 
@@ -57,7 +57,7 @@ func checkSyntax(req *Request) (*diag.Warning, error) {
 		at[0] = pointAt(at[0], "'"+ref+"'")
 	}
 	return nil, &ForeignSyntax{Ref: ref, Cmdline: cmdline, At: at, Err: diag.Errorf(diag.Unsupported, "frontend image %q cannot be run: only the built-in Dockerfile frontend is available", ref).
-		WithSpan(at...).WithHint("remove the syntax line, or set the build argument BUILDKIT_SYNTAX=dockerfile.v0 to ignore it; BuildKit's clients can run it, see strata serve")}
+		WithSpan(at...).WithHint("remove the syntax line, or set the build argument BUILDKIT_SYNTAX=dockerfile.v0 to ignore it")}
 }
 
 // checkConfig is the lint configuration: BUILDKIT_DOCKERFILE_CHECK, else `# check=`.

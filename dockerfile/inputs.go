@@ -14,7 +14,8 @@ const MaxInput = 16 << 20
 
 // ReadInputs reads the Dockerfile, unless the request has it, and the ignore file: `<Dockerfile>.dockerignore` beside
 // the Dockerfile, else `.dockerignore` in the context. "Dockerfile" may be spelt "dockerfile". A remote context holds
-// its own Dockerfile unless LocalDocker is set, and is not filtered. It returns the request with both.
+// its own Dockerfile unless LocalDocker is set, and is not filtered. It returns the request with both. A Dockerfile for another
+// frontend is a *ForeignSyntax.
 func ReadInputs(ctx context.Context, req Request, r Resolver) (Request, error) {
 	in := &inputs{ctx: ctx, req: &req, r: r}
 	if req.Filename == "" {
@@ -37,6 +38,9 @@ func ReadInputs(ctx context.Context, req Request, r Resolver) (Request, error) {
 		if err := in.readSource(dir); err != nil {
 			return req, err
 		}
+	}
+	if _, err := checkSyntax(&req); err != nil { // what follows may mean nothing to another frontend
+		return req, err
 	}
 	if req.remote() || req.Ignore != nil {
 		return req, nil

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -130,29 +131,47 @@ func (e *Engine) Build(ctx context.Context, req Request, s session.Session, sink
 	if err != nil {
 		return nil, err
 	}
-	dreq := j.b.dockerfile(&req)
-	if req.Check || req.Call != "" && req.Call != "build" {
-		if dreq, err = dockerfile.ReadInputs(ctx, dreq, j.b); err != nil {
-			return nil, err
-		}
-		return j.b.call(ctx, &req, dreq)
+	resp, plan, opt, err := e.made(ctx, &j, &req)
+	if f, ok := errors.AsType[*dockerfile.ForeignSyntax](err); ok && e.opt.Frontend != nil {
+		resp, plan, opt, err = j.foreign(ctx, &req, f)
 	}
-	j, plan, err := e.planSealed(ctx, j, dreq)
-	if err != nil {
-		return nil, err
+	if err != nil || resp != nil {
+		return resp, err
 	}
-	if req.VerifyOutput {
-		if err := e.verifyOutput(ctx, j.b, dreq, plan); err != nil {
-			return nil, err
-		}
-	}
-	opt := req.attesting(plan)
 	opt.Caches = to
 	said, err := j.Export(ctx, plan, Outputs{outs}, opt)
 	if err != nil {
 		return nil, err
 	}
-	return response(said, len(plan.Targets)), nil
+	resp = response(said, len(plan.Targets))
+	for k, v := range opt.Metadata {
+		if strings.HasPrefix(k, "frontend.") || strings.HasPrefix(k, "result.") {
+			resp.Metadata[k] = v
+		}
+	}
+	return resp, nil
+}
+
+// made is what a Dockerfile of the built-in language makes: the answer to a question, or a plan. The job may become another one.
+func (e *Engine) made(ctx context.Context, j **Job, req *Request) (_ *Response, plan *image.Plan, opt ExportOptions, err error) {
+	b := (*j).b
+	dreq := b.dockerfile(req)
+	if req.question() != "" {
+		if dreq, err = dockerfile.ReadInputs(ctx, dreq, b); err != nil {
+			return nil, nil, opt, err
+		}
+		resp, err := b.call(ctx, req, dreq)
+		return resp, nil, opt, err
+	}
+	if *j, plan, err = e.planSealed(ctx, *j, dreq); err != nil {
+		return nil, nil, opt, err
+	}
+	if req.VerifyOutput {
+		if err := e.verifyOutput(ctx, (*j).b, dreq, plan); err != nil {
+			return nil, nil, opt, err
+		}
+	}
+	return nil, plan, req.attesting(plan), nil
 }
 
 // dockerfile is the request as the frontend takes it.

@@ -61,10 +61,14 @@ func (b *build) call(ctx context.Context, req *Request, d dockerfile.Request) (*
 		}
 		w.Flush()
 	default:
-		return nil, diag.Errorf(diag.Invalid, "unknown method %q", req.Call).WithHint("it must be build, check, outline or targets")
+		return nil, unknownCall(req.Call)
 	}
 	resp.Text = out.String()
 	return resp, nil
+}
+
+func unknownCall(name string) error {
+	return diag.Errorf(diag.Invalid, "unknown method %q", name).WithHint("it must be build, check, outline or targets")
 }
 
 func printWarnings(w io.Writer, warnings []diag.Warning) {

@@ -40,6 +40,7 @@ type Options struct {
 	Tracer         *tracing.Tracer
 	ProvenanceEnv  map[string]any // what provenance tells of this builder besides
 	Agent          string         // the User-Agent of http sources; "" = strata
+	Frontend       Frontend       // for Dockerfiles in other languages; nil = they are refused
 	Serves         bool           // other processes can call this engine: who finds the root in use is told so
 }
 

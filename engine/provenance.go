@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"maps"
 	"slices"
 	"time"
 
@@ -24,15 +23,7 @@ type Told struct {
 
 // attesting says what is told of the targets of a plan.
 func (r *Request) attesting(plan *image.Plan) ExportOptions {
-	o := ExportOptions{Provenance: r.Provenance}
-	if r.SBOM != nil {
-		s := *r.SBOM
-		s.NoCache = r.NoCache
-		if r.Pull {
-			s.Mode = graph.ResolvePull
-		}
-		o.SBOM = &s
-	}
+	o := ExportOptions{Provenance: r.Provenance, SBOM: r.scanning()}
 	if r.Provenance == nil {
 		return o
 	}
@@ -43,22 +34,17 @@ func (r *Request) attesting(plan *image.Plan) ExportOptions {
 	return o
 }
 
-// attributes are the request as BuildKit's frontend has it.
-func (r *Request) attributes() map[string]string {
-	a := map[string]string{"filename": r.Dockerfile, "target": r.Target, "context": r.Context, "force-network-mode": string(r.Network)}
-	if r.NoCache {
-		a["no-cache"] = "true"
+// scanning is the request for a list of contents, nil if there is none.
+func (r *Request) scanning() *SBOM {
+	if r.SBOM == nil {
+		return nil
 	}
-	if r.Squash {
-		a["squash"] = "true"
+	s := *r.SBOM
+	s.NoCache = r.NoCache
+	if r.Pull {
+		s.Mode = graph.ResolvePull
 	}
-	maps.DeleteFunc(a, func(_, v string) bool { return v == "" })
-	for prefix, m := range map[string]map[string]string{"build-arg:": r.BuildArgs, "label:": r.Labels, "context:": r.BuildContexts} {
-		for k, v := range m {
-			a[prefix+k] = v
-		}
-	}
-	return a
+	return &s
 }
 
 // addProvenance adds to each image of a set what it was made from. It is written when an exporter asks for it.

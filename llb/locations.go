@@ -23,7 +23,7 @@ func (d *decoder) locate(src *pb.Source) error {
 		if info == nil {
 			return invalidf("source file %d is missing", i)
 		}
-		d.meta.Sources[i] = &diag.Source{Name: info.Filename, Data: info.Data, Origin: info}
+		d.meta.Sources[i] = sourceOf(info)
 	}
 	d.at = make(map[graph.Digest][]diag.Span, len(src.Locations))
 	for dgst, all := range src.Locations {
@@ -38,22 +38,39 @@ func (d *decoder) locate(src *pb.Source) error {
 			if l.SourceIndex < 0 || int(l.SourceIndex) >= len(src.Infos) {
 				return invalidf("location %d of op %s is in source file %d of %d", i, dgst, l.SourceIndex, len(src.Infos))
 			}
-			for _, r := range l.Ranges {
-				s, ok := span(r)
-				if !ok {
-					continue
-				}
-				s.Source = d.meta.Sources[l.SourceIndex]
-				if n := len(spans); n > 0 && spans[n-1].Source == s.Source && spans[n-1].Last+1 == s.First && spans[n-1].Col == 0 && s.Col == 0 {
-					spans[n-1].Last = s.Last // an instruction comes as a range for each of its lines
-				} else if n < maxSpans {
-					spans = append(spans, s)
-				}
-			}
+			spans = appendSpans(spans, d.meta.Sources[l.SourceIndex], l.Ranges)
 		}
 		d.at[graph.Digest(dgst)] = spans
 	}
 	return nil
+}
+
+func sourceOf(info *pb.SourceInfo) *diag.Source {
+	return &diag.Source{Name: info.Filename, Data: info.Data, Origin: info}
+}
+
+// Spans are places that a client knows, those of SourceInfo and Ranges.
+func Spans(info *pb.SourceInfo, ranges []*pb.Range) []diag.Span {
+	if info == nil {
+		return nil
+	}
+	return appendSpans(nil, sourceOf(info), ranges)
+}
+
+func appendSpans(spans []diag.Span, src *diag.Source, ranges []*pb.Range) []diag.Span {
+	for _, r := range ranges {
+		s, ok := span(r)
+		if !ok {
+			continue
+		}
+		s.Source = src
+		if n := len(spans); n > 0 && spans[n-1].Source == s.Source && spans[n-1].Last+1 == s.First && spans[n-1].Col == 0 && s.Col == 0 {
+			spans[n-1].Last = s.Last // an instruction comes as a range for each of its lines
+		} else if n < maxSpans {
+			spans = append(spans, s)
+		}
+	}
+	return spans
 }
 
 // span reads a range; one that makes no sense is no reason to refuse a build.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 
+	control "github.com/moby/buildkit/api/services/control"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
 	spb "google.golang.org/genproto/googleapis/rpc/status"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
+	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/llb"
@@ -28,7 +30,7 @@ type bridge struct {
 	ctx     context.Context // of what the frontend makes: it ends with the bridge
 	cancel  context.CancelFunc
 	job     *engine.Job
-	journal *journal
+	journal listener
 	session *remote.Session           // nil = no client
 	inputs  map[string]*pb.Definition // of the frontend
 	policy  *policy.Policy            // of sources; nil = all may be used
@@ -55,6 +57,12 @@ type ref struct {
 	scope  *scope       // that it was made in; nil = the top one
 }
 
+// listener is told what a build has to say: in the engine's terms, or in BuildKit's.
+type listener interface {
+	take(event.Event)
+	say(*control.StatusResponse)
+}
+
 type returned struct {
 	res *result
 	err error
@@ -64,7 +72,7 @@ type returned struct {
 const maxRefs = 100_000
 
 // newBridge makes the bridge of a build, or, with the context of a request to a frontend, that of a frontend which runs elsewhere.
-func newBridge(ctx context.Context, s *Server, job *engine.Job, j *journal, sess *remote.Session) *bridge {
+func newBridge(ctx context.Context, s *Server, job *engine.Job, j listener, sess *remote.Session) *bridge {
 	b := &bridge{
 		s: s, job: job, journal: j, session: sess, top: scopeOf(ctx), refs: map[string]*ref{}, vertices: map[graph.Digest]graph.Digest{},
 		left: map[string]engine.Tree{}, boxes: map[string]*box{}, returned: make(chan returned, 1),

@@ -10,6 +10,7 @@ import (
 
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
+	"google.golang.org/grpc/status"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/dockerfile"
@@ -57,7 +58,10 @@ func (b *bridge) dockerfile(ctx context.Context, attrs map[string]string, defs m
 		maps.Copy(forward, attrs)
 		forward["source"], forward["cmdline"] = f.Ref, f.Cmdline
 		res, err := b.frontend(ctx, "gateway.v0", forward, defs)
-		return res, diag.At(err, f.At...)
+		if _, told := status.FromError(err); err != nil && !told { // by the frontend, which knows better where
+			err = diag.At(err, f.At...)
+		}
+		return res, err
 	}
 	return res, err
 }

@@ -73,7 +73,7 @@ func (b *bridge) inImage(ctx context.Context, attrs map[string]string, inputs ma
 	}
 	f, err := b.findFrontend(ctx, source, attrs, inputs)
 	if err != nil {
-		return nil, err
+		return nil, diag.Errorf(diag.KindOf(err), "the frontend %s: %w", source, err)
 	}
 	if err := f.checkCaps(attrs["frontend.caps"], len(inputs) > 0); err != nil {
 		return nil, err

@@ -132,7 +132,10 @@ func (c *cli) openHere(ctx context.Context) (*engine.Engine, error) {
 }
 
 func (c *cli) engineOptions() (engine.Options, error) {
-	opt := engine.Options{Root: c.root, RegistryConfig: c.config, Runtime: c.runtime, GCBytes: c.gcBytes, Log: c.logger(), Agent: "strata/" + version + " buildkit/" + buildkit.Protocol}
+	opt := engine.Options{
+		Root: c.root, RegistryConfig: c.config, Runtime: c.runtime, GCBytes: c.gcBytes, Log: c.logger(), Agent: "strata/" + version + " buildkit/" + buildkit.Protocol,
+		Frontend: buildkit.Frontend(buildkit.Options{Version: version}),
+	}
 	if s := os.Getenv("STRATA_GC_BYTES"); s != "" && opt.GCBytes == 0 {
 		n, err := parseBytes(s)
 		if err != nil {

@@ -29,6 +29,7 @@ func TestMain(m *testing.M) {
 // there are
 //
 //	base [NAME [OPTION...]]  imports a root file system with busybox as the image NAME (default "base")
+//	frontend NAME            imports the tests' frontend as the image NAME: the build argument MODE says what it does
 //	debian NAME              imports a Debian root file system as the image NAME
 //	registry [USER PASSWORD] starts a registry on the loopback interface; $REGISTRY is its host and port
 //	serve DIR                serves a directory, and the git repositories in it, over http; $SERVER is the URL
@@ -88,7 +89,7 @@ func runScripts(t *testing.T, daemon bool) {
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"base": cmdBase, "debian": cmdDebian, "registry": cmdRegistry, "serve": cmdServe, "config": cmdConfig, "files": cmdFiles,
+			"base": cmdBase, "frontend": cmdFrontend, "debian": cmdDebian, "registry": cmdRegistry, "serve": cmdServe, "config": cmdConfig, "files": cmdFiles,
 			"step": cmdStep, "allcached": cmdAllCached, "leak": cmdLeak, "mounts": cmdMounts,
 		},
 	})
@@ -170,6 +171,34 @@ func cmdBase(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(path, data, 0o644))
 	line := []string{"image", "import", "--change", "ENV PATH=/bin:/usr/bin", "--change", `CMD ["sh"]`}
 	ts.Check(ts.Exec("strata", append(append(line, args...), path, name)...))
+	ts.Check(os.Remove(path))
+}
+
+// frontendTar is a root file system with the frontend that the tests of BuildKit's interface have.
+var frontendTar = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "frontend-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/frontend", "../../api/buildkit/testdata/frontend")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	return exec.Command("tar", "-C", dir, "-c", "frontend").Output()
+})
+
+func cmdFrontend(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: frontend NAME")
+	}
+	data, err := frontendTar()
+	ts.Check(err)
+	path := ts.MkAbs(".frontend.tar")
+	ts.Check(os.WriteFile(path, data, 0o644))
+	ts.Check(ts.Exec("strata", "image", "import", "--change", `ENTRYPOINT ["/frontend"]`, "--change", "ENV OWN=1",
+		"--change", "LABEL moby.buildkit.frontend.network.none=true moby.buildkit.frontend.caps=moby.buildkit.frontend.subrequests", path, args[0]))
 	ts.Check(os.Remove(path))
 }
 
