@@ -126,6 +126,27 @@ type found struct {
 	base *image.Base
 }
 
+// Found is a named context: a tree, with its configuration if it is an image.
+type Found struct {
+	Edge   graph.Edge
+	Config *image.Config
+}
+
+// NamedContext makes the tree that a request's Contexts have under a name, which is that of an image; nil = there is none.
+func NamedContext(ctx context.Context, req Request, r Resolver, name string) (*Found, error) {
+	sh, err := newShared(ctx, &req, r)
+	if err != nil {
+		return nil, err
+	}
+	p := sh.planner(req.firstPlatform(), nil)
+	c, err := p.namedContext(name, nil)
+	if err != nil || c == nil {
+		return nil, err
+	}
+	f, err := c.load(ctx, p.target)
+	return &Found{f.edge, f.cfg}, err
+}
+
 // namedContext looks up what replaces an image or a stage, first for the platform, then for all; nil = nothing does.
 func (p *planner) namedContext(name string, pf *graph.Platform) (*namedContext, error) {
 	if len(p.req.Contexts) == 0 || strings.EqualFold(name, scratch) || strings.EqualFold(name, "context") {

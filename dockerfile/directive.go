@@ -17,8 +17,8 @@ import (
 // ForeignSyntax is the error of a Dockerfile that asks for a frontend which is not this package. Who can run it in its image
 // does.
 type ForeignSyntax struct {
-	Ref     string // the image
-	Cmdline string // what the Dockerfile says, the image first
+	Ref     string      // the image
+	Cmdline string      // what the Dockerfile says, the image first
 	At      []diag.Span // where it says so
 	Err     error
 }

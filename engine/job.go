@@ -135,6 +135,11 @@ func (j *Job) Plan(ctx context.Context, req dockerfile.Request, inputs map[strin
 	return plan, nil
 }
 
+// Context makes the tree of a named context; nil = the request has none of the name.
+func (j *Job) Context(ctx context.Context, req dockerfile.Request, inputs map[string]Input, name string) (*dockerfile.Found, error) {
+	return dockerfile.NamedContext(ctx, req, &planner{build: j.b, inputs: inputs}, name)
+}
+
 // Outline, Targets and Check answer questions about a Dockerfile instead of building it.
 func (j *Job) Outline(ctx context.Context, req dockerfile.Request, inputs map[string]Input) (*dockerfile.Outline, error) {
 	p := &planner{build: j.b, inputs: inputs}

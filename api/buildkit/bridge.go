@@ -208,18 +208,25 @@ func (b *bridge) solve(ctx context.Context, req *gateway.SolveRequest) (*result,
 
 // frontend runs a frontend: this program's, or one in an image.
 func (b *bridge) frontend(ctx context.Context, name string, attrs map[string]string, inputs map[string]*pb.Definition) (*result, error) {
-	run := map[string]func(context.Context, map[string]string, map[string]*pb.Definition) (*result, error){
-		"dockerfile.v0": b.dockerfile, "gateway.v0": b.inImage,
-	}[name]
-	if run == nil {
-		return nil, diag.Errorf(diag.NotFound, "failed to find frontend: %.80q", name)
-	}
 	ctx, sc := b.enter(ctx, name, attrs, inputs)
-	res, err := run(ctx, attrs, inputs)
+	res, err := b.run(name)(ctx, attrs, inputs)
 	if err == nil {
 		sc.keep(res)
 	}
 	return res, err
+}
+
+// run finds the function that runs a frontend. One that there is not, or that is disabled, fails.
+func (b *bridge) run(name string) func(context.Context, map[string]string, map[string]*pb.Definition) (*result, error) {
+	switch off := &b.s.opt.Frontends; {
+	case name == dockerfileFrontend && !off.NoDockerfile:
+		return b.dockerfile
+	case name == gatewayFrontend && !off.NoGateway:
+		return b.inImage
+	}
+	return func(context.Context, map[string]string, map[string]*pb.Definition) (*result, error) {
+		return nil, diag.Errorf(diag.NotFound, "failed to find frontend: %.80q", name)
+	}
 }
 
 // evaluate makes a reference now.

@@ -25,6 +25,7 @@ func Frontend(opt Options) engine.Frontend {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
+	opt.Frontends.NoDockerfile = false // what it does here is to find the other one
 	return func(ctx context.Context, j *engine.Job, r engine.FrontendRequest) (*engine.FrontendResult, error) {
 		id, err := engine.RootID(j.Engine().Root())
 		if err != nil {
@@ -36,8 +37,8 @@ func Frontend(opt Options) engine.Frontend {
 		if p, ok := r.Policy.(*policy.Policy); ok {
 			b.policy = p
 		}
-		b.root = s.producers.asked("dockerfile.v0", r.Attrs, nil)
-		res, err := b.frontend(ctx, "dockerfile.v0", r.Attrs, nil)
+		b.root = s.producers.asked(dockerfileFrontend, r.Attrs, nil)
+		res, err := b.frontend(ctx, dockerfileFrontend, r.Attrs, nil)
 		if err != nil {
 			return nil, fromStatus(err)
 		}

@@ -10,9 +10,7 @@ import (
 
 	control "github.com/moby/buildkit/api/services/control"
 	apitypes "github.com/moby/buildkit/api/types"
-	gateway "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
-	apicaps "github.com/moby/buildkit/util/apicaps/pb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/strata-build/strata/diag"
@@ -85,20 +83,6 @@ func (s *Server) workers() []*apitypes.WorkerRecord {
 	return []*apitypes.WorkerRecord{{
 		ID: s.id, CDIDevices: devices, Labels: labels, BuildkitVersion: s.version(), Platforms: []*pb.Platform{{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant}},
 	}}
-}
-
-// gatewayCaps are those of the LLBBridge methods that there are.
-func gatewayCaps() []*apicaps.APICap {
-	missing := map[string]bool{
-		string(gateway.CapImportCaches): true,
-	}
-	var out []*apicaps.APICap
-	for _, c := range gateway.Caps.All() {
-		if !missing[c.ID] {
-			out = append(out, c)
-		}
-	}
-	return out
 }
 
 // Record types of BuildKit.

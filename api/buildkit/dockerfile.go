@@ -57,7 +57,7 @@ func (b *bridge) dockerfile(ctx context.Context, attrs map[string]string, defs m
 		forward := map[string]string{}
 		maps.Copy(forward, attrs)
 		forward["source"], forward["cmdline"] = f.Ref, f.Cmdline
-		res, err := b.frontend(ctx, "gateway.v0", forward, defs)
+		res, err := b.frontend(ctx, gatewayFrontend, forward, defs)
 		if _, told := status.FromError(err); err != nil && !told { // by the frontend, which knows better where
 			err = diag.At(err, f.At...)
 		}

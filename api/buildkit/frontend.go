@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/dockerfile"
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
@@ -56,8 +57,10 @@ func (b *bridge) inImage(ctx context.Context, attrs map[string]string, inputs ma
 	switch {
 	case source == "":
 		return nil, diag.Errorf(diag.Invalid, "no source specified for gateway")
-	case source == "dockerfile.v0":
-		return b.dockerfile(ctx, attrs, inputs)
+	case namesBuiltin(attrs):
+		return b.run("dockerfile.v0")(ctx, attrs, inputs)
+	case !b.s.opt.Frontends.allows(source):
+		return nil, diag.Errorf(diag.Denied, "'%s' is not an allowed gateway source", source)
 	case b.depth >= maxNested:
 		return nil, diag.Errorf(diag.Exhausted, "more than %d frontends call each other", maxNested)
 	}
@@ -82,7 +85,7 @@ func (b *bridge) inImage(ctx context.Context, attrs map[string]string, inputs ma
 	child.inputs, child.policy, child.root, child.depth = inputs, b.policy, b.root, b.depth+1
 	defer child.end()
 	defer context.AfterFunc(ctx, child.cancel)()
-	res, err := child.run(f, attrs)
+	res, err := child.inContainer(f, attrs)
 	if err != nil {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
@@ -119,40 +122,32 @@ func (b *bridge) adopt(res *result) error {
 
 // findFrontend finds the image: in a registry, or where a named context has it.
 func (b *bridge) findFrontend(ctx context.Context, source string, attrs map[string]string, inputs map[string]*pb.Definition) (*frontendImage, error) {
-	ref := source
-	if named := attrs["context:"+source]; named != "" {
-		scheme, rest, _ := strings.Cut(named, ":")
-		switch scheme {
-		case "docker-image":
-			ref = strings.TrimPrefix(rest, "//")
-		case "input":
-			all, err := b.decodeInputs(ctx, attrs, inputs)
-			if err != nil {
-				return nil, err
-			}
-			in, ok := all[rest]
-			if !ok {
-				return nil, diag.Errorf(diag.NotFound, "invalid input %.80s: there is none", rest)
-			}
-			f := &frontendImage{name: source, edge: in.Edge}
-			if in.Config != nil {
-				f.conf = in.Config.Config
-			}
-			return f, nil
-		default:
-			return nil, unsupported("the frontend %s cannot be taken from the context %.80q", source, named)
-		}
+	given, err := b.decodeInputs(ctx, attrs, inputs)
+	if err != nil {
+		return nil, err
 	}
-	meta, err := b.sourceMeta(ctx, &gateway.ResolveSourceMetaRequest{Source: &pb.SourceOp{Identifier: "docker-image://" + ref}}, b.policy)
+	req := dockerfile.Request{Contexts: cut(attrs, "context:"), IgnoreSyntax: true, BuildPlatform: engine.Native()}
+	named, err := b.job.Context(ctx, req, given, source)
+	if err != nil {
+		return nil, err
+	}
+	if named != nil {
+		f := &frontendImage{name: source, edge: named.Edge}
+		if named.Config != nil {
+			f.conf = named.Config.Config
+		}
+		return f, nil
+	}
+	meta, err := b.sourceMeta(ctx, &gateway.ResolveSourceMetaRequest{Source: &pb.SourceOp{Identifier: "docker-image://" + source}}, b.policy)
 	if err != nil {
 		return nil, err
 	}
 	if meta.Image == nil {
-		return nil, unsupported("the frontend %s is no image", source)
+		return nil, unsupported("%s is no image", source)
 	}
 	var conf image.Config
 	if err := json.Unmarshal(meta.Image.Config, &conf); err != nil {
-		return nil, diag.Errorf(diag.Invalid, "the configuration of the frontend's image %s: %w", ref, err)
+		return nil, diag.Errorf(diag.Invalid, "the configuration of the image %s: %w", source, err)
 	}
 	src := meta.Source
 	if d := meta.Image.Digest; d != "" && !strings.Contains(src.Identifier, "@") {
@@ -231,8 +226,8 @@ func (b *bridge) frontendEnv(f *frontendImage, attrs map[string]string) ([]strin
 	return append(env, "BUILDKIT_SESSION_ID="+id, "BUILDKIT_WORKERS="+string(raw), "BUILDKIT_EXPORTEDPRODUCT=buildkit"), nil
 }
 
-// run runs a frontend to its end and returns what it has returned.
-func (b *bridge) run(f *frontendImage, attrs map[string]string) (*result, error) {
+// inContainer runs a frontend to its end and returns what it has returned.
+func (b *bridge) inContainer(f *frontendImage, attrs map[string]string) (*result, error) {
 	env, err := b.frontendEnv(f, attrs)
 	if err != nil {
 		return nil, err
@@ -295,7 +290,8 @@ func (b *bridge) converse(c *engine.Container, p engine.Process) (*engine.Exit, 
 	wg.Go(func() { _ = g.Serve(l) }) // it ends with Stop
 	p.Stdin, p.Stdout = theirs, theirs
 	exit, err := c.Run(b.ctx, p)
-	b.cancel() // of calls that are under way: nobody waits for them any more
+	b.cancel()     // of calls that are under way: nobody waits for them any more
+	theirs.Close() // the server waits for a program to begin that has ended without a word
 	g.Stop()
 	wg.Wait()
 	return exit, err

@@ -60,7 +60,7 @@ func (g bridgeServer) Ping(ctx context.Context, _ *gateway.PingRequest) (*gatewa
 	if _, err := g.bridgeOf(ctx); err != nil {
 		return nil, err
 	}
-	return &gateway.PongResponse{FrontendAPICaps: gatewayCaps(), LLBCaps: pb.Caps.All(), Workers: g.s.workers()}, nil
+	return &gateway.PongResponse{FrontendAPICaps: gateway.Caps.All(), LLBCaps: pb.Caps.All(), Workers: g.s.workers()}, nil
 }
 
 // Return ends the build with a result or an error.

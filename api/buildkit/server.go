@@ -33,6 +33,7 @@ type Options struct {
 	Entitlements []string          // that a build may ask for: network.host, security.insecure, device
 	Labels       map[string]string // of the worker, besides its own
 	ProxyNetwork bool              // the steps of all builds have a proxy alone
+	Frontends    Frontends
 	History      HistoryOptions
 	Tracer       *tracing.Tracer // nil = builds are not traced. It is the engine's to close
 }

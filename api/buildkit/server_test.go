@@ -166,7 +166,7 @@ func TestForwardedBuild(t *testing.T) {
 	for _, x := range pong.FrontendAPICaps {
 		caps[x.ID] = true
 	}
-	if !caps["gateway.exec"] || caps["importcaches"] {
+	if !caps["gateway.exec"] || !caps["importcaches"] {
 		t.Errorf("capabilities %v", caps)
 	}
 	r, err := c.LLBBridgeClient.Solve(ctx, &gateway.SolveRequest{Definition: mkdir(t, "/d"), AllowResultReturn: true, AllowResultArrayRef: true})

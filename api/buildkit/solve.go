@@ -26,7 +26,7 @@ import (
 // Solve builds what a client asks for and exports it.
 func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control.SolveResponse, error) {
 	translateOld(req)
-	builtin(req)
+	asBuiltin(req)
 	allow, err := s.allow(req.Entitlements)
 	if err != nil {
 		return nil, err
@@ -60,22 +60,6 @@ func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control
 		return nil, err
 	}
 	return &control.SolveResponse{ExporterResponse: resp}, nil
-}
-
-// builtin turns a request to run this program's frontend as if it were an image into one for the frontend itself, unless the request
-// says what image it means by that name.
-func builtin(req *control.SolveRequest) {
-	const name = "dockerfile.v0"
-	if req.Frontend != "gateway.v0" || req.FrontendAttrs["source"] != name {
-		return
-	}
-	for k := range req.FrontendAttrs {
-		if k == "context:"+name || strings.HasPrefix(k, "context:"+name+"::") {
-			return
-		}
-	}
-	req.Frontend, req.FrontendAttrs = name, maps.Clone(req.FrontendAttrs)
-	delete(req.FrontendAttrs, "source")
 }
 
 // translateOld turns the fields of earlier clients into today's.

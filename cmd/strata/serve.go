@@ -140,6 +140,11 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 	if !v.devices.Disabled {
 		v.entitlements = append(v.entitlements, "device") // a build still asks for each one
 	}
+	use, err := conf.Frontends.options()
+	if err != nil {
+		return err
+	}
+	opt.Frontend = buildkit.Frontend(buildkit.Options{Version: version, Frontends: use, Labels: labels})
 	past, err := conf.History.options()
 	if err != nil {
 		return err
@@ -152,7 +157,7 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 		return err
 	}
 	defer func() { err = errors.Join(err, eng.Close()) }()
-	bk, err := buildkit.New(eng, buildkit.Options{Log: log, Version: version, Entitlements: v.entitlements, Labels: labels, History: past, Tracer: opt.Tracer, ProxyNetwork: v.proxied})
+	bk, err := buildkit.New(eng, buildkit.Options{Log: log, Version: version, Entitlements: v.entitlements, Labels: labels, History: past, Tracer: opt.Tracer, ProxyNetwork: v.proxied, Frontends: use})
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"github.com/spf13/pflag"
 
+	"github.com/strata-build/strata/api/buildkit"
 	"github.com/strata-build/strata/diag"
 )
 
@@ -45,10 +46,29 @@ type serveConfig struct {
 
 	Provenance string `toml:"provenanceEnvDir"`
 
-	Log      any `toml:"log"`
-	OTEL     any `toml:"otel"`
-	Frontend any `toml:"frontend"`
-	System   any `toml:"system"`
+	Frontends frontendsConfig `toml:"frontend"`
+
+	Log    any `toml:"log"`
+	OTEL   any `toml:"otel"`
+	System any `toml:"system"`
+}
+
+// frontendsConfig says which frontends builds may use; those that are not named may be.
+type frontendsConfig struct {
+	Dockerfile struct {
+		Enabled *bool `toml:"enabled"`
+	} `toml:"dockerfile.v0"`
+	Gateway struct {
+		Enabled      *bool    `toml:"enabled"`
+		Repositories []string `toml:"allowedRepositories"`
+	} `toml:"gateway.v0"`
+}
+
+func (c *frontendsConfig) options() (f buildkit.Frontends, err error) {
+	off := func(v *bool) bool { return v != nil && !*v }
+	f.NoDockerfile, f.NoGateway = off(c.Dockerfile.Enabled), off(c.Gateway.Enabled)
+	f.Repositories, err = buildkit.NewRepositories(c.Gateway.Repositories)
+	return f, err
 }
 
 type ociWorker struct {
@@ -112,7 +132,7 @@ func (c *serveConfig) unused() map[string]any {
 	o := &c.Worker.OCI
 	return map[string]any{
 		"grpc.uid": c.GRPC.UID, "grpc.gid": c.GRPC.GID, "grpc.debugAddress": c.GRPC.Debug, "otel": c.OTEL,
-		"frontend": c.Frontend, "system": c.System,
+		"system":              c.System,
 		"worker.oci.gcpolicy": o.GCPolicy, "worker.oci.gckeepstorage": o.KeepStorage, "worker.oci.reservedSpace": o.Reserved,
 		"worker.oci.maxUsedSpace": o.MaxUsed, "worker.oci.minFreeSpace": o.MinFree, "worker.oci.snapshotter": o.Snapshotter,
 		"worker.oci.platforms": o.Platforms, "worker.oci.bridgeName": o.Bridge,

@@ -148,3 +148,26 @@ func TestServeConfigThatIsWrong(t *testing.T) {
 		t.Errorf("%q %v", log, err)
 	}
 }
+
+func TestServeConfigFrontends(t *testing.T) {
+	conf, _, _, log, err := configured(t, "[frontend.\"dockerfile.v0\"]\nenabled = false\n[frontend.\"gateway.v0\"]\nallowedRepositories = [\"docker/dockerfile\"]\n")
+	if err != nil || log != "" {
+		t.Fatal(err, log)
+	}
+	want := buildkit.Frontends{NoDockerfile: true, Repositories: []string{"docker.io/docker/dockerfile"}}
+	if f, err := conf.Frontends.options(); err != nil || !reflect.DeepEqual(f, want) {
+		t.Errorf("%+v, %v", f, err)
+	}
+	if conf, _, _, _, err = configured(t, ""); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := conf.Frontends.options(); err != nil || !reflect.DeepEqual(f, buildkit.Frontends{}) {
+		t.Errorf("%+v, %v", f, err)
+	}
+	if conf, _, _, _, err = configured(t, "[frontend.\"gateway.v0\"]\nallowedRepositories = [\"A B\"]\n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conf.Frontends.options(); diag.KindOf(err) != diag.Invalid {
+		t.Errorf("a repository that is none: %v", err)
+	}
+}
