@@ -39,7 +39,7 @@ type ExecEnv struct {
 	Known func(context.Context, *graph.Previous) ([]Known, error)
 	// Renew says whether the cache mounts of a key shall begin anew. Nil lets them be.
 	Renew func(key string) bool
-	// Restore gives a new cache mount the content that it has elsewhere, owner and mode of the directory included. False: there is
+	// Restore gives an empty cache mount the content that it has elsewhere, owner and mode of the directory included. False: there is
 	// none, and the directory is as it was. Nil knows of none.
 	Restore func(ctx context.Context, id, dir string) (bool, error)
 	Keep    bool         // a step that fails leaves what it has written: its error is a *Remains

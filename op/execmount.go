@@ -261,9 +261,13 @@ func (s *execStep) cacheMounts(ctx context.Context) (map[int]string, error) {
 
 func (s *execStep) cacheMount(ctx context.Context, m graph.Mount, key string, sharing graph.Sharing) (string, error) {
 	renewed := s.env.Renew != nil && s.env.Renew(key)
+	var restore func(dir string) (bool, error)
+	if s.env.Restore != nil && !renewed {
+		restore = func(dir string) (bool, error) { return s.env.Restore(ctx, m.CacheID, dir) }
+	}
 	fill := func(dir string) error {
-		if s.env.Restore != nil && !renewed {
-			if ok, err := s.env.Restore(ctx, m.CacheID, dir); ok || err != nil {
+		if restore != nil {
+			if ok, err := restore(dir); ok || err != nil {
 				return err
 			}
 		}
@@ -274,7 +278,7 @@ func (s *execStep) cacheMount(ctx context.Context, m graph.Mount, key string, sh
 			return "", err
 		}
 	}
-	dir, release, err := s.store.CacheMount(ctx, key, sharing, fill)
+	dir, release, err := s.store.CacheMount(ctx, key, sharing, fill, restore)
 	if err != nil {
 		return "", err
 	}

@@ -238,7 +238,7 @@ func TestCacheMounts(t *testing.T) {
 		dir, release, err := s.CacheMount(t.Context(), "go-mod", sharing, func(dir string) error {
 			made++
 			return os.WriteFile(filepath.Join(dir, "seed"), nil, 0o644)
-		})
+		}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -268,11 +268,11 @@ func TestCacheMounts(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
 	defer cancel()
-	_, _, err := s.CacheMount(ctx, "go-mod", graph.SharingLocked, nil)
+	_, _, err := s.CacheMount(ctx, "go-mod", graph.SharingLocked, nil, nil)
 	wantKind(t, err, diag.Canceled)
 	got := make(chan string)
 	go func() {
-		dir, release, err := s.CacheMount(context.WithoutCancel(ctx), "go-mod", graph.SharingLocked, nil)
+		dir, release, err := s.CacheMount(context.WithoutCancel(ctx), "go-mod", graph.SharingLocked, nil, nil)
 		if err == nil {
 			release()
 		}
@@ -283,13 +283,13 @@ func TestCacheMounts(t *testing.T) {
 	if dir := <-got; dir != a {
 		t.Errorf("locked: %s", dir)
 	}
-	_, _, err = s.CacheMount(t.Context(), "x", "odd", nil)
+	_, _, err = s.CacheMount(t.Context(), "x", "odd", nil, nil)
 	wantKind(t, err, diag.Invalid)
 	boom := errors.New("boom")
-	if _, _, err := s.CacheMount(t.Context(), "y", graph.SharingLocked, func(string) error { return boom }); !errors.Is(err, boom) {
+	if _, _, err := s.CacheMount(t.Context(), "y", graph.SharingLocked, func(string) error { return boom }, nil); !errors.Is(err, boom) {
 		t.Error(err)
 	}
-	if _, release, err := s.CacheMount(t.Context(), "y", graph.SharingLocked, nil); err != nil {
+	if _, release, err := s.CacheMount(t.Context(), "y", graph.SharingLocked, nil, nil); err != nil {
 		t.Error(err) // the failure left no lock
 	} else {
 		release()

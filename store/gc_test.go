@@ -98,7 +98,7 @@ func TestHeldThingsSurviveGC(t *testing.T) {
 	}
 	defer draft.Discard()
 	update(t, s, func(b *Batch) { b.Layer(d, LayerInfo{Size: 5}) })
-	dir, release, err := s.CacheMount(t.Context(), "cache", graph.SharingShared, nil)
+	dir, release, err := s.CacheMount(t.Context(), "cache", graph.SharingShared, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

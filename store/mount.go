@@ -44,9 +44,10 @@ type lease struct {
 // CacheMount returns a directory that keeps its content from build to build. With graph.SharingLocked it waits until
 // nobody else has it; with SharingPrivate the caller gets a copy that nobody uses, an empty one if need be; with
 // SharingShared (or "") several have it at once. init, if not nil, is called with the path of a new directory (mode 0755)
-// before anybody sees it. The directory is kept until release, which may be called more than once; afterwards it may be
+// before anybody sees it. refill, if not nil, is called with one that takes the place of a directory that is empty and that nobody
+// else has, unless it returns false. The directory is kept until release, which may be called more than once; afterwards it may be
 // collected.
-func (s *Store) CacheMount(ctx context.Context, key string, sharing graph.Sharing, init func(dir string) error) (dir string, release func(), err error) {
+func (s *Store) CacheMount(ctx context.Context, key string, sharing graph.Sharing, init func(dir string) error, refill func(dir string) (bool, error)) (dir string, release func(), err error) {
 	switch sharing {
 	case "", graph.SharingShared, graph.SharingLocked, graph.SharingPrivate:
 	default:
@@ -62,7 +63,7 @@ func (s *Store) CacheMount(ctx context.Context, key string, sharing graph.Sharin
 		kick(s.tendWake)
 	})
 	dir = s.path("mounts", name)
-	if err := s.makeMount(name, key, l, init); err != nil {
+	if err := s.makeMount(name, key, l, fillers{init, refill}); err != nil {
 		release()
 		return "", nil, err
 	}
@@ -180,14 +181,22 @@ func (m *mounts) unlease(name string, l *lease) {
 	}
 }
 
-func (s *Store) makeMount(name, key string, l *lease, init func(dir string) error) error {
+// fillers are the functions that CacheMount is called with.
+type fillers struct {
+	init   func(dir string) error
+	refill func(dir string) (bool, error)
+}
+
+func (s *Store) makeMount(name, key string, l *lease, f fillers) error {
 	l.making.Lock()
 	defer l.making.Unlock()
 	dir := s.path("mounts", name)
 	for {
 		_, err := os.Lstat(dir)
 		if errors.Is(err, fs.ErrNotExist) {
-			err = s.fillMount(dir, init)
+			err = s.fillMount(dir, f.init)
+		} else if err == nil && f.refill != nil && s.mounts.alone(l) {
+			err = s.refillMount(dir, f.refill)
 		}
 		if err != nil {
 			return s.fail("cannot make a cache mount", err)
@@ -221,7 +230,35 @@ func (s *Store) fillMount(dir string, init func(dir string) error) error {
 			return err
 		}
 	}
-	return os.Rename(fresh, dir)
+	return syscall.Rename(fresh, dir) // in the place of an empty directory, which os.Rename refuses
+}
+
+// alone reports whether nobody else uses a mount. Who comes now waits until it is made.
+func (m *mounts) alone(l *lease) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return l.users == 1
+}
+
+// errNotFilled tells that a directory stays as it is.
+var errNotFilled = errors.New("there is nothing to fill it with")
+
+// refillMount fills a directory if it is empty.
+func (s *Store) refillMount(dir string, refill func(dir string) (bool, error)) error {
+	if all, err := os.ReadDir(dir); err != nil || len(all) > 0 {
+		return err
+	}
+	err := s.fillMount(dir, func(fresh string) error {
+		ok, err := refill(fresh)
+		if err == nil && !ok {
+			return errNotFilled
+		}
+		return err
+	})
+	if errors.Is(err, errNotFilled) {
+		return nil
+	}
+	return err
 }
 
 // putMount sets a record. The caller holds mu.
