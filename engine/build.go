@@ -230,6 +230,7 @@ func (b *build) base(ctx context.Context, im *export.Image, root graph.Edge) {
 		return
 	}
 	im.BaseLayers = len(img.Config.RootFS.DiffIDs)
+	im.BaseHistory = img.Config.History
 	im.BaseBlobs = b.images.LayerBlobs(ctx, img)
 	if im.Base == nil {
 		im.Base = &image.Base{Name: img.Name, Digest: img.Digest}

@@ -12,8 +12,9 @@ import (
 )
 
 // finish returns the configuration of an image with these layers: the diff_ids, one history row that is not empty for
-// each layer, and times for everything. An epoch replaces the image's time and bounds those of the rows.
-func finish(c *image.Config, layers []Layer, base int, epoch *time.Time) *image.Config {
+// each layer, and times for everything. An epoch bounds the times of the image and of the rows; those of the base image's rows,
+// which nothing of this build made, stay.
+func finish(c *image.Config, layers []Layer, im *Image, epoch *time.Time) *image.Config {
 	extra := c.Extra
 	c = c.Clone()
 	c.Extra = extra
@@ -21,21 +22,35 @@ func finish(c *image.Config, layers []Layer, base int, epoch *time.Time) *image.
 	for i, l := range layers {
 		c.RootFS.DiffIDs[i] = l.DiffID
 	}
-	c.History = image.MatchHistory(c.History, len(layers), base)
+	c.History = image.MatchHistory(c.History, len(layers), im.BaseLayers)
 	fillTimes(c.History, layers)
-	if n := len(c.History); c.Created == nil && n > 0 {
-		c.Created = c.History[n-1].Created
-	}
 	if epoch != nil {
 		t := epoch.UTC()
-		c.Created = &t
-		for i := range c.History {
+		for i := sameRows(c.History, im.BaseHistory); i < len(c.History); i++ {
 			if r := &c.History[i]; r.Created == nil || r.Created.After(t) {
 				r.Created = &t
 			}
 		}
+		if len(c.History) == 0 || c.Created != nil && c.Created.After(t) {
+			c.Created = &t
+		}
+	}
+	if n := len(c.History); c.Created == nil && n > 0 {
+		c.Created = c.History[n-1].Created
 	}
 	return c
+}
+
+// sameRows returns how many rows two histories begin with in common.
+func sameRows(a, b []image.History) int {
+	for i := range min(len(a), len(b)) {
+		x, y := a[i], b[i]
+		sameTime := x.Created == nil && y.Created == nil || x.Created != nil && y.Created != nil && x.Created.Equal(*y.Created)
+		if x.Created, y.Created = nil, nil; !sameTime || x != y {
+			return i
+		}
+	}
+	return min(len(a), len(b))
 }
 
 // fillTimes gives rows without a time that of their layer, and rows without a layer that of the row before (or, at the

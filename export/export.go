@@ -41,6 +41,7 @@ type Image struct {
 	Base        *image.Base       // what it is built on, for mounts between repositories
 	BaseLayers  int               // how many of the lowest layers are the base's, which rewrite-timestamp leaves alone
 	BaseBlobs   []graph.Digest    // as which these layers are in the base's manifest, bottom first; nil = not known
+	BaseHistory []image.History   // of the base's configuration
 	Epoch       *time.Time        // SOURCE_DATE_EPOCH; an exporter's own attribute wins
 	Annotations map[string]string // of the manifest
 	Attestation []Attestation

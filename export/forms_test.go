@@ -96,6 +96,37 @@ func TestWhenItWasMade(t *testing.T) {
 	}
 }
 
+// Rows of the base image keep their times, though they are newer than the epoch; others do not.
+func TestBaseHistoryStays(t *testing.T) {
+	s := openStore(t)
+	set := twoLayers(t, s)
+	im := &set.Images[0]
+	later := epoch.Add(time.Hour)
+	im.Config.History[0].Created, im.Config.History[1].Created = &later, &later
+	im.BaseLayers, im.BaseHistory = 1, []image.History{im.Config.History[0]}
+	r := export(t, testEnv(s, nil), set, output("image", "name=a"))
+	raw, err := readBlob(t.Context(), s, graph.Digest(r.Metadata["containerimage.config.digest"]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c image.Config
+	if err := json.Unmarshal(raw, &c); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []time.Time{later, epoch, epoch} {
+		if got := c.History[i].Created; got == nil || !got.Equal(want) {
+			t.Errorf("row %d: %v, want %v", i, got, want)
+		}
+	}
+	if !c.Created.Equal(epoch) {
+		t.Errorf("created %v", c.Created)
+	}
+	// As BuildKit writes it: a program that makes the same image makes the same bytes.
+	if want := `{"architecture":"amd64","config":{"Env":["PATH=/bin"],"Cmd":["/bin/sh"]},"created":"2023-11-14T22:13:20Z","history":[`; !strings.HasPrefix(string(raw), want) {
+		t.Errorf("%s", raw)
+	}
+}
+
 // A layer that may not be distributed stays at its maker's if that is wanted, and otherwise is a layer like others.
 func TestForeignLayers(t *testing.T) {
 	s := openStore(t)

@@ -120,8 +120,10 @@ func (e *Env) packImage(ctx context.Context, im *Image, o *packing) (packedImage
 	}
 	conf := im.rawConf
 	if conf == nil || !sameLayers(conf, out.diffIDs) {
-		c := finish(o.config(im), layers, im.BaseLayers, epoch)
-		out.created = c.Created
+		c := finish(o.config(im), layers, im, epoch)
+		if out.created = c.Created; epoch != nil {
+			out.created = epoch
+		}
 		if err := im.addCache(ctx, c, layers); err != nil {
 			return none, err
 		}

@@ -38,9 +38,22 @@ func MatchHistory(rows []History, layers, base int) []History {
 	return append(rows, missing...)
 }
 
-// Encode writes the configuration as JSON: the fields that Strata knows in their fixed order, then the others of the document
-// that it was read from, sorted.
+// Encode writes the configuration as JSON. Its members are sorted, as BuildKit's exporters have them, so that equal images
+// have equal digests; those of the run configuration are in a fixed order, then come the others of the document that it was
+// read from, sorted.
 func (c *Config) Encode() ([]byte, error) {
+	b, err := c.encode()
+	if err != nil {
+		return nil, err
+	}
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(b, &members); err != nil {
+		return nil, err
+	}
+	return json.Marshal(members)
+}
+
+func (c *Config) encode() ([]byte, error) {
 	b, err := json.Marshal(c)
 	if err != nil || len(c.Extra) == 0 {
 		return b, err
