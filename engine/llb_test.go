@@ -192,8 +192,11 @@ func TestPruneGit(t *testing.T) {
 		p    PrunePolicy
 		left int
 	}{
-		{PrunePolicy{Until: time.Hour}, 1}, {PrunePolicy{KeepBytes: 1 << 40}, 1}, {PrunePolicy{Filters: []string{"type=mount"}}, 1},
-		{PrunePolicy{DryRun: true}, 1}, {PrunePolicy{Filters: []string{"type=git"}}, 0},
+		{PrunePolicy{Until: time.Hour}, 1},
+		{PrunePolicy{KeepBytes: 1 << 40}, 1},
+		{PrunePolicy{Filters: []string{"type=mount"}}, 1},
+		{PrunePolicy{DryRun: true}, 1},
+		{PrunePolicy{Filters: []string{"type=git"}}, 0},
 	} {
 		if _, err := d.e.Prune(t.Context(), tc.p); err != nil {
 			t.Fatal(err)

@@ -24,11 +24,13 @@ func TestCacheMap(t *testing.T) {
 	}{
 		"image": {base, SourcePin{Image: "sha256:11"}, "buildkit.source.v0:" + string(image)},
 		"git": {
-			graph.New(&graph.Git{Remote: "https://example.com/x.git", Ref: "main", KeepDir: true, Subdir: "d"}, nil), SourcePin{Commit: "c0ffee"},
+			graph.New(&graph.Git{Remote: "https://example.com/x.git", Ref: "main", KeepDir: true, Subdir: "d"}, nil),
+			SourcePin{Commit: "c0ffee"},
 			"buildkit.source.v0:c0ffee.git#main:d",
 		},
 		"run": {
-			graph.New(&graph.Exec{Args: []string{"true"}, Cwd: "/", Mounts: []graph.Mount{root}}, []graph.Edge{{V: base}}, graph.On(amd64)), SourcePin{},
+			graph.New(&graph.Exec{Args: []string{"true"}, Cwd: "/", Mounts: []graph.Mount{root}}, []graph.Edge{{V: base}}, graph.On(amd64)),
+			SourcePin{},
 			`{"Type":"buildkit.exec.v0","Exec":{"meta":{"args":["true"],"cwd":"/"}},"OS":"linux","Arch":"amd64"}`,
 		},
 		"mounts": {
@@ -36,18 +38,21 @@ func TestCacheMap(t *testing.T) {
 				root,
 				{Type: graph.MountBind, Target: "/s", Input: 1, Source: "/sub", Output: graph.None, ReadOnly: true},
 				{Type: graph.MountCache, Target: "/c", CacheID: "mine", Sharing: graph.SharingLocked, Input: graph.None, Output: graph.None},
-			}}, []graph.Edge{{V: base}, {V: local}}, graph.On(amd64)), SourcePin{},
+			}}, []graph.Edge{{V: base}, {V: local}}, graph.On(amd64)),
+			SourcePin{},
 			`{"Type":"buildkit.exec.v0","Exec":{"meta":{"args":["true"]},"mounts":[{"dest":"/"},{"input":1,"dest":"/s","output":-1,"readonly":true},` +
 				`{"input":-1,"dest":"/c","output":-1,"mountType":3,"cacheOpt":{}}]},"OS":"linux","Arch":"amd64"}`,
 		},
 		"copy": {
 			graph.New(&graph.File{Actions: []graph.Action{{In: 0, From: 1, Out: 0, Copy: &graph.Copy{Src: "/a/b", Dest: "/", Time: &when}}}},
-				[]graph.Edge{{V: base}, {V: local}}), SourcePin{},
+				[]graph.Edge{{V: base}, {V: local}}),
+			SourcePin{},
 			// The actions are base64 of {"src":"b","dest":"/","mode":-1,"timestamp":1000000005}.
 			`{"Type":"buildkit.file.v0","Actions":["eyJzcmMiOiJiIiwiZGVzdCI6Ii8iLCJtb2RlIjotMSwidGltZXN0YW1wIjoxMDAwMDAwMDA1fQ=="]}`,
 		},
 		"merge": {
-			graph.New(&graph.Merge{}, []graph.Edge{{V: base}, {V: local}}), SourcePin{},
+			graph.New(&graph.Merge{}, []graph.Edge{{V: base}, {V: local}}),
+			SourcePin{},
 			`{"Type":"buildkit.merge.v0","Merge":{"inputs":[{},{"input":1}]}}`,
 		},
 	} {

@@ -71,7 +71,8 @@ func example(t *testing.T) *Sources {
 	run := graph.New(&graph.Exec{
 		Network: graph.NetworkNone,
 		Mounts: []graph.Mount{
-			{Type: graph.MountBind, Target: "/", Input: 0, Output: 0}, {Type: graph.MountSecret, ID: "s", Optional: true, Input: graph.None, Output: graph.None},
+			{Type: graph.MountBind, Target: "/", Input: 0, Output: 0},
+			{Type: graph.MountSecret, ID: "s", Optional: true, Input: graph.None, Output: graph.None},
 			{Type: graph.MountSSH, Input: graph.None, Output: graph.None},
 		},
 		SecretEnv: []graph.SecretEnv{{ID: "s", Name: "S"}},

@@ -107,8 +107,10 @@ func TestPlain(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	bad := []Incomplete{
-		{"GET", "http://site.example/missing", "unsuccessful_response"}, {"GET", "http://elsewhere.example/x", "upstream_error"},
-		{"GET", "http://site.example/part", "partial_response"}, {"POST", "http://site.example/post", "method_not_materializable"},
+		{"GET", "http://site.example/missing", "unsuccessful_response"},
+		{"GET", "http://elsewhere.example/x", "upstream_error"},
+		{"GET", "http://site.example/part", "partial_response"},
+		{"POST", "http://site.example/post", "method_not_materializable"},
 	}
 	if got := p.Incomplete(); !slices.Equal(got, bad) {
 		t.Errorf("%+v", got)

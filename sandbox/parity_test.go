@@ -67,9 +67,14 @@ func TestParity(t *testing.T) {
 		},
 		"mounts": func(s *Spec) {
 			s.Mounts = []Mount{
-				{Type: Bind, Source: src, Target: "/a/ro", ReadOnly: true}, {Type: Bind, Source: src, Target: "/a/rw"}, {Type: Bind, Source: filepath.Join(src, "f"), Target: "/file"},
-				{Type: Bind, Source: src, Target: "/opt", Options: []string{"nosuid", "noexec"}}, {Type: Tmpfs, Target: "/t", Size: 1 << 20}, {Type: Tmpfs, Target: "/t2", ReadOnly: true, Mode: 0o700},
-				{Type: Data, Target: "/run/secret", Data: []byte("x")}, {Type: Tmpfs, Target: "/dev/shm", Size: 4096},
+				{Type: Bind, Source: src, Target: "/a/ro", ReadOnly: true},
+				{Type: Bind, Source: src, Target: "/a/rw"},
+				{Type: Bind, Source: filepath.Join(src, "f"), Target: "/file"},
+				{Type: Bind, Source: src, Target: "/opt", Options: []string{"nosuid", "noexec"}},
+				{Type: Tmpfs, Target: "/t", Size: 1 << 20},
+				{Type: Tmpfs, Target: "/t2", ReadOnly: true, Mode: 0o700},
+				{Type: Data, Target: "/run/secret", Data: []byte("x")},
+				{Type: Tmpfs, Target: "/dev/shm", Size: 4096},
 			}
 			s.Limits = graph.Limits{Memory: 64 << 20, PIDs: 77, CPUShares: 512, CPUQuota: 50000, CPUPeriod: 100000, Ulimits: []graph.Ulimit{{Name: "nofile", Soft: 100, Hard: 200}, {Name: "core", Soft: 0, Hard: 0}}}
 		},

@@ -313,8 +313,11 @@ func TestGitSignature(t *testing.T) {
 		ref string
 		v   graph.GitVerify
 	}{
-		{"main", graph.GitVerify{PubKey: good}}, {"v2", graph.GitVerify{PubKey: bad, RequireSigned: true}},
-		{"v2", graph.GitVerify{PubKey: good}}, {"v2", graph.GitVerify{PubKey: good, IgnoreSignedTag: true}}, {"v3", graph.GitVerify{PubKey: good}},
+		{"main", graph.GitVerify{PubKey: good}},
+		{"v2", graph.GitVerify{PubKey: bad, RequireSigned: true}},
+		{"v2", graph.GitVerify{PubKey: good}},
+		{"v2", graph.GitVerify{PubKey: good, IgnoreSignedTag: true}},
+		{"v3", graph.GitVerify{PubKey: good}},
 	} {
 		if err := fetch(ok.ref, ok.v); err != nil {
 			t.Error(ok.ref, err)

@@ -164,8 +164,11 @@ func TestContainerProcesses(t *testing.T) {
 	if _, err := c.NewContainer(ctx, &gateway.NewContainerRequest{
 		ContainerID: "box", Hostname: "somehost", ExtraHosts: []*pb.HostIP{{Host: "some.host", IP: "169.254.1.2"}}, Network: pb.NetMode_NONE,
 		Mounts: []*pb.Mount{
-			{Dest: "/", ResultID: root}, {Dest: "/ro", ResultID: root, Readonly: true, Selector: "/bin"}, {Dest: "/mem", MountType: pb.MountType_TMPFS},
-			{Dest: "/cache", MountType: pb.MountType_CACHE, CacheOpt: &pb.CacheOpt{ID: "x"}}, {Dest: "/scratch"},
+			{Dest: "/", ResultID: root},
+			{Dest: "/ro", ResultID: root, Readonly: true, Selector: "/bin"},
+			{Dest: "/mem", MountType: pb.MountType_TMPFS},
+			{Dest: "/cache", MountType: pb.MountType_CACHE, CacheOpt: &pb.CacheOpt{ID: "x"}},
+			{Dest: "/scratch"},
 			{Dest: "/none", MountType: pb.MountType_SECRET, SecretOpt: &pb.SecretOpt{ID: "none", Optional: true}},
 		},
 	}); err != nil {

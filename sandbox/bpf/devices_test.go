@@ -47,8 +47,11 @@ func allowed(t *testing.T, prog []Insn, kind, access, major, minor int64) bool {
 func TestDevices(t *testing.T) {
 	n := func(v int64) *int64 { return &v }
 	rules := []specs.LinuxDeviceCgroup{
-		{Access: "rwm"}, {Allow: true, Type: "c", Access: "m"}, {Allow: true, Type: "c", Major: n(1), Minor: n(3), Access: "rwm"},
-		{Allow: true, Type: "c", Major: n(136), Access: "rw"}, {Allow: true, Type: "b", Major: n(8), Minor: n(0), Access: "r"},
+		{Access: "rwm"},
+		{Allow: true, Type: "c", Access: "m"},
+		{Allow: true, Type: "c", Major: n(1), Minor: n(3), Access: "rwm"},
+		{Allow: true, Type: "c", Major: n(136), Access: "rw"},
+		{Allow: true, Type: "b", Major: n(8), Minor: n(0), Access: "r"},
 	}
 	prog, err := Devices(rules)
 	if err != nil {
@@ -59,10 +62,19 @@ func TestDevices(t *testing.T) {
 		kind, access, major, minor int64
 		want                       bool
 	}{
-		{char, mknod, 9, 9, true}, {block, mknod, 9, 9, false}, {char, read, 9, 9, false}, {char, read | mknod, 9, 9, false},
-		{char, read | write | mknod, 1, 3, true}, {char, read, 1, 4, false}, {block, read, 1, 3, false},
-		{char, read | write, 136, 77, true}, {char, read | write | mknod, 136, 77, false},
-		{block, read, 8, 0, true}, {block, write, 8, 0, false}, {block, read | write, 8, 0, false}, {block, read, 8, 1, false},
+		{char, mknod, 9, 9, true},
+		{block, mknod, 9, 9, false},
+		{char, read, 9, 9, false},
+		{char, read | mknod, 9, 9, false},
+		{char, read | write | mknod, 1, 3, true},
+		{char, read, 1, 4, false},
+		{block, read, 1, 3, false},
+		{char, read | write, 136, 77, true},
+		{char, read | write | mknod, 136, 77, false},
+		{block, read, 8, 0, true},
+		{block, write, 8, 0, false},
+		{block, read | write, 8, 0, false},
+		{block, read, 8, 1, false},
 	} {
 		if got := allowed(t, prog, c.kind, c.access, c.major, c.minor); got != c.want {
 			t.Errorf("%+v: %v", c, got)
