@@ -19,6 +19,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/event"
+	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/session/remote"
 	"github.com/strata-build/strata/tracing"
 )
@@ -156,21 +157,9 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 		}
 	}
 	opt.Provenance, opt.SBOM, opt.Compatibility = wanted.Provenance, wanted.SBOM, wanted.Compatibility
-	said, err := job.Export(ctx, plan, outs, opt)
+	resp, err := b.export(ctx, plan, outs, opt)
 	if err != nil {
 		return nil, err
-	}
-	if b.recorded {
-		if b.origins, err = origins(ctx, job, plan, opt); err != nil {
-			s.opt.Log.Warn("the record of a build will not say what it was made from", "build", b.ref, "err", err)
-		}
-	}
-	resp := map[string]string{}
-	for _, m := range said {
-		maps.Copy(resp, m) // of two values clients expect the last exporter's
-		if d := descriptorOf(m); d != nil {
-			b.results = append(b.results, d)
-		}
 	}
 	for k, v := range res.meta {
 		if strings.HasPrefix(k, "frontend.") || strings.HasPrefix(k, "result.") {
@@ -179,6 +168,27 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 	}
 	if req.EnableSessionExporter && local != nil {
 		return resp, local.FinalizeExport(ctx, resp)
+	}
+	return resp, nil
+}
+
+// export writes what was built to the outputs. It returns what the client is told, and leaves in the build what the history keeps.
+func (b *build) export(ctx context.Context, plan *image.Plan, outs engine.Outputs, opt engine.ExportOptions) (map[string]string, error) {
+	said, err := b.bridge.job.Export(ctx, plan, outs, opt)
+	if err != nil {
+		return nil, err
+	}
+	if b.recorded {
+		if b.origins, err = origins(ctx, b.bridge.job, plan, opt); err != nil {
+			b.bridge.s.opt.Log.Warn("the record of a build will not say what it was made from", "build", b.ref, "err", err)
+		}
+	}
+	resp := map[string]string{}
+	for _, m := range said {
+		maps.Copy(resp, m) // of two values clients expect the last exporter's
+		if d := descriptorOf(m); d != nil {
+			b.results = append(b.results, d)
+		}
 	}
 	return resp, nil
 }

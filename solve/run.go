@@ -1,0 +1,179 @@
+package solve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/strata-build/strata/event"
+)
+
+// resultOf returns a node's outputs: found, joined, or run.
+func (b *Build[R, E]) resultOf(n *node[R]) ([]R, error) {
+	n.runOnce.Do(func() {
+		n.res, n.err = b.solve(n)
+		n.done.Store(n.err == nil)
+	})
+	if n.err != nil {
+		return nil, n.err
+	}
+	return n.res.outs, nil
+}
+
+func (b *Build[R, E]) solve(n *node[R]) (*shared[R], error) {
+	if err := context.Cause(n.ctx); err != nil {
+		return nil, err
+	}
+	if err := b.keyOf(n); err != nil {
+		return nil, err
+	}
+	fkey := string(n.key)
+	if n.forced() {
+		// A forced run is not the run that another build began earlier.
+		fkey += "@" + strconv.FormatInt(b.id, 10)
+	} else if outs, ok := b.lookup(n); ok {
+		b.end(n, true, nil)
+		return newShared(outs), nil
+	}
+	res, retry := b.elsewhere(n)
+	if res != nil {
+		return res, nil
+	}
+	in, err := b.inputs(n)
+	if err != nil {
+		return nil, err
+	}
+	defer in.release()
+	if retry {
+		if res, _ = b.elsewhere(n); res != nil {
+			return res, nil
+		}
+	}
+	for {
+		if err := context.Cause(n.ctx); err != nil {
+			return nil, err
+		}
+		in.retain() // for the flight, which may outlive this build
+		f, id := b.s.board(n.ctx, fkey, b.sink, func(ctx context.Context, f *flight[R]) {
+			defer in.release()
+			b.run(ctx, n, in.outs, f)
+		})
+		if id != 1 {
+			in.release()
+		}
+		res, err := f.wait(n.ctx, id)
+		if err != nil && id != 1 && n.ctx.Err() == nil && f.orphaned() {
+			continue
+		}
+		if err != nil {
+			return nil, b.fail(n, err)
+		}
+		b.end(n, f.cached, nil)
+		return res, nil
+	}
+}
+
+// forced reports whether a node runs in every build that asks for it.
+func (n *node[R]) forced() bool { return n.pin.Volatile || n.v.NoCache }
+
+// held is what a run reads: the inputs, and the shares that keep them alive.
+type held[R Result] struct {
+	outs []R
+	from []*shared[R]
+}
+
+func (h *held[R]) retain() {
+	for _, s := range h.from {
+		s.retain()
+	}
+}
+
+func (h *held[R]) release() {
+	for _, s := range h.from {
+		s.release()
+	}
+}
+
+// inputs solves what a node is made from and retains it for the caller.
+func (b *Build[R, E]) inputs(n *node[R]) (*held[R], error) {
+	outs, err := b.solveAll(n.v.In)
+	if err != nil {
+		return nil, err
+	}
+	h := &held[R]{outs: outs}
+	for _, e := range n.v.In {
+		if e.V != nil {
+			h.from = append(h.from, b.node(e.V).res)
+		}
+	}
+	h.retain()
+	return h, nil
+}
+
+// run is the body of a flight.
+func (b *Build[R, E]) run(ctx context.Context, n *node[R], in []R, f *flight[R]) {
+	if !n.forced() {
+		// Another flight may have ended between the look-up and this one's start.
+		if outs, err := b.s.cache.Lookup(ctx, n.key); err == nil {
+			f.res, f.cached = newShared(outs), true
+			return
+		}
+	}
+	if !n.pin.Light {
+		select {
+		case b.s.slots <- struct{}{}:
+			defer func() { <-b.s.slots }()
+		case <-ctx.Done():
+			f.err = context.Cause(ctx)
+			return
+		}
+	}
+	f.emit(event.Event{Kind: event.Started, Time: time.Now(), Vertex: n.v.ID, Reason: b.why(ctx, n)})
+	outs, err := b.runAndStore(ctx, n, in, f)
+	if err == nil {
+		f.res = newShared(outs)
+		return
+	}
+	for _, r := range outs {
+		r.Release()
+	}
+	if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
+		err = cause
+	}
+	f.err = err
+}
+
+func (b *Build[R, E]) why(ctx context.Context, n *node[R]) string {
+	switch {
+	case n.pin.Volatile:
+		return ""
+	case n.v.NoCache:
+		return "no cache was asked for"
+	}
+	return b.s.cache.Why(ctx, n.v.Name, n.pre)
+}
+
+func (b *Build[R, E]) runAndStore(ctx context.Context, n *node[R], in []R, f *flight[R]) ([]R, error) {
+	start := time.Now()
+	outs, err := b.s.runner.Run(ctx, &Step[R, E]{
+		V: n.v, Pin: n.pin, Key: n.key, In: in, Env: b.env, Solve: b.nested,
+		Emit: func(e event.Event) {
+			if e.Vertex == "" {
+				e.Vertex = n.v.ID
+			}
+			f.emit(e)
+		},
+	})
+	if err != nil {
+		return outs, err
+	}
+	if len(outs) < n.v.Op.Outputs() {
+		return outs, fmt.Errorf("%s made %d outputs instead of %d", n.v.Name, len(outs), n.v.Op.Outputs())
+	}
+	if n.pin.Volatile {
+		return outs, nil
+	}
+	return outs, b.s.cache.Store(ctx, &Entry[R]{Key: n.key, Preimage: n.pre, Name: n.v.Name, Outputs: outs, Cost: time.Since(start)})
+}
