@@ -85,7 +85,15 @@ func (j *Job) foreign(ctx context.Context, req *Request, f *dockerfile.ForeignSy
 func answered(question string, meta map[string]string) (*Response, error) {
 	text := meta["result.txt"]
 	if code := meta["result.statuscode"]; code != "" && code != "0" {
-		return nil, &diag.Error{Kind: diag.Failed, Msg: strings.TrimSpace(text)}
+		var found struct {
+			BuildError struct{ Message string }
+		}
+		_ = json.Unmarshal([]byte(meta["result.json"]), &found) // the text says the rest
+		msg := strings.TrimSpace(text + "\n" + found.BuildError.Message)
+		if msg == "" {
+			msg = "the check has failed"
+		}
+		return nil, &diag.Error{Kind: diag.Failed, Msg: msg}
 	}
 	resp := &Response{Metadata: map[string]any{}, Text: text}
 	if raw := meta["result.json"]; json.Valid([]byte(raw)) {
