@@ -36,6 +36,12 @@ type result struct {
 	proofs map[string][]proof // attestations, by the platform's ID
 }
 
+// answer reports whether the result is no tree but the answer to a question, which is for no platform.
+func (r *result) answer() bool {
+	_, ok := r.meta[metaPlatforms]
+	return !ok && r.many == nil && (r.single == nil || r.single.id == "")
+}
+
 func (r *result) all() []*ref {
 	if r.single != nil {
 		return []*ref{r.single}

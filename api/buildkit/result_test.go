@@ -59,3 +59,22 @@ func TestPlatformsWarning(t *testing.T) {
 		}
 	}
 }
+
+// What is no tree was made for no platform, so nothing is said of it.
+func TestResultThatIsAnAnswer(t *testing.T) {
+	tree := &ref{id: "x"}
+	for _, c := range []struct {
+		res  result
+		want bool
+	}{
+		{result{}, true},
+		{result{single: &ref{}}, true},
+		{result{single: tree}, false},
+		{result{many: map[string]*ref{"a": tree}}, false},
+		{result{single: &ref{}, meta: map[string][]byte{metaPlatforms: []byte("{}")}}, false},
+	} {
+		if c.res.answer() != c.want {
+			t.Errorf("%+v", c.res)
+		}
+	}
+}

@@ -147,7 +147,7 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 	if err != nil {
 		return nil, err
 	}
-	if w := platformsWarning(req.FrontendAttrs["platform"], plan, res.many != nil); w != "" {
+	if w := platformsWarning(req.FrontendAttrs["platform"], plan, res.many != nil); w != "" && !res.answer() {
 		b.journal.take(event.Event{Kind: event.Warn, Time: time.Now(), Warning: &diag.Warning{Msg: w}})
 	}
 	opt.Caches = to
