@@ -36,23 +36,7 @@ func (x *Docker) Name() string { return "exporting to docker image format" }
 
 // Export implements Exporter.
 func (x *Docker) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) {
-	x2 := *x
-	if err := x2.nameFrom(set); err != nil {
-		return nil, err
-	}
-	p, err := e.pack(ctx, set, e.packing(x2.imageOptions, set))
-	if err != nil {
-		return nil, err
-	}
-	files, err := x2.files([]archive.Set{e.set(p, x2.Names)})
-	if err != nil {
-		return nil, err
-	}
-	r, err := receipt(x2.Names, p)
-	if err != nil {
-		return nil, err
-	}
-	return r, e.deliver(ctx, delivery{x.dest, x.tar, r.Metadata}, files)
+	return archived{x.imageOptions, x.tar, x.dest, x.files}.export(ctx, e, set)
 }
 
 func (x *Docker) files(sets []archive.Set) ([]archive.Output, error) {

@@ -30,19 +30,30 @@ func (x *OCI) Name() string { return "exporting to oci image format" }
 
 // Export implements Exporter.
 func (x *OCI) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) {
-	x2 := *x
-	if err := x2.nameFrom(set); err != nil {
+	return archived{x.imageOptions, x.tar, x.dest, archive.OCIFiles}.export(ctx, e, set)
+}
+
+// archived is an export of an image as files of some format.
+type archived struct {
+	imageOptions
+	tar   bool
+	dest  string
+	files func([]archive.Set) ([]archive.Output, error)
+}
+
+func (x archived) export(ctx context.Context, e *Env, set *Set) (*Receipt, error) {
+	if err := x.nameFrom(set); err != nil {
 		return nil, err
 	}
-	p, err := e.pack(ctx, set, e.packing(x2.imageOptions, set))
+	p, err := e.pack(ctx, set, e.packing(x.imageOptions, set))
 	if err != nil {
 		return nil, err
 	}
-	files, err := archive.OCIFiles([]archive.Set{e.set(p, x2.Names)})
+	files, err := x.files([]archive.Set{e.set(p, x.Names)})
 	if err != nil {
 		return nil, err
 	}
-	r, err := receipt(x2.Names, p)
+	r, err := receipt(x.Names, p)
 	if err != nil {
 		return nil, err
 	}
