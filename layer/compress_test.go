@@ -88,6 +88,24 @@ func TestGzipHeader(t *testing.T) {
 	}
 }
 
+// Small streams are those of the standard library, at any level, so that small layers have the digests of other builders.
+func TestSmallGzip(t *testing.T) {
+	for ours, theirs := range map[int]int{0: stdgzip.DefaultCompression, Stored: stdgzip.NoCompression, 1: 1, 6: 6, 9: 9} {
+		for _, n := range []int{0, 1, 2048, gzipSmall} {
+			data := sample(n)
+			var want bytes.Buffer
+			w, err := stdgzip.NewWriterLevel(&want, theirs)
+			must(t, err)
+			_, err = w.Write(data)
+			must(t, err)
+			must(t, w.Close())
+			if got := compress(t, Compression{Gzip, ours}, data, 1000); !bytes.Equal(got, want.Bytes()) {
+				t.Errorf("level %d, %d bytes: not as the standard library has it", ours, n)
+			}
+		}
+	}
+}
+
 // TestGzipLevels: without a level, blocks in which the higher one finds little are compressed with the lower one; blocks
 // refer back to the end of the one before.
 func TestGzipLevels(t *testing.T) {

@@ -2,6 +2,7 @@ package layer
 
 import (
 	"bytes"
+	stdflate "compress/flate"
 	"encoding/binary"
 	"hash/crc32"
 	"io"
@@ -23,11 +24,15 @@ const (
 	gzipSample = 32 << 10
 	gzipGain   = 25
 	gzipDict   = 32 << 10 // what a block may refer back to
+	// gzipSmall is up to which size a stream is what the standard library makes of it. That costs a few milliseconds, and
+	// small layers have the digests that BuildKit, which compresses with it, gives them.
+	gzipSmall = 128 << 10
 )
 
 // gzipWriter compresses blocks in parallel. The bytes do not depend on how many there are at a time.
 type gzipWriter struct {
 	low, high int // the levels to choose from
+	small     int // the level of small streams
 	block     []byte
 	start     int // of the data in block; before it is the end of the last block
 	crc, size uint32
@@ -45,12 +50,12 @@ func newGzip(w io.Writer, level int) (io.WriteCloser, error) {
 	if level < Stored || level > 9 {
 		return nil, diag.Errorf(diag.Invalid, "gzip has no level %d", level).WithHint("use 1 to 9")
 	}
-	z := &gzipWriter{low: level, high: level, queue: make(chan chan *bytes.Buffer, gzipAhead), written: make(chan struct{})}
+	z := &gzipWriter{low: level, high: level, small: level, queue: make(chan chan *bytes.Buffer, gzipAhead), written: make(chan struct{})}
 	switch level {
 	case 0:
-		z.low, z.high = gzipLow, gzipHigh
+		z.low, z.high, z.small = gzipLow, gzipHigh, flate.DefaultCompression
 	case Stored:
-		z.low, z.high = flate.NoCompression, flate.NoCompression
+		z.low, z.high, z.small = flate.NoCompression, flate.NoCompression, flate.NoCompression
 	}
 	z.block = z.space()
 	go z.write(w)
@@ -77,7 +82,8 @@ func (z *gzipWriter) write(w io.Writer) {
 			z.mu.Unlock()
 		}
 	}
-	put([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255}) // RFC 1952: no name, no time, an unknown OS
+	extra := map[int]byte{flate.BestCompression: 2, flate.BestSpeed: 4}[z.small]
+	put([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, extra, 255}) // RFC 1952: no name, no time, the level, an unknown OS
 	for out := range z.queue {
 		put((<-out).Bytes())
 	}
@@ -136,7 +142,13 @@ func (z *gzipWriter) send(last bool) {
 	z.queue <- out
 	go func() {
 		buf := bytes.NewBuffer(make([]byte, 0, (len(block)-start)/2+1024))
-		z.compress(buf, z.level(block[start:]), block[:start], block[start:], last)
+		if last && start == 0 && len(block) <= gzipSmall {
+			f, _ := stdflate.NewWriter(buf, z.small) // nothing can fail, as below
+			_, _ = f.Write(block)
+			_ = f.Close()
+		} else {
+			z.compress(buf, z.level(block[start:]), block[:start], block[start:], last)
+		}
 		z.blocks.Put(&block)
 		out <- buf
 	}()
