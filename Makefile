@@ -39,11 +39,11 @@ test: clients
 	$(GO) test -race -short -timeout 10m ./diag ./graph ./image ./event ./session ./solve ./dockerfile/... ./registry ./cmd/strata/progress
 
 lint:
-	@test -z "$$(gofmt -l $$(git ls-files '*.go') | tee /dev/stderr)"
+	@test -z "$$(gofmt -l $$(git ls-files '*.go') | tee -a /dev/stderr)"
 	$(GO) vet ./...
 	cd tools && $(GO) tool -n staticcheck >/dev/null
 	$$(cd tools && $(GO) tool -n staticcheck) ./...
-	@test -z "$$($$(cd tools && $(GO) tool -n gofumpt) -l $$(git ls-files '*.go') | tee /dev/stderr)"
+	@test -z "$$($$(cd tools && $(GO) tool -n gofumpt) -l $$(git ls-files '*.go') | tee -a /dev/stderr)"
 
 # fuzz runs every fuzz target for FUZZTIME.
 fuzz:

@@ -48,7 +48,7 @@ func (s *execStep) results() ([]tree.Tree, error) {
 			out[i] = o.same
 			continue
 		}
-		info, err := measure(o.draft)
+		info, err := measure(s.store, o)
 		if err != nil {
 			for _, o := range s.outputs {
 				o.discard()
@@ -60,14 +60,26 @@ func (s *execStep) results() ([]tree.Tree, error) {
 	return out, nil
 }
 
-// measure describes a written layer.
-func measure(d *store.Draft) (store.LayerInfo, error) {
+// measure describes a written layer, without the directories that it has for nothing.
+func measure(st *store.Store, o output) (store.LayerInfo, error) {
+	d := o.draft
 	info := store.LayerInfo{ID: d.ID, Created: time.Now()}
-	err := filepath.WalkDir(d.Dir, func(_ string, e fs.DirEntry, err error) error {
+	var empty []string // directories, as far as it has been seen
+	err := filepath.WalkDir(d.Dir, func(p string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
 		info.Files++
+		if n := len(empty); n > 0 && filepath.Dir(p) == filepath.Join(d.Dir, empty[n-1]) {
+			empty = empty[:n-1] // the walk goes into a directory right after it has come to it
+		}
+		if e.IsDir() && p != d.Dir {
+			rel, err := filepath.Rel(d.Dir, p)
+			if err != nil {
+				return err
+			}
+			empty = append(empty, rel)
+		}
 		if !e.Type().IsRegular() {
 			return nil
 		}
@@ -80,6 +92,13 @@ func measure(d *store.Draft) (store.LayerInfo, error) {
 		}
 		return nil
 	})
+	if err == nil && len(empty) > 0 {
+		base := tree.NewStack(st, o.base)
+		defer base.Release()
+		var n int
+		n, err = base.DropRedundant(d.Dir, empty)
+		info.Files -= int64(n)
+	}
 	if err != nil {
 		return info, diag.Errorf(diag.Internal, "cannot read the new layer: %w", err)
 	}
