@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -112,4 +114,44 @@ func TestCachesAreExchanged(t *testing.T) {
 			clean()
 		}
 	}
+	// A cache in the image itself, and one in an object store. The former holds the results of the image's own layers.
+	app := host + "/app:"
+	s3 := "type=s3,bucket=cache,region=us-east-1,access_key_id=key,secret_access_key=secret,use_path_style=true,mode=max,endpoint_url=" + objects(t) + ",name="
+	strata, bucket := s3+"strata", s3+"buildkit"
+	s.ok("build", "--cache-to", "type=inline", "--cache-to", strata, "-t", app+"strata", "--push", "-o", at("strata"), ".")
+	buildkit("--export-cache", "type=inline", "--output", "type=image,push=true,name="+app+"buildkit")
+	buildkit("--import-cache", "type=registry,ref="+app+"buildkit", "--export-cache", bucket, "--output", "type=local,dest="+at("buildkit"))
+	clean()
+	for _, from := range []string{"type=registry,ref=" + app + "strata", strata} {
+		buildkit("--import-cache", from, "--output", "type=local,dest="+at("out"))
+		same("BuildKit with Strata's cache "+from, at("strata"), at("out"))
+	}
+	for _, from := range []string{"type=registry,ref=" + app + "buildkit", bucket} {
+		s.ok("build", "--cache-from", from, "-o", at("out"), ".")
+		same("Strata with BuildKit's cache "+from, at("buildkit"), at("out"))
+		clean()
+	}
+}
+
+// objects starts an object store with a bucket and returns its URL.
+func objects(t *testing.T) string {
+	t.Helper()
+	silo := filepath.Join(t.TempDir(), "silo")
+	build := exec.Command("go", "build", "-o", silo, "./s3")
+	build.Dir = "../../conformance"
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	at := freeAddress(t)
+	daemon(t, "tcp", at, silo, "server", "--json", "--address", at, t.TempDir())
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://"+at+"/cache", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("no bucket: %v", err)
+	}
+	resp.Body.Close()
+	return "http://" + at
 }
