@@ -329,6 +329,39 @@ func TestDirectoriesAreReceivedIncrementally(t *testing.T) {
 	}
 }
 
+// With the differ "none", files of the same size and time are transferred again, into the same directory.
+func TestDirectoriesAreReread(t *testing.T) {
+	src := t.TempDir()
+	write(t, src, "f", "1")
+	then := time.Unix(1_000_000_000, 0)
+	if err := os.Chtimes(filepath.Join(src, "f"), then, then); err != nil {
+		t.Fatal(err)
+	}
+	m := manager(t)
+	attach(t, m, "s", alice, &fakeClient{dirs: map[string]func(grpc.ServerStream) error{"context": dirOf(t, src)}})
+	for _, c := range []struct {
+		reread     bool
+		data, want string
+	}{{false, "1", "1"}, {false, "2", "1"}, {true, "2", "2"}} {
+		write(t, src, "f", c.data)
+		if err := os.Chtimes(filepath.Join(src, "f"), then, then); err != nil {
+			t.Fatal(err)
+		}
+		s := open(t, m, "s", alice)
+		dir, err := s.Sync(t.Context(), &graph.Local{Name: "context", Reread: c.reread}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(filepath.Join(dir.Path, "f")); err != nil || string(b) != c.want {
+			t.Errorf("%+v: %q, %v", c, b, err)
+		}
+		s.Close()
+	}
+	if all, err := m.Usage(); err != nil || len(all) != 1 {
+		t.Errorf("%d directories are kept, want 1: %v", len(all), err)
+	}
+}
+
 func TestSessionsBelongToTheirConnection(t *testing.T) {
 	m := manager(t)
 	f := &fakeClient{dirs: map[string]func(grpc.ServerStream) error{"context": dirOf(t, t.TempDir())}}

@@ -3,7 +3,6 @@ package remote
 import (
 	"bufio"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"io"
@@ -137,11 +136,7 @@ func (s *Session) Sync(ctx context.Context, op *graph.Local, progress func(int64
 	if err != nil {
 		return session.Dir{}, err
 	}
-	id := []string{s.peer.Identity, op.Name, op.SharedKey, c.sharedKey}
-	if op.Reread {
-		id = append(id, rand.Text()) // a copy of its own
-	}
-	key, err := json.Marshal(id)
+	key, err := json.Marshal([]string{s.peer.Identity, op.Name, op.SharedKey, c.sharedKey})
 	if err != nil {
 		return session.Dir{}, err
 	}
@@ -155,10 +150,24 @@ func (s *Session) Sync(ctx context.Context, op *graph.Local, progress func(int64
 	if err := sl.filled(""); err != nil {
 		return session.Dir{}, err
 	}
+	if op.Reread {
+		if err := empty(sl.dir()); err != nil {
+			return session.Dir{}, diag.Errorf(diag.Unavailable, "the directory %q: %w", op.Name, err)
+		}
+	}
 	if err := c.receive(ctx, op, sl.dir(), progress); err != nil {
 		return session.Dir{}, err
 	}
 	return session.Dir{Path: sl.dir(), Key: "session/" + sl.name}, sl.filled(string(shape))
+}
+
+// empty removes what is in a directory, so that nothing of it is taken for what the client has.
+func empty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return err
 }
 
 func (c *client) receive(ctx context.Context, op *graph.Local, dir string, progress func(int64, bool)) error {
