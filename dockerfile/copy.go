@@ -188,22 +188,10 @@ func keepParents(c *graph.Copy, src, os string) (string, error) {
 		return "", err
 	}
 	c.Include = []string{strings.TrimPrefix(pattern, "/")}
-	if !hasWildcard(root) && !hasWildcard(pattern) {
+	if !graph.HasWildcard(root) && !graph.HasWildcard(pattern) {
 		c.Required = c.Include
 	}
 	return root, nil
-}
-
-func hasWildcard(s string) bool {
-	for i := 0; i < len(s); i++ {
-		switch s[i] {
-		case '*', '?', '[':
-			return true
-		case '\\':
-			i++
-		}
-	}
-	return false
 }
 
 // symbolicMode is the grammar of chmod(1): "u+rwx,go=rX".

@@ -19,3 +19,16 @@ type Select struct {
 
 // All selects the whole tree.
 func All() *Selector { return &Selector{Paths: []Select{{Path: "/"}}} }
+
+// HasWildcard reports whether a path is a pattern of path.Match.
+func HasWildcard(p string) bool {
+	for i := 0; i < len(p); i++ {
+		switch p[i] {
+		case '\\':
+			i++
+		case '*', '?', '[':
+			return true
+		}
+	}
+	return false
+}

@@ -285,7 +285,7 @@ func (f *fileInputs) action(a *pb.FileAction, inputs int) ([]byte, error) {
 		f.owner(c.Owner)
 		if i := int(a.SecondaryInput); i >= 0 && i < inputs {
 			f.used[i] = append(f.used[i], graph.Select{
-				Path: c.Src, Wildcard: c.AllowWildcard && hasWildcard(c.Src), Follow: c.FollowSymlink,
+				Path: c.Src, Wildcard: c.AllowWildcard && graph.HasWildcard(c.Src), Follow: c.FollowSymlink,
 				Include: c.IncludePatterns, Exclude: c.ExcludePatterns, Required: c.RequiredPaths,
 			})
 			c.Src = path.Base(c.Src)
@@ -390,18 +390,6 @@ func outermost(paths []string) []string {
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
-}
-
-func hasWildcard(p string) bool {
-	for i := 0; i < len(p); i++ {
-		switch p[i] {
-		case '\\':
-			i++
-		case '*', '?', '[':
-			return true
-		}
-	}
-	return false
 }
 
 // ContentDigest is the digest that stands for the content of several selections, in their order.

@@ -23,7 +23,7 @@ import (
 // Source: cache/contenthash of BuildKit 0.34.
 func (f *Files) BuildKitSum(ctx context.Context, sel graph.Select) (graph.Digest, error) {
 	sel.Path = path.Join("/", sel.Path)
-	filtered := sel.Wildcard && HasWildcard(sel.Path) || len(sel.Include)+len(sel.Exclude) > 0
+	filtered := sel.Wildcard && graph.HasWildcard(sel.Path) || len(sel.Include)+len(sel.Exclude) > 0
 	if len(f.roots) == 0 && sel.Path == "/" && !filtered {
 		return digest.FromString(""), nil
 	}
@@ -118,9 +118,9 @@ func (s *summer) sum(p *Pick) graph.Digest {
 // list is the digest of a selection with patterns: a flat list of paths.
 func (s *summer) list(sel graph.Select, matches []Match) graph.Digest {
 	prefix := strings.TrimSuffix(sel.Path, "/")
-	if sel.Wildcard && HasWildcard(sel.Path) {
+	if sel.Wildcard && graph.HasWildcard(sel.Path) {
 		parts := strings.Split(sel.Path, "/")
-		prefix = strings.TrimSuffix(strings.Join(parts[:slices.IndexFunc(parts, HasWildcard)], "/"), "/")
+		prefix = strings.TrimSuffix(strings.Join(parts[:slices.IndexFunc(parts, graph.HasWildcard)], "/"), "/")
 	}
 	type row struct {
 		path string

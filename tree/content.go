@@ -38,7 +38,7 @@ func (f *Files) content(ctx context.Context, sel graph.Selector) (graph.Digest, 
 		h.num(uint64(len(matches)))
 		for i := range matches {
 			m := &matches[i]
-			if s.Wildcard && HasWildcard(s.Path) {
+			if s.Wildcard && graph.HasWildcard(s.Path) {
 				h.str(path.Base(m.Path)) // the name decides where a copy puts it
 			}
 			if m.IsDir() {

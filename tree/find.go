@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
 )
 
 // maxLinks bounds the symlinks of one path, as the kernel does.
@@ -134,24 +135,11 @@ func (f *Files) notFound(p string, at *Entry, rel, name string) error {
 	return err
 }
 
-// HasWildcard reports whether a path is a pattern of path.Match.
-func HasWildcard(p string) bool {
-	for i := 0; i < len(p); i++ {
-		switch p[i] {
-		case '\\':
-			i++
-		case '*', '?', '[':
-			return true
-		}
-	}
-	return false
-}
-
 // glob returns the paths that a pattern matches, sorted. The part before the first wildcard may lead through symlinks;
 // the rest does not. A directory that matches is not searched further.
 func (f *Files) glob(pattern string, follow bool) ([]found, error) {
 	parts := strings.Split(strings.TrimPrefix(path.Clean("/"+pattern), "/"), "/")
-	n := slices.IndexFunc(parts, HasWildcard)
+	n := slices.IndexFunc(parts, graph.HasWildcard)
 	base, err := f.find(strings.Join(parts[:n], "/"), follow)
 	if diag.KindOf(err) == diag.NotFound && err != nil {
 		return nil, nil

@@ -147,7 +147,7 @@ func (f *Files) linksAt(dir, name string) ([]string, error) {
 		return nil, nil
 	}
 	var kids []found
-	if HasWildcard(name) {
+	if graph.HasWildcard(name) {
 		err = f.globIn(at, []string{name}, &kids)
 	} else if kid, e := f.child(at.e, name); e != nil {
 		err = e

@@ -70,7 +70,7 @@ func (f *Files) Pick(ctx context.Context, sel graph.Select, sums bool) ([]Match,
 }
 
 func (f *Files) matches(sel graph.Select) ([]Match, error) {
-	if !sel.Wildcard || !HasWildcard(sel.Path) {
+	if !sel.Wildcard || !graph.HasWildcard(sel.Path) {
 		at, err := f.find(sel.Path, sel.Follow)
 		if err != nil {
 			return nil, err

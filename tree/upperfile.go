@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
 )
 
 // WriteFile makes a regular file where p resolves to, in the place of any other file that is no directory. What is there is
@@ -185,7 +186,7 @@ func (u *Upper) Mounted(ctx context.Context, dest string, write func(dir string)
 func (u *Upper) Glob(pattern string) ([]string, error) {
 	f := newFiles(u.all, true) // a fresh picture of what is written so far
 	defer f.close()
-	if !HasWildcard(pattern) {
+	if !graph.HasWildcard(pattern) {
 		return []string{pattern}, nil
 	}
 	matches, err := f.glob(pattern, false)
