@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 	"time"
@@ -19,18 +20,26 @@ import (
 	"github.com/strata-build/strata/layer"
 )
 
+// holding goes through the caches that have a cache mount, reading each when it comes to it.
+func (m *Matcher) holding(id string) iter.Seq2[*source, *index] {
+	return func(yield func(*source, *index) bool) {
+		for _, s := range m.sources() {
+			ix := s.index(m)
+			if ix == nil {
+				continue
+			}
+			if _, ok := ix.mounts[id]; ok && !yield(s, ix) {
+				return
+			}
+		}
+	}
+}
+
 // RestoreMount fills dir, which is empty, with what the first cache that has a cache mount holds of it, owner and mode of dir itself
 // included. If there is none, or it is damaged, which is told, dir is empty afterwards. An error is that of a build that ends.
 func (m *Matcher) RestoreMount(ctx context.Context, id, dir string) (bool, error) {
-	for _, s := range m.sources() {
-		ix := s.index(m)
-		if ix == nil {
-			continue
-		}
-		at, ok := ix.mounts[id]
-		if !ok {
-			continue
-		}
+	for s, ix := range m.holding(id) {
+		at := ix.mounts[id]
 		v := digest.FromString("restoring cache mount " + id + " from " + s.id + time.Now().String())
 		sink := m.env.Events
 		sink.Emit(event.Event{Kind: event.Planned, Vertex: v, Name: "restoring cache mount " + id + " from " + s.id})
@@ -60,15 +69,8 @@ func (m *Matcher) mountToCarry(ctx context.Context, id string) *packedMount {
 	if m == nil {
 		return nil
 	}
-	for _, s := range m.sources() {
-		ix := s.index(m)
-		if ix == nil {
-			continue
-		}
-		at, ok := ix.mounts[id]
-		if !ok {
-			continue
-		}
+	for _, ix := range m.holding(id) {
+		at := ix.mounts[id]
 		list, err := readMountList(ctx, ix.from, at)
 		if err != nil {
 			m.env.Events.Emit(event.Event{Kind: event.Message, Time: time.Now(), Text: "the cache mount " + id + " is not exported again: " + err.Error()})
