@@ -151,7 +151,7 @@ func (s *Session) Sync(ctx context.Context, op *graph.Local, progress func(int64
 		return session.Dir{}, err
 	}
 	if op.Reread {
-		if err := empty(sl.dir()); err != nil {
+		if err := sl.clear(); err != nil {
 			return session.Dir{}, diag.Errorf(diag.Unavailable, "the directory %q: %w", op.Name, err)
 		}
 	}
@@ -159,15 +159,6 @@ func (s *Session) Sync(ctx context.Context, op *graph.Local, progress func(int64
 		return session.Dir{}, err
 	}
 	return session.Dir{Path: sl.dir(), Key: "session/" + sl.name}, sl.filled(string(shape))
-}
-
-// empty removes what is in a directory, so that nothing of it is taken for what the client has.
-func empty(dir string) error {
-	entries, err := os.ReadDir(dir)
-	for _, e := range entries {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
-	}
-	return err
 }
 
 func (c *client) receive(ctx context.Context, op *graph.Local, dir string, progress func(int64, bool)) error {

@@ -104,6 +104,11 @@ func (s *slots) take(key, filter string) (*slot, error) {
 	return pick, nil
 }
 
+// clear makes the directory empty, so that nothing in it is taken for what the client has.
+func (s *slot) clear() error {
+	return errors.Join(os.RemoveAll(s.dir()), os.MkdirAll(s.dir(), 0o755))
+}
+
 // filled notes that the slot holds what a filter lets through; before a transfer begins it holds nothing for sure.
 func (s *slot) filled(filter string) error {
 	if filter == "" {
