@@ -191,7 +191,7 @@ func (c *caches) contentMemo(v *graph.Vertex, in llb.CacheInput) graph.Digest {
 // Recall implements cache.Build.
 func (c *caches) Recall(_ context.Context, v *graph.Vertex, in llb.CacheInput) graph.Digest {
 	memo := c.contentMemo(v, in)
-	if memo == "" {
+	if memo == "" || c.b.work.Forced(v.In[in.In]) {
 		return ""
 	}
 	d, _ := c.b.e.store.Memo(memo)

@@ -38,10 +38,14 @@ type node[R Result] struct {
 	wanted map[int]bool // outputs that the build uses; guarded by Build.mu
 	whole  bool         // all outputs must be there
 
+	// noCache is set if any of the equal vertices asks to run without the cache; guarded by Build.mu.
+	noCache bool
+
 	keyOnce sync.Once
 	pin     Pin
 	pre     *Preimage
 	key     graph.Digest
+	anew    string // why a cached result must not be used; "" = it may be
 	keyErr  error
 
 	runOnce sync.Once
@@ -127,23 +131,34 @@ func (b *Build[R, E]) Key(e graph.Edge) (graph.Digest, error) {
 
 func (b *Build[R, E]) solveAll(edges []graph.Edge) ([]R, error) {
 	out := make([]R, len(edges))
+	err := b.together(edges, func(i int) (err error) {
+		out[i], err = b.output(edges[i])
+		return err
+	})
+	return out, err
+}
+
+// together calls f with the index of every edge that is not scratch, in parallel. The first error stops what the others do:
+// the client would throw their work away, though not the cache.
+func (b *Build[R, E]) together(edges []graph.Edge, f func(i int) error) error {
 	var g errgroup.Group
 	for i, e := range edges {
 		if e.IsScratch() {
 			continue
 		}
-		g.Go(func() error {
-			r, err := b.output(e)
+		one := func() error {
+			err := f(i)
 			if err != nil {
-				// Stop the siblings now: their work would be thrown away by the client, though not by the cache.
 				b.abandon(b.ctxOf(e.V), err)
-				return err
 			}
-			out[i] = r
-			return nil
-		})
+			return err
+		}
+		if len(edges) == 1 {
+			return one()
+		}
+		g.Go(one)
 	}
-	return out, g.Wait()
+	return g.Wait()
 }
 
 // output returns one output of a vertex.
@@ -174,7 +189,7 @@ func (b *Build[R, E]) again(n *node[R]) *node[R] {
 		return now
 	}
 	b.past = append(b.past, n)
-	whole := &node[R]{v: n.v, ctx: b.ctx, wanted: n.wanted, whole: true, ended: true}
+	whole := &node[R]{v: n.v, ctx: b.ctx, wanted: n.wanted, whole: true, noCache: n.noCache, ended: true}
 	b.nodes[n.v.ID] = whole
 	return whole
 }
@@ -248,7 +263,7 @@ func (b *Build[R, E]) node(v *graph.Vertex) *node[R] {
 	defer b.mu.Unlock()
 	n := b.nodes[v.ID]
 	if n == nil {
-		n = &node[R]{v: v, ctx: b.ctx, wanted: map[int]bool{}}
+		n = &node[R]{v: v, ctx: b.ctx, wanted: map[int]bool{}, noCache: v.NoCache}
 		b.nodes[v.ID] = n
 		var in []graph.Digest
 		for _, e := range v.In {
@@ -258,6 +273,7 @@ func (b *Build[R, E]) node(v *graph.Vertex) *node[R] {
 		}
 		b.sink.Emit(event.Event{Kind: event.Planned, Vertex: v.ID, Name: v.Name, Group: v.Group, Inputs: in})
 	}
+	n.noCache = n.noCache || v.NoCache
 	return n
 }
 
@@ -271,8 +287,13 @@ func (f *Failure) Error() string { return f.Err.Error() }
 
 func (f *Failure) Unwrap() error { return f.Err }
 
-// fail reports that a node itself failed, and not only what it is made from.
+// fail reports that a node itself failed, and not only what it is made from. A node that was stopped because another one
+// failed is reported as canceled, and the error stays that of the other one.
 func (b *Build[R, E]) fail(n *node[R], err error) error {
+	if _, other := err.(*Failure); other && err == context.Cause(n.ctx) {
+		b.end(n, false, context.Canceled)
+		return err
+	}
 	err = diag.At(err, n.v.At...)
 	b.end(n, false, err)
 	return &Failure{V: n.v, Err: err}

@@ -126,6 +126,12 @@ func (b *Build[R, E]) keep(n *node[R], f *Found[R]) error {
 	return nil
 }
 
+// Forced reports whether a build makes an edge's vertex anew, so that nothing that was noted about earlier results counts.
+func (b *Build[R, E]) Forced(e graph.Edge) bool {
+	n := b.node(e.V)
+	return b.keyOf(n) != nil || n.forced()
+}
+
 // Volatile reports whether an edge's key says nothing about its content.
 func (b *Build[R, E]) Volatile(e graph.Edge) bool {
 	n := b.node(e.V)

@@ -75,8 +75,8 @@ func (b *Build[R, E]) solve(n *node[R]) (*shared[R], error) {
 	}
 }
 
-// forced reports whether a node runs in every build that asks for it.
-func (n *node[R]) forced() bool { return n.pin.Volatile || n.v.NoCache }
+// forced reports whether a node runs in every build that asks for it. It is known once the node has a key.
+func (n *node[R]) forced() bool { return n.pin.Volatile || n.anew != "" }
 
 // held is what a run reads: the inputs, and the shares that keep them alive.
 type held[R Result] struct {
@@ -146,11 +146,8 @@ func (b *Build[R, E]) run(ctx context.Context, n *node[R], in []R, f *flight[R])
 }
 
 func (b *Build[R, E]) why(ctx context.Context, n *node[R]) string {
-	switch {
-	case n.pin.Volatile:
-		return ""
-	case n.v.NoCache:
-		return "no cache was asked for"
+	if n.forced() {
+		return n.anew
 	}
 	return b.s.cache.Why(ctx, n.v.Name, n.pre)
 }

@@ -72,6 +72,10 @@ func (f *fake) Run(ctx context.Context, s *Step[files, *world]) ([]files, error)
 	f.mu.Lock()
 	f.runs = append(f.runs, s.V.Name)
 	f.mu.Unlock()
+	if strings.Contains(s.V.Name, "fails beside") {
+		<-s.Env.begun
+		return nil, errors.New("it fails")
+	}
 	if s.Env.block != nil {
 		s.Env.begun <- struct{}{}
 		select {
@@ -380,6 +384,87 @@ func TestNoCacheRunsAgainAndStores(t *testing.T) {
 		}
 	}
 	want(t, "no cache", f.took(), "step", "step")
+}
+
+// A cached result must not stand in for a step that depends on one that must run: it was made from an earlier output of it.
+func TestNoCacheReachesWhatIsKeyedByIt(t *testing.T) {
+	s, f := newWorld()
+	w := &world{context: map[string]string{"/main.go": "1"}, tag: "sha256:a"}
+	graphOf := func(opts ...graph.Option) graph.Edge {
+		base := exec("base", "b", graph.Edge{})
+		tools := graph.Edge{V: graph.New(exec("tools", "install", base).V.Op, []graph.Edge{base}, append(opts, graph.Named("tools"))...)}
+		dir := exec("workdir", "mkdir", tools)
+		build := exec("build", "make", dir)
+		return copyFrom("final", "/out", exec("other", "o", graph.Edge{}), build)
+	}
+	for _, e := range []graph.Edge{graphOf(), graphOf(graph.NoCache)} {
+		if err := solveOnce(t, s, w, nil, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The final copy is found: it was made from a file with the content that the new run made.
+	want(t, "no cache", f.took(), "base", "tools", "workdir", "build", "other", "final", "tools", "workdir", "build")
+	reasons := map[string]bool{}
+	if err := solveOnce(t, s, w, func(e event.Event) {
+		if e.Kind == event.Started {
+			reasons[e.Reason] = true
+		}
+	}, graphOf(graph.NoCache)); err != nil {
+		t.Fatal(err)
+	}
+	f.took()
+	if !reasons["--no-cache"] || !reasons[`"tools" runs again: --no-cache`] {
+		t.Errorf("reasons %v", reasons)
+	}
+	if err := solveOnce(t, s, w, nil, graphOf()); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "with the cache again", f.took())
+}
+
+// Of two equal steps one may be asked to run without the cache: the build has one of them, and it runs.
+func TestNoCacheOfOneOfTwoEqualSteps(t *testing.T) {
+	s, f := newWorld()
+	plain := exec("step", "x", graph.Edge{})
+	forced := graph.Edge{V: graph.New(plain.V.Op, plain.V.In, graph.Named("step"), graph.NoCache)}
+	top := exec("top", "t", plain, exec("other", "o", forced))
+	for range 2 {
+		if err := solveOnce(t, s, &world{}, nil, top); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want(t, "no cache", f.took(), "step", "other", "top", "step", "other", "top")
+}
+
+// A step that fails while the content of another input is still being made for the same step's key stops that work.
+func TestFailureStopsSiblingsBelowACopy(t *testing.T) {
+	for _, swap := range []bool{false, true} {
+		s, f := newWorld()
+		w := &world{begun: make(chan struct{}, 2), block: make(chan struct{}), gone: context.Background()}
+		slow := exec("slow", "s", graph.Edge{})
+		bad := exec("fails beside another", "f", graph.Edge{})
+		first, second := slow, bad
+		if swap {
+			first, second = bad, slow
+		}
+		op := &graph.File{Actions: []graph.Action{
+			{In: graph.None, From: 0, Out: graph.None, Copy: &graph.Copy{Src: "/out", Dest: "/a"}},
+			{In: 2, From: 1, Out: 0, Copy: &graph.Copy{Src: "/out", Dest: "/b"}},
+		}}
+		ended := map[graph.Digest]string{}
+		err := solveOnce(t, s, w, func(e event.Event) {
+			if e.Kind == event.Done {
+				ended[e.Vertex] = e.Error
+			}
+		}, graph.Edge{V: graph.New(op, []graph.Edge{first, second}, graph.Named("copies"))})
+		if ended[slow.V.ID] != context.Canceled.Error() || ended[bad.V.ID] != "it fails" {
+			t.Errorf("swap %v: the steps ended with %v", swap, ended)
+		}
+		if err == nil || !strings.Contains(err.Error(), "it fails") {
+			t.Errorf("swap %v: error %v", swap, err)
+		}
+		f.took()
+	}
 }
 
 func TestFailureNamesItsPlaceOnce(t *testing.T) {

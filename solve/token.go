@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/strata-build/strata/graph"
 )
@@ -29,30 +28,38 @@ func (b *Build[R, E]) computeKey(n *node[R]) error {
 	if !pin.Complete {
 		p.Op = graph.Canonical(graph.Identity(v.Op))
 	}
-	var g errgroup.Group
-	for i, e := range v.In {
-		if e.IsScratch() {
-			p.Inputs[i] = Input{Name: "scratch"}
-			continue
-		}
-		in := b.node(e.V)
-		one := func() (err error) {
-			p.Inputs[i], err = b.token(n, in, i)
-			return err
-		}
-		if len(v.In) == 1 {
-			if err := one(); err != nil {
-				return err
-			}
-			continue
-		}
-		g.Go(one)
+	for i := range p.Inputs {
+		p.Inputs[i] = Input{Name: "scratch"}
 	}
-	if err := g.Wait(); err != nil {
+	in := make([]*node[R], len(v.In))
+	if err := b.together(v.In, func(i int) (err error) {
+		in[i] = b.node(v.In[i].V)
+		p.Inputs[i], err = b.token(n, in[i], i)
+		return err
+	}); err != nil {
 		return err
 	}
 	n.pre, n.key = p, p.Key()
+	n.anew = b.anew(n, in)
 	return nil
+}
+
+// anew says why no cached result may be used for a node: it was asked to run, or it is keyed by an input that must run first.
+// A cached result was made from an earlier output of that input. An input that is keyed by its content does not count: it has
+// run by now, and a result that was found was made from the same content.
+func (b *Build[R, E]) anew(n *node[R], in []*node[R]) string {
+	b.mu.Lock()
+	asked := n.noCache
+	b.mu.Unlock()
+	if asked {
+		return "--no-cache"
+	}
+	for i, from := range in {
+		if from != nil && n.pre.Inputs[i].Key != "" && from.forced() {
+			return fmt.Sprintf("%q runs again: --no-cache", from.v.Name)
+		}
+	}
+	return ""
 }
 
 // ContentError is why a step has no key: what it reads of an input cannot be told, most often since it is not there.
@@ -84,10 +91,10 @@ func (b *Build[R, E]) token(user, in *node[R], i int) (Input, error) {
 			Out int
 			Sel *graph.Selector
 		}{in.key, out, sel}))
-		if d, err := b.s.cache.Memo(user.ctx, memo); err == nil && !in.v.NoCache {
+		if d, err := b.s.cache.Memo(user.ctx, memo); err == nil && !in.forced() {
 			return Input{Content: d, Name: in.v.Name}, nil
 		}
-		if r := b.remote.Load(); r != nil && !in.v.NoCache {
+		if r := b.remote.Load(); r != nil && !in.forced() {
 			if d, ok := (*r).Token(user.ctx, user.v, i); ok {
 				if d == "" {
 					d = digest.FromString("as it was made: " + memo.String())
