@@ -19,8 +19,6 @@ import (
 	"github.com/strata-build/strata/tree"
 )
 
-type inode struct{ dev, ino uint64 }
-
 // copying is the copy of one tree.
 type copying struct {
 	ctx   context.Context
@@ -34,7 +32,7 @@ type copying struct {
 
 	mu    sync.Mutex
 	dirs  []madeDir
-	links map[inode]string // where the first name of a file with several went
+	links map[tree.FileID]string // where the first name of a file with several went
 	later []hardlink
 }
 
@@ -129,7 +127,7 @@ func (c *copying) linked(e *tree.Entry, dst string) bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	key := inode{e.Dev, e.Ino}
+	key := e.ID()
 	first, ok := c.links[key]
 	if !ok {
 		c.links[key] = dst

@@ -128,6 +128,38 @@ func TestLocal(t *testing.T) {
 	}
 }
 
+// TestSharedFilesAreExportedApart: layers that share a file have no hard link between them, and neither has what is made of them.
+func TestSharedFilesAreExportedApart(t *testing.T) {
+	needRoot(t)
+	s := openStore(t)
+	a, b := addLayer(t, s, map[string]string{"x": "text"}), addLayer(t, s, map[string]string{"z": "text"})
+	if err := os.Link(filepath.Join(s.LayerDir(a), "x"), filepath.Join(s.LayerDir(b), "y")); err != nil {
+		t.Fatal(err)
+	}
+	st := tree.NewStack(s, []store.LayerID{a, b})
+	t.Cleanup(st.Release)
+	set := &Set{Images: []Image{{Platform: amd64, Tree: st}}}
+	dir := t.TempDir()
+	export(t, testEnv(s, &client{dir: dir}), set, output("local"))
+	if err := os.WriteFile(filepath.Join(dir, "x"), []byte("changed"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := os.ReadFile(filepath.Join(dir, "y")); string(got) != "text" {
+		t.Errorf("a change of x changed y to %q", got)
+	}
+	c := &client{}
+	export(t, testEnv(s, c), set, output("tar"))
+	for r := tar.NewReader(&c.buf); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil || h.Typeflag == tar.TypeLink {
+			t.Fatalf("%s is a link to %s, %v", h.Name, h.Linkname, err)
+		}
+	}
+}
+
 func TestLocalPlatformsAndSource(t *testing.T) {
 	needRoot(t)
 	s := openStore(t)

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/tree"
 )
 
 // Local writes the files of the result into the client's directory, owned by whom the directory belongs to.
@@ -69,7 +70,7 @@ func (x *Local) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) 
 }
 
 func (x *Local) write(ctx context.Context, e *Env, dst *dest, p part) error {
-	c := &copying{env: e, src: p.fd, dst: dst, epoch: p.epoch, links: map[inode]string{}}
+	c := &copying{env: e, src: p.fd, dst: dst, epoch: p.epoch, links: map[tree.FileID]string{}}
 	c.g, c.ctx = errgroup.WithContext(ctx)
 	c.g.SetLimit(2 * runtime.GOMAXPROCS(0))
 	if p.prefix != "." {

@@ -168,7 +168,7 @@ func (x *Tar) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) {
 func entries(parts []part) iter.Seq2[*layer.Entry, error] {
 	return func(yield func(*layer.Entry, error) bool) {
 		for _, p := range parts {
-			l := &lister{o: p.opened, yield: yield, links: map[inode]string{}}
+			l := &lister{o: p.opened, yield: yield, links: map[tree.FileID]string{}}
 			if p.prefix != "." {
 				e := entry(p.top.Entry)
 				e.Path = p.prefix
@@ -193,7 +193,7 @@ func entries(parts []part) iter.Seq2[*layer.Entry, error] {
 type lister struct {
 	o     *opened
 	yield func(*layer.Entry, error) bool
-	links map[inode]string
+	links map[tree.FileID]string
 }
 
 func (l *lister) dir(p *tree.Pick, src, dst string) bool {
@@ -217,7 +217,7 @@ func (l *lister) dir(p *tree.Pick, src, dst string) bool {
 
 func (l *lister) file(k *tree.Entry, e *layer.Entry, from string) {
 	if k.Nlink > 1 {
-		id := inode{k.Dev, k.Ino}
+		id := k.ID()
 		if first, ok := l.links[id]; ok {
 			e.Type, e.Link, e.Size = layer.HardLink, first, 0
 			return

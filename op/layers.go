@@ -120,6 +120,7 @@ type part struct {
 	decl  image.OutputLayer
 	gen   func(context.Context, io.Writer) error
 	known *Known
+	only  bool // no other layer has files of the directory decl.Dir
 
 	id      store.LayerID // it is in the store, and can lie on anything
 	draft   *store.Draft
@@ -150,6 +151,9 @@ func (s *sealing) run(ctx context.Context) ([]tree.Tree, error) {
 	}
 	parts, sealed, err := s.declared(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.findOverlaps(parts); err != nil {
 		return nil, err
 	}
 	defer func() {

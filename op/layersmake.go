@@ -179,7 +179,32 @@ func (s *sealing) unpack(ctx context.Context, p *part, r io.Reader, strict bool)
 	return nil
 }
 
-// directory makes a layer of a directory. Its files are linked, not copied.
+// findOverlaps tells the parts whose directories no other part reads.
+func (s *sealing) findOverlaps(parts []*part) error {
+	rels := make([]string, len(parts))
+	for i, p := range parts {
+		if p.decl.Dir == "" {
+			continue
+		}
+		rel, err := s.dir.rel(p.decl.Dir)
+		if err != nil {
+			return p.fail(err)
+		}
+		rels[i] = rel + "/"
+	}
+	for i, p := range parts {
+		p.only = true
+		for j, other := range rels {
+			if j != i && other != "" && (strings.HasPrefix(other, rels[i]) || strings.HasPrefix(rels[i], other)) {
+				p.only = false
+			}
+		}
+	}
+	return nil
+}
+
+// directory makes a layer of a directory. Its files are linked, not copied, unless another layer has them too: no tree shows
+// the build's output and the image together.
 func (s *sealing) directory(ctx context.Context, p *part) error {
 	rel, err := s.dir.rel(p.decl.Dir)
 	if err != nil {
@@ -232,7 +257,7 @@ func (s *sealing) fill(ctx context.Context, p *part, from *tree.Stack, rel strin
 			return err
 		}
 	}
-	if err := u.Copy(ctx, files, &matches[0], dest, tree.CopyOptions{Sockets: true}); err != nil {
+	if err := u.Copy(ctx, files, &matches[0], dest, tree.CopyOptions{Sockets: true, Moved: p.only}); err != nil {
 		return err
 	}
 	if p.info, err = u.Finish(); err != nil {

@@ -40,9 +40,9 @@ func Clamp(dir string, limit time.Time) error {
 		if !late {
 			return nil
 		}
-		if st.Nlink > 1 {
-			key := inode{dev: st.Dev, ino: st.Ino}
-			first := moved[key]
+		key := inode{dev: st.Dev, ino: st.Ino}
+		first := moved[key] // its last name has a link count of 1
+		if st.Nlink > 1 || first != "" {
 			if first == "" {
 				moved[key] = p
 			}

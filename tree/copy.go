@@ -21,15 +21,16 @@ type CopyOptions struct {
 	Replace bool                                                         // replace what is there, even of another type
 	Earlier *Lineage                                                     // where unchanged files are taken from; may be nil
 	Sockets bool                                                         // sockets stay sockets; otherwise they become empty files
+	Moved   bool                                                         // no tree has both the source and the copy: files of any path are linked
 }
 
 // Copy copies a picked file or directory to dest, a path of the merged tree without symlinks, whose parent exists. A
 // directory is merged into one that is there, which keeps its owner and mode. Hard links within the pick stay hard links.
 //
-// A file of another layer whose owner, mode and time stay the same is linked, not copied, and so is a file that an
-// earlier layer has at the same place: layers never change.
+// A large copy shares files with other layers by hard links, which is safe because layers never change: with the source,
+// where path, owner, mode and time stay the same, and with an earlier layer that has the same file at the same place.
 func (u *Upper) Copy(ctx context.Context, f *Files, m *Match, dest string, opt CopyOptions) error {
-	c := &copier{u: u, f: f, opt: opt, groups: map[inode]*linkGroup{}}
+	c := &copier{u: u, f: f, opt: opt, groups: map[inode]*linkGroup{}, share: opt.Moved || m.isLarge()}
 	if opt.Own == nil {
 		c.opt.Own = func(mode, uid, gid uint32) (uint32, uint32, uint32) { return mode, uid, gid }
 	}
@@ -90,10 +91,33 @@ type copier struct {
 	f   *Files
 	opt CopyOptions
 
+	share bool // link files of other layers
+
 	mu      sync.Mutex
 	groups  map[inode]*linkGroup
 	noRange atomic.Bool // copy_file_range does not work between the two
 	noLink  atomic.Bool // link does not
+}
+
+// A copy of at least so many files or bytes shares them with other layers. Smaller ones do not: a step sees the link count
+// of a shared file, and some programs refuse files with more than one name (cron does), while copying takes milliseconds.
+const (
+	sharedFiles = 256
+	sharedBytes = 16 << 20
+)
+
+// isLarge reports whether the pick has enough files or bytes to share them.
+func (p *Pick) isLarge() bool {
+	files, bytes := 0, int64(0)
+	var add func(p *Pick) bool
+	add = func(p *Pick) bool {
+		if p.IsRegular() {
+			files++
+			bytes += p.Size
+		}
+		return files >= sharedFiles || bytes >= sharedBytes || slices.ContainsFunc(p.Kids, func(k Pick) bool { return add(&k) })
+	}
+	return add(p)
 }
 
 // linkGroup is a file of the source with several names.

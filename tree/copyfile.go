@@ -192,20 +192,29 @@ func (w *writer) later(k *Pick, m madeFile) error {
 	return nil
 }
 
-// link gives the file its name without copying it, if there is one that is the same in all that counts.
+// link gives the file its name without copying it, if another layer has one that is the same in all that counts, under the
+// same path. That rule keeps sharing invisible in every stack of layers: of two layers that share a file, the upper one
+// hides the other's name. For the same reason a file that has several names in its own layer is not shared: the other
+// names could be seen beside the new one.
 func (w *writer) link(k *Pick, m *madeFile) (bool, error) {
 	c := w.j.c
-	if c.noLink.Load() {
+	if !c.share || c.noLink.Load() {
 		return false, nil
 	}
-	from, name := -1, m.name
-	if c.f.overlay && k.Mode&0o7777 == m.mode && k.UID == m.uid && k.GID == m.gid && k.MTime == m.mtime && c.claim(k.Entry) {
-		fd, err := w.src.dirFD(k.layer)
+	rel := joinRel(w.j.at.rel, m.name)
+	from := -1
+	name := m.name
+	if c.f.overlay && (c.opt.Moved || joinRel(w.j.src, k.Name) == rel) && k.Mode&0o7777 == m.mode && k.UID == m.uid && k.GID == m.gid && k.MTime == m.mtime {
+		several, err := c.f.hasSeveralNames(k.Entry)
+		if err == nil && !several {
+			from, err = w.src.dirFD(k.layer)
+			name = k.Name
+		}
 		if err != nil {
 			return false, err
 		}
-		from, name = fd, k.Name
-	} else if w.prev >= 0 && k.Hashed && has(w.known, m) {
+	}
+	if from < 0 && w.prev >= 0 && k.Hashed && has(w.known, m) {
 		from = w.prev
 	}
 	if from < 0 {
@@ -219,22 +228,9 @@ func (w *writer) link(k *Pick, m *madeFile) (bool, error) {
 		c.noLink.Store(true)
 	case unix.EMLINK, unix.ENOENT:
 	default:
-		return false, &os.PathError{Op: "link", Path: "/" + joinRel(w.j.at.rel, m.name), Err: err}
+		return false, &os.PathError{Op: "link", Path: "/" + rel, Err: err}
 	}
 	return false, nil
-}
-
-// claim reports whether a file of another layer has no name in this one yet: two names would be hard links, which the
-// source does not have.
-func (c *copier) claim(e *Entry) bool {
-	key := inode{dev: e.Dev, ino: e.Ino}
-	c.u.mu.Lock()
-	defer c.u.mu.Unlock()
-	if c.u.linked[key] {
-		return false
-	}
-	c.u.linked[key] = true
-	return true
 }
 
 // copy writes a new file.

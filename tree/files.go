@@ -2,7 +2,9 @@ package tree
 
 import (
 	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -29,6 +31,10 @@ type root struct {
 	once sync.Once
 	f    *os.File
 	err  error
+
+	counted  sync.Once
+	several  map[inode]bool // regular files with several names below path
+	countErr error
 }
 
 func (r *root) fd() (int, error) {
@@ -77,6 +83,12 @@ type Entry struct {
 	layer  int  // index of the root that has it
 	dir    *dir // of a directory
 }
+
+// FileID tells the files of a tree apart: entries with equal IDs are names of one file.
+type FileID inode
+
+// ID returns the identity of the file. Layers share inodes; hard links exist within a layer only, as in the layer's tar.
+func (e *Entry) ID() FileID { return FileID{e.layer, e.Dev, e.Ino} }
 
 // IsDir reports whether it is a directory.
 func (e *Entry) IsDir() bool { return isType(e.Mode, unix.S_IFDIR) }
@@ -129,6 +141,38 @@ func (f *Files) open(layer int, rel string, flags int) (int, error) {
 // host is the path of an entry of directory d on this machine. It is safe for layers only: their directories do not
 // change.
 func (f *Files) host(e *Entry, rel string) string { return f.roots[e.layer].path + "/" + rel }
+
+// hasSeveralNames reports whether a layer has a file under more than one name. Its link count alone does not tell: other
+// layers have names of it too.
+func (f *Files) hasSeveralNames(e *Entry) (bool, error) {
+	if e.Nlink < 2 {
+		return false, nil
+	}
+	r := f.roots[e.layer]
+	r.counted.Do(func() { r.several, r.countErr = severalNames(r.path) })
+	return r.several[inode{dev: e.Dev, ino: e.Ino}], r.countErr
+}
+
+// severalNames finds the regular files that have more than one name below a layer's directory.
+func severalNames(dir string) (map[inode]bool, error) {
+	several := map[inode]bool{}
+	err := filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(p, &st); err != nil {
+			return &os.PathError{Op: "lstat", Path: p, Err: err}
+		}
+		if st.Nlink > 1 {
+			key := inode{dev: st.Dev, ino: st.Ino}
+			_, again := several[key]
+			several[key] = again
+		}
+		return nil
+	})
+	return several, err
+}
 
 // rootEntry returns the root directory's own entry.
 func (f *Files) rootEntry() (*Entry, error) {

@@ -33,7 +33,6 @@ type Upper struct {
 
 	mu     sync.Mutex
 	times  map[string]int64      // of directories, set at the end: their content comes after them
-	linked map[inode]bool        // files of other layers that have a name here
 	made   map[string][]madeFile // by directory: for the next layer of this kind
 	opaque bool                  // something else wrote into the layer: made does not say what is there
 }
@@ -69,7 +68,7 @@ func NewUpper(base *Stack, draft *store.Draft) (*Upper, error) {
 	}
 	u := &Upper{
 		base: base, draft: draft, fd: fd, umask: umask(), euid: uint32(os.Geteuid()), egid: uint32(os.Getegid()), all: append(layers{draft.Dir}, base.dirs()...),
-		times: map[string]int64{}, linked: map[inode]bool{}, made: map[string][]madeFile{},
+		times: map[string]int64{}, made: map[string][]madeFile{},
 	}
 	below, err := u.all[1:].root()
 	if err == nil && len(u.all) > 1 {
