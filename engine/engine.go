@@ -11,12 +11,10 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"sync"
 	"time"
 
 	"github.com/strata-build/strata/export"
 	"github.com/strata-build/strata/op"
-	"github.com/strata-build/strata/proxy"
 	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/sandbox"
 	"github.com/strata-build/strata/solve"
@@ -60,8 +58,6 @@ type Engine struct {
 	seals   *op.LayersRunner
 	solver  *solve.Solver[tree.Tree, *build]
 	now     listeners // the builds under way
-
-	authority func() (*proxy.Authority, error) // of the proxies of steps, made when first needed
 }
 
 // InUse is in the error of Open if another process owns the root: it says which, and whether it can be called.
@@ -76,7 +72,7 @@ func Open(ctx context.Context, opt Options) (*Engine, error) {
 	if opt.MaxParallel <= 0 {
 		opt.MaxParallel = max(16, 4*runtime.NumCPU())
 	}
-	e := &Engine{opt: opt, log: opt.Log, authority: sync.OnceValues(proxy.NewAuthority)}
+	e := &Engine{opt: opt, log: opt.Log}
 	if err := e.openBox(); err != nil {
 		return nil, err
 	}

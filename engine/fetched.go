@@ -38,7 +38,7 @@ func (b *build) newProxy(network graph.Network) (*proxy.Proxy, error) {
 	if network.Direct() == network {
 		return nil, nil
 	}
-	a, err := b.e.authority()
+	a, err := proxy.NewAuthority()
 	if err != nil {
 		return nil, err
 	}

@@ -17,12 +17,13 @@ import (
 )
 
 const (
-	authorityAge = 10 * 365 * 24 * time.Hour
+	authorityAge = 7 * 24 * time.Hour // longer than any step
 	leafAge      = 24 * time.Hour
 	maxLeaves    = 1024 // certificates that are kept
 )
 
-// Authority signs certificates for the hosts that steps connect to. Its key is never written anywhere.
+// Authority signs certificates for the hosts that a step connects to. Its key is never written anywhere. Use one for each step: a
+// certificate that a step managed to keep is then of no use to anybody.
 type Authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey

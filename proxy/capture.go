@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -41,25 +42,47 @@ func (p *Proxy) Materials() []Material {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	out := slices.Clone(p.materials)
-	known := map[string]string{}
-	for _, m := range out {
-		known[m.URL] = m.Digest
+	from := map[string][]string{} // the addresses that lead to one
+	for _, r := range p.requests {
+		if r.Redirect != "" {
+			from[r.Redirect] = append(from[r.Redirect], r.URL)
+		}
 	}
-	for again := true; again; {
-		again = false
-		for _, r := range p.requests {
-			if d := known[r.Redirect]; d != "" && known[r.URL] == "" {
-				known[r.URL], again = d, true
-				out = append(out, Material{r.URL, d})
+	known := map[string]bool{}
+	for _, m := range out {
+		known[m.URL] = true
+	}
+	for i := 0; i < len(out); i++ {
+		for _, u := range from[out[i].URL] {
+			if !known[u] {
+				known[u] = true
+				out = append(out, Material{u, out[i].Digest})
 			}
 		}
 	}
 	return out
 }
 
+// admit reserves the room for what is recorded of a request, or says why there is none.
+func (p *Proxy) admit(r *http.Request, l limits) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := len(r.URL.String())
+	switch {
+	case p.admitted >= l.requests:
+		return fmt.Errorf("the step has made %d requests, and its proxy records no more: split the step", p.admitted)
+	case p.recorded+n > l.recorded:
+		return fmt.Errorf("the addresses of the step's requests have more than %d bytes, and its proxy records no more: split the step", l.recorded)
+	}
+	p.admitted++
+	p.recorded += n
+	return nil
+}
+
 func (p *Proxy) answered(r *http.Request, status int, redirect string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.recorded += len(redirect)
 	p.requests = append(p.requests, Request{r.Method, plain(r.URL), redirect, status})
 }
 

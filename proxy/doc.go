@@ -11,6 +11,10 @@
 //		fmt.Println(m.URL, m.Digest)
 //	}
 //
+// What is asked, what the policy decides about and what is recorded are one address in one spelling. A request through a tunnel is
+// for the tunnel's authority, or it is refused; so are spellings of hosts that programs read in different ways. What the proxy
+// reads and records is bounded, and it waits for nobody forever.
+//
 // A material is a response that is whole and can be asked for again: to GET, successful, of the full content. What was answered
 // otherwise is incomplete, with the reason in BuildKit's words.
 package proxy
