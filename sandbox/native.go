@@ -19,6 +19,7 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/sandbox/bpf"
+	"github.com/strata-build/strata/sandbox/reexec"
 	"github.com/strata-build/strata/sandbox/spawn"
 )
 
@@ -47,6 +48,9 @@ func newNative(owner string) (*native, error) {
 	ids, err := os.ReadFile("/proc/self/uid_map")
 	if err != nil || strings.Join(strings.Fields(string(ids)), " ") != "0 0 4294967295" {
 		return nil, errors.New("this process is in a user namespace")
+	}
+	if err := reexec.Check(); err != nil {
+		return nil, err
 	}
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)
 	if err != nil {

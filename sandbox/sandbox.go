@@ -46,7 +46,8 @@ type Sandbox struct {
 
 	mu     sync.Mutex // of prepare and outside
 	host   *host
-	native *native // nil = this machine cannot
+	native *native // nil = it cannot be used
+	lacks  error   // why not; nil = it was not asked for
 	runc   *runc   // nil = not found yet
 }
 
@@ -177,8 +178,8 @@ func (s *Sandbox) find() error {
 		s.log.Warn("this kernel has no seccomp: build steps run without a system call filter")
 	}
 	if !s.forced {
-		if s.native, err = newNative(s.owner); err != nil {
-			s.log.Info("build steps cannot use the built-in container runtime", "reason", err)
+		if s.native, s.lacks = newNative(s.owner); s.lacks != nil {
+			s.log.Info("build steps cannot use the built-in container runtime", "reason", s.lacks)
 		}
 	}
 	s.host = h
@@ -252,7 +253,7 @@ func (s *Sandbox) start(ctx context.Context, b *bundle, p *plan) (*Exit, error) 
 		return nil, err
 	}
 	c := &container{bundle: b, cgroup: p.cgroup, cgroups: s.host.cgroups, spec: p.Spec, started: make(chan struct{}), log: b.file("log.json")}
-	var why error
+	why := s.lacks
 	if s.native != nil && p.live == nil {
 		if why = s.native.accepts(oci); why == nil {
 			return s.native.run(ctx, c, oci)

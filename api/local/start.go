@@ -8,12 +8,12 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"syscall"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
+	"github.com/strata-build/strata/sandbox/reexec"
 )
 
 // SocketPath is where the engine of a root listens. Paths of roots may be too long for a socket's name.
@@ -43,11 +43,11 @@ func Listen(root string) (*net.UnixListener, error) {
 
 // Executable identifies this program: another build of it has another value.
 func Executable() string {
-	path, err := os.Executable()
+	path, err := reexec.Executable()
 	if err != nil {
 		return ""
 	}
-	st, err := os.Stat(path)
+	st, err := os.Stat("/proc/self/exe") // path may lead to another program by now
 	if err != nil {
 		return ""
 	}
@@ -85,10 +85,6 @@ func Ready(pipe *os.File, err error) {
 
 // start starts an engine in the background and waits until it is ready.
 func (c *Client) start(ctx context.Context) error {
-	exe, err := os.Executable()
-	if err != nil {
-		return err
-	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return diag.Errorf(diag.Exhausted, "the engine's process cannot be started: %w", err)
@@ -100,12 +96,16 @@ func (c *Client) start(ctx context.Context) error {
 	}
 	defer log.Close()
 	before := c.logSize()
-	cmd := exec.Command(exe, c.args...)
+	cmd, started, err := reexec.Command(c.args...)
+	if err != nil {
+		return errors.Join(err, w.Close())
+	}
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
+	started()
 	_ = w.Close()
 	if err != nil {
 		return diag.Errorf(diag.Internal, "the engine's process cannot be started: %w", err)

@@ -65,7 +65,7 @@ const defaultIdle = 5 * time.Minute
 // open returns the engine of the state root: the one that serves it, one that is started for it, or, without a daemon, one
 // in this process.
 func (c *cli) open(ctx context.Context) (builder, error) {
-	if c.noDaemon || os.Getenv("STRATA_DAEMON") == "off" || c.debug {
+	if c.inProcess() {
 		return c.openHere(ctx)
 	}
 	args, err := c.daemonArgs()
@@ -73,6 +73,11 @@ func (c *cli) open(ctx context.Context) (builder, error) {
 		return nil, err
 	}
 	return local.Connect(c.root, args, func(text string) { fmt.Fprintln(c.err, text) })
+}
+
+// inProcess reports whether the command itself is to run the engine.
+func (c *cli) inProcess() bool {
+	return c.noDaemon || os.Getenv("STRATA_DAEMON") == "off" || c.debug
 }
 
 // daemonArgs is the command line of an engine with this one's settings.
@@ -109,10 +114,11 @@ func newDaemonServe(c *cli) *cobra.Command {
 	var idle time.Duration
 	var ready bool
 	cmd := &cobra.Command{
-		Use:   "serve [OPTIONS]",
-		Short: "Run the engine in the foreground",
-		Args:  args(0, 0, "no arguments"),
-		RunE:  func(cmd *cobra.Command, _ []string) error { return c.serve(cmd.Context(), idle, ready) },
+		Use:         "serve [OPTIONS]",
+		Short:       "Run the engine in the foreground",
+		Annotations: map[string]string{ownsEngine: "yes"},
+		Args:        args(0, 0, "no arguments"),
+		RunE:        func(cmd *cobra.Command, _ []string) error { return c.serve(cmd.Context(), idle, ready) },
 	}
 	cmd.Flags().DurationVar(&idle, "idle", 0, "End after this time without a command; 0 is never")
 	bytesFlag(cmd.Flags(), "gc-bytes", "Keep the state below this size (default chosen by the disk; $STRATA_GC_BYTES)", &c.gcBytes)

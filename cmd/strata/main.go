@@ -21,12 +21,14 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"github.com/strata-build/strata/api/buildkit"
 	"github.com/strata-build/strata/cmd/strata/progress"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
+	"github.com/strata-build/strata/sandbox/reexec"
 	"github.com/strata-build/strata/tracing"
 )
 
@@ -130,6 +132,20 @@ func (c *cli) openHere(ctx context.Context) (*engine.Engine, error) {
 	}
 	return engine.Open(ctx, opt)
 }
+
+// protect runs the program again from an executable that build steps cannot write to, if the command runs the engine in this
+// process. Only root runs steps; where it is impossible, the engine says what it needs when the first step comes.
+func (c *cli) protect(cmd *cobra.Command, _ []string) {
+	if os.Geteuid() != 0 || !c.inProcess() && cmd.Annotations[ownsEngine] == "" {
+		return
+	}
+	if err := reexec.Protect(); err != nil {
+		c.logger().Warn("the builder cannot be run from a read-only mount", "err", err)
+	}
+}
+
+// ownsEngine is an annotation of commands that run the engine in their process in any case.
+const ownsEngine = "engine"
 
 func (c *cli) engineOptions() (engine.Options, error) {
 	opt := engine.Options{

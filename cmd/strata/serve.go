@@ -43,7 +43,8 @@ func newServe(c *cli) *cobra.Command {
 		Long: "Serve BuildKit's clients: buildctl, docker buildx (driver remote) and others; and this program's own commands.\n\n" +
 			"The configuration file has the names of buildkitd.toml. A program of the name buildkitd is this command: it takes\n" +
 			"buildkitd's flags, and reads /etc/buildkit/buildkitd.toml.",
-		Args: args(0, 0, "no arguments"),
+		Args:        args(0, 0, "no arguments"),
+		Annotations: map[string]string{ownsEngine: "yes"},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if show, err := cmd.Flags().GetBool("version"); err == nil && show {
 				fmt.Fprintf(c.out, "buildkitd github.com/strata-build/strata %s\n", version)

@@ -23,7 +23,7 @@ const module = "github.com/strata-build/strata/"
 var rooms = [][]string{
 	{"diag", "span"},
 	{"graph"},
-	{"image", "event", "sandbox/spawn", "sandbox/bpf"},
+	{"image", "event", "sandbox/spawn", "sandbox/bpf", "sandbox/reexec"},
 	{"layer/inflate", "layer", "store", "registry", "session", "sandbox", "tree", "history", "tracing", "proxy", "solve", "dockerfile/lint", "dockerfile", "llb", "signature", "provenance"},
 	{"archive", "relayer", "policy", "session/remote"},
 	{"op", "source", "export", "cache", "pack"},

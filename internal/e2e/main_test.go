@@ -43,6 +43,7 @@ func run(m *testing.M) int {
 // compile builds the program; another version makes another binary.
 func compile(to, version string) error {
 	cmd := exec.Command("go", "build", "-buildvcs=false", "-ldflags", "-X main.version=e2e"+version, "-o", to, "github.com/strata-build/strata/cmd/strata")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as make build does
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go build: %w: %s", err, out)
 	}
