@@ -55,35 +55,35 @@ type collector struct {
 	keys    *Keys
 	matcher *Matcher // nil = nothing was imported
 	results Results
-	edges   map[graph.Edge]*item // nil = it has no record
+	edges   map[graph.Edge][]*item // none = it has no record
 	byID    map[string]*item
 	items   []*item
 }
 
 func newCollector(ctx context.Context, keys *Keys, m *Matcher, r Results) *collector {
-	return &collector{ctx: ctx, keys: keys, matcher: m, results: r, edges: map[graph.Edge]*item{}, byID: map[string]*item{}}
+	return &collector{ctx: ctx, keys: keys, matcher: m, results: r, edges: map[graph.Edge][]*item{}, byID: map[string]*item{}}
 }
 
-// item returns the record of an output, nil if it has none: because it holds a client's directory, or what lies below cannot
-// be known again.
-func (c *collector) item(e graph.Edge) *item {
-	if it, ok := c.edges[e]; ok {
-		return it
+// record returns the records of an output: none if it holds a client's directory, or what lies below cannot be known again.
+// There are two where BuildKit's digest is ambiguous: Strata finds one, and BuildKit the other.
+func (c *collector) record(e graph.Edge) []*item {
+	if all, ok := c.edges[e]; ok {
+		return all
 	}
 	c.edges[e] = nil
-	it := c.make(e)
-	c.edges[e] = it
-	return it
+	all := c.make(e)
+	c.edges[e] = all
+	return all
 }
 
-func (c *collector) make(e graph.Edge) *item {
+func (c *collector) make(e graph.Edge) []*item {
 	cm := c.keys.of(c.ctx, e.V)
 	if cm == nil {
 		return nil
 	}
 	it := &item{digest: llb.RecordDigest(cm.Digest, e.Out), inputs: make([][]itemLink, len(cm.Inputs))}
 	for i, in := range cm.Inputs {
-		if from := c.item(e.V.In[in.In]); from != nil {
+		for _, from := range c.record(e.V.In[in.In]) {
 			it.inputs[i] = append(it.inputs[i], itemLink{in.Selector, from})
 		}
 		if in.Content != nil {
@@ -99,7 +99,12 @@ func (c *collector) make(e graph.Edge) *item {
 	if len(cm.Inputs) > 0 && (e.V.Export == nil || *e.V.Export) {
 		c.result(it, e)
 	}
-	return c.add(it)
+	if cm.BuildKit == "" {
+		return []*item{c.add(it)}
+	}
+	theirs := *it
+	theirs.digest = llb.RecordDigest(cm.BuildKit, e.Out)
+	return []*item{c.add(it), c.add(&theirs)}
 }
 
 func (c *collector) content(v *graph.Vertex, in llb.CacheInput) graph.Digest {

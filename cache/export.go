@@ -152,7 +152,7 @@ func (x *Export) run(ctx context.Context, c *collector, roots []graph.Edge) (map
 	done := x.step("preparing build cache for export")
 	for _, e := range roots {
 		if e.V != nil {
-			c.item(e)
+			c.record(e)
 		}
 	}
 	if !x.Max {
@@ -276,7 +276,7 @@ func Records(ctx context.Context, c *Collected, root graph.Edge, ids []store.Lay
 		return nil, nil
 	}
 	col := newCollector(ctx, c.Keys, c.Matcher, c.Results)
-	col.item(root)
+	col.record(root)
 	col.within([]graph.Edge{root})
 	all := col.sorted()
 	out := records(all)

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"path"
+	"reflect"
 	"runtime"
 	"slices"
 	"strconv"
@@ -20,7 +21,10 @@ import (
 // CacheKey methods of source, in BuildKit 0.34: digests are of JSON, so the types and the order of fields count.
 type CacheMap struct {
 	Digest graph.Digest // of the op, without its inputs
-	Inputs []CacheInput // those that are not scratch
+	// BuildKit is BuildKit's digest of the op where that is ambiguous: it knows an input by the content of several paths, but
+	// not which content goes where. Such a digest may be written for BuildKit, and must not be matched. Else it is "".
+	BuildKit graph.Digest
+	Inputs   []CacheInput // those that are not scratch
 }
 
 // CacheInput is how an input takes part in the key.
@@ -66,10 +70,15 @@ func NewCacheMap(v *graph.Vertex, pin SourcePin) (*CacheMap, error) {
 	case *pb.Op_Source:
 		return m.source(v, pin)
 	case *pb.Op_Exec:
-		m.mounts(o.Exec)
-		m.Digest, err = execDigest(o.Exec, v.Platform)
+		used := m.mounts(o.Exec)
+		if m.Digest, err = execDigest(o.Exec, v.Platform); err == nil {
+			m.disambiguate(used)
+		}
 	case *pb.Op_File:
-		m.Digest, err = m.file(o.File)
+		var used [][]graph.Select
+		if m.Digest, used, err = m.file(o.File); err == nil {
+			m.disambiguate(used)
+		}
 	case *pb.Op_Merge:
 		m.Digest, err = jsonDigest(struct {
 			Type  string
@@ -84,6 +93,25 @@ func NewCacheMap(v *graph.Vertex, pin SourcePin) (*CacheMap, error) {
 		return m.own(v, pin)
 	}
 	return m, err
+}
+
+// disambiguate gives the op a digest of Strata's own if it uses several parts of an input: used lists them per input, in the
+// order of the op. It covers which part is used where.
+func (m *CacheMap) disambiguate(used [][]graph.Select) {
+	if !slices.ContainsFunc(used, several) {
+		return
+	}
+	m.BuildKit = m.Digest
+	m.Digest = digest.FromBytes(graph.Canonical(struct {
+		Type string
+		Op   graph.Digest
+		Used [][]graph.Select
+	}{"strata.parts.v0", m.Digest, used}))
+}
+
+// several reports whether selections are not all the same.
+func several(used []graph.Select) bool {
+	return slices.ContainsFunc(used, func(s graph.Select) bool { return !reflect.DeepEqual(s, used[0]) })
 }
 
 func jsonDigest(v any) (graph.Digest, error) {
@@ -168,9 +196,10 @@ func gitKey(o *graph.Git, commit string) string {
 	return key
 }
 
-// mounts says what of the inputs an exec uses.
-func (m *CacheMap) mounts(o *pb.ExecOp) {
+// mounts says what of the inputs an exec uses, and returns the parts of those that may be known by their content.
+func (m *CacheMap) mounts(o *pb.ExecOp) [][]graph.Select {
 	used := make([][]string, len(m.Inputs))
+	parts := make([][]graph.Select, len(m.Inputs))
 	byContent := make([]bool, len(m.Inputs))
 	for _, x := range o.Mounts {
 		switch x.MountType {
@@ -199,6 +228,9 @@ func (m *CacheMap) mounts(o *pb.ExecOp) {
 		if !byContent[i] {
 			continue
 		}
+		for _, p := range paths {
+			parts[i] = append(parts[i], graph.Select{Path: p})
+		}
 		for _, p := range outermost(paths) {
 			if p == "/" {
 				in.Content = graph.All().Paths
@@ -207,6 +239,7 @@ func (m *CacheMap) mounts(o *pb.ExecOp) {
 			in.Content = append(in.Content, graph.Select{Path: p, Follow: true})
 		}
 	}
+	return parts
 }
 
 // execDigest is the digest of an exec. What changes nothing, or changed nothing in old versions, is left out.
@@ -295,25 +328,28 @@ func (f *fileInputs) action(a *pb.FileAction, inputs int) ([]byte, error) {
 	return nil, invalidf("a file action of an unknown kind")
 }
 
-func (m *CacheMap) file(o *pb.FileOp) (graph.Digest, error) {
+// file returns the digest of file actions, and the parts that they read of each input, in their order.
+func (m *CacheMap) file(o *pb.FileOp) (graph.Digest, [][]graph.Select, error) {
 	f := fileInputs{used: map[int][]graph.Select{}, changed: map[int]bool{}}
 	actions := make([][]byte, len(o.Actions))
 	indexes := make([][]int, len(o.Actions))
 	for i, a := range o.Actions {
 		var err error
 		if actions[i], err = f.action(a, len(m.Inputs)); err != nil {
-			return "", err
+			return "", nil, err
 		}
 		indexes[i] = []int{int(a.Input), int(a.SecondaryInput), int(a.Output)}
 	}
 	if usualIndexes(indexes) {
 		indexes = nil
 	}
+	parts := make([][]graph.Select, len(m.Inputs))
 	for i := range m.Inputs {
 		used := f.used[i]
 		if len(used) == 0 || f.changed[i] {
 			continue
 		}
+		parts[i] = used
 		paths := make([]string, len(used))
 		for k, s := range used {
 			paths[k] = s.Path
@@ -323,11 +359,12 @@ func (m *CacheMap) file(o *pb.FileOp) (graph.Digest, error) {
 		m.Inputs[i].Selector = digest.FromString(strings.Join(paths, "\x00"))
 		m.Inputs[i].Content = distinct(used)
 	}
-	return jsonDigest(struct {
+	d, err := jsonDigest(struct {
 		Type    string
 		Actions [][]byte
 		Indexes [][]int `json:"indexes,omitempty"`
 	}{"buildkit.file.v0", actions, indexes})
+	return d, parts, err
 }
 
 // usualIndexes reports whether actions build on each other in the usual way, which old versions did not write down.

@@ -89,3 +89,56 @@ func TestCacheMapInputs(t *testing.T) {
 		t.Errorf("an input that is changed, too: %+v, %v", m, err)
 	}
 }
+
+// BuildKit knows an input by the content of several of its files in an order of its own. Two ops that read the same files for
+// different purposes must differ, though their digest in BuildKit is the same.
+func TestCacheMapSaysWhatIsUsedWhere(t *testing.T) {
+	local := graph.New(&graph.Local{Name: "context"}, nil)
+	copies := func(sources ...string) *graph.Vertex {
+		f := &graph.File{}
+		for i, src := range sources {
+			a := graph.Action{In: i, From: 1, Out: graph.None, Copy: &graph.Copy{Src: src, Dest: "/"}}
+			if i > 0 {
+				a.In = i + 1
+			}
+			if i == len(sources)-1 {
+				a.Out = 0
+			}
+			f.Actions = append(f.Actions, a)
+		}
+		return graph.New(f, []graph.Edge{{}, {V: local}})
+	}
+	binds := func(sources ...string) *graph.Vertex {
+		x := &graph.Exec{Args: []string{"true"}}
+		for i, src := range sources {
+			x.Mounts = append(x.Mounts, graph.Mount{
+				Type: graph.MountBind, Target: "/" + string(rune('a'+i)), Source: src, Input: 0, Output: graph.None, ReadOnly: true,
+			})
+		}
+		return graph.New(x, []graph.Edge{{V: local}})
+	}
+	for name, pair := range map[string][2]*graph.Vertex{
+		"copies in another order":      {copies("/e/a", "/f/a"), copies("/f/a", "/e/a")},
+		"another file below a source":  {copies("/f", "/f/a"), copies("/f", "/f/s/a")},
+		"binds in another order":       {binds("/e", "/f"), binds("/f", "/e")},
+		"another bind below a source":  {binds("/", "/e"), binds("/", "/f")},
+		"one source twice, and others": {copies("/e/a", "/e/a", "/f/a"), copies("/e/a", "/f/a", "/f/a")},
+	} {
+		a, err := NewCacheMap(pair[0], SourcePin{})
+		b, err2 := NewCacheMap(pair[1], SourcePin{})
+		if err != nil || err2 != nil {
+			t.Fatal(err, err2)
+		}
+		if a.Digest == b.Digest || a.BuildKit == "" || a.BuildKit == a.Digest {
+			t.Errorf("%s: %+v and %+v", name, a, b)
+		}
+		if name != "one source twice, and others" && a.BuildKit != b.BuildKit {
+			t.Errorf("%s: BuildKit would see %s and %s", name, a.BuildKit, b.BuildKit)
+		}
+	}
+	for name, v := range map[string]*graph.Vertex{"one copy": copies("/e/a"), "the same twice": copies("/e/a", "/e/a"), "one bind": binds("/e")} {
+		if m, err := NewCacheMap(v, SourcePin{}); err != nil || m.BuildKit != "" {
+			t.Errorf("%s: %+v, %v", name, m, err)
+		}
+	}
+}
