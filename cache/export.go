@@ -76,7 +76,7 @@ func NewExport(s Spec, env Env) (*Export, error) {
 	case "inline":
 		x.Inline = true
 	case "s3", "azblob":
-		x.to, err = newObjects(s)
+		x.to, err = newObjects(s, &env.Rules)
 	case "gha":
 		x.to, err = newActions(s)
 	default:

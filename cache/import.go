@@ -23,7 +23,7 @@ func importer(s Spec, env Env) (load func(context.Context) (*index, error), id s
 	case "local":
 		return importLocal(s, env)
 	case "s3", "azblob":
-		st, err := newObjects(s)
+		st, err := newObjects(s, &env.Rules)
 		if err != nil {
 			return nil, "", err
 		}

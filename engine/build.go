@@ -34,6 +34,7 @@ type build struct {
 	sink    event.Sink      // of the build: the user's, and who watches
 	user    event.Sink
 	request Request // what was asked for, if it was a whole build
+	client  Client
 	allow   []string
 	web     *registry.Client // with the session's credentials
 	hold    *store.Hold
@@ -58,8 +59,12 @@ type build struct {
 }
 
 // newBuild starts a build. close ends it.
-func (e *Engine) newBuild(ctx context.Context, s session.Session, sink event.Sink, allow []string) *build {
-	b := &build{e: e, ctx: ctx, session: s, user: sink, allow: allow, hold: e.store.Hold(), web: e.web, id: rand.Text(), started: time.Now()}
+func (e *Engine) newBuild(ctx context.Context, opt JobOptions) *build {
+	s, sink := opt.Session, opt.Sink
+	b := &build{
+		e: e, ctx: ctx, client: opt.Client, session: s, user: sink, allow: opt.Allow, hold: e.store.Hold(), web: e.web,
+		id: rand.Text(), started: time.Now(),
+	}
 	b.sink = func(ev event.Event) {
 		if w := b.made.Load(); w != nil {
 			w.done(ev)
@@ -73,7 +78,7 @@ func (e *Engine) newBuild(ctx context.Context, s session.Session, sink event.Sin
 	b.images = e.puller.Images(env)
 	b.git = e.puller.NewGit(env, true)
 	b.http = source.NewHTTP(env)
-	b.work = e.solver.Build(ctx, b, b.sink)
+	b.work = e.solver.Build(ctx, b, solve.BuildOptions{Tenant: opt.Client.Tenant, Sink: b.sink})
 	b.caches = newCaches(ctx, b)
 	e.listen(b)
 	return b
@@ -121,7 +126,7 @@ func (e *Engine) Build(ctx context.Context, req Request, s session.Session, sink
 	if err != nil {
 		return nil, err
 	}
-	j := e.NewJob(ctx, JobOptions{Session: s, Sink: sink, Allow: req.Allow, Policy: allowed})
+	j := e.NewJob(ctx, JobOptions{Client: owner(), Session: s, Sink: sink, Allow: req.Allow, Policy: allowed})
 	defer func() { j.Close() }()
 	j.b.request = req
 	to, err := j.CacheExports(req.CacheTo)

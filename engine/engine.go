@@ -28,7 +28,6 @@ import (
 type Options struct {
 	Root           string
 	Log            *slog.Logger // for operators; nil = none
-	Tenant         string       // part of every cache key
 	MaxParallel    int          // steps at once; 0 = four for each processor, at least 16: steps wait for disks and networks more than they compute
 	GCBytes        int64        // cap of the state; 0 = the store's own
 	RegistryConfig string       // TOML file, see registry.LoadHosts; "" = none
@@ -39,6 +38,7 @@ type Options struct {
 	ProvenanceEnv  map[string]any // what provenance tells of this builder besides
 	Agent          string         // the User-Agent of http sources; "" = strata
 	Frontend       Frontend       // for Dockerfiles in other languages; nil = they are refused
+	Caches         CacheRules     // of the operator
 	Serves         bool           // other processes can call this engine: who finds the root in use is told so
 }
 

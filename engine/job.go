@@ -34,6 +34,7 @@ type Job struct{ b *build }
 
 // JobOptions are what a build may use.
 type JobOptions struct {
+	Client  Client
 	Session session.Session // nil = no client
 	Sink    event.Sink
 	Allow   []string     // network.host, security.insecure, device
@@ -68,7 +69,7 @@ func (e *Engine) OpenBlob(ctx context.Context, d graph.Digest) (*store.Blob, err
 
 // NewJob starts a build. It ends with ctx or with Close.
 func (e *Engine) NewJob(ctx context.Context, opt JobOptions) *Job {
-	b := e.newBuild(ctx, opt.Session, opt.Sink, opt.Allow)
+	b := e.newBuild(ctx, opt)
 	b.policy, b.keepFailed = opt.Policy, opt.KeepFailed
 	b.proxied = opt.Proxied
 	return &Job{b: b}

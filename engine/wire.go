@@ -47,7 +47,7 @@ func (e *Engine) plug() error {
 	e.files = &op.FileRunner{Store: e.store}
 	e.execs = &op.ExecRunner{Store: e.store, Sandbox: e.steps, Live: e.steps.live}
 	e.seals = &op.LayersRunner{Store: e.store, Generate: generate}
-	e.solver = solve.New[tree.Tree, *build](runner{e}, results{e.store}, solve.Options{Parallel: e.opt.MaxParallel, Tenant: e.opt.Tenant})
+	e.solver = solve.New[tree.Tree, *build](runner{e}, results{e.store}, solve.Options{Parallel: e.opt.MaxParallel})
 	return nil
 }
 
@@ -156,7 +156,7 @@ func (r runner) run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 			return nil, err
 		}
 		return r.e.execs.Run(ctx, o, s.In, op.ExecEnv{
-			Session: b.session, Proxy: via, Platform: s.V.Platform, Tenant: r.e.opt.Tenant, Allowed: b.allowed, Devices: b.devicesOf, Keep: b.keepFailed,
+			Session: b.session, Proxy: via, Platform: s.V.Platform, Tenant: b.client.Tenant, Allowed: b.allowed, Devices: b.devicesOf, Keep: b.keepFailed,
 			Renew: b.renews(s.V), Restore: b.caches.restoreMount,
 			Known: func(ctx context.Context, p *graph.Previous) ([]op.Known, error) { return b.known(ctx, p, s.V.Platform) },
 			Log: func(stream int, data []byte) {
