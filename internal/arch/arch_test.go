@@ -22,7 +22,7 @@ const module = "github.com/strata-build/strata/"
 // layer that beside names.
 var rooms = [][]string{
 	{"diag", "span"},
-	{"graph"},
+	{"graph", "strictjson"},
 	{"image", "event", "sandbox/spawn", "sandbox/bpf", "sandbox/reexec"},
 	{"layer/inflate", "layer", "store", "registry", "session", "sandbox", "tree", "history", "tracing", "proxy", "solve", "dockerfile/lint", "dockerfile", "llb", "signature", "provenance"},
 	{"archive", "relayer", "policy", "session/remote"},
