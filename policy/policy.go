@@ -13,6 +13,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/llb"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // Check asks somebody else about a source. It returns another source to use instead, which is looked at then, or nil. asked
@@ -85,6 +86,9 @@ func (p *Policy) Unchecked() *Policy {
 
 // Read reads a policy's file: the JSON of sourcepolicy/pb.Policy, as BuildKit's clients have it.
 func Read(data []byte) (*spb.Policy, error) {
+	if err := (strictjson.Limits{}).Check(data); err != nil {
+		return nil, diag.Errorf(diag.KindOf(err), "the source policy cannot be read: %w", err)
+	}
 	var p spb.Policy
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()

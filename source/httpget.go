@@ -18,6 +18,7 @@ import (
 	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/session"
 	"github.com/strata-build/strata/store"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // getting is one download.
@@ -92,7 +93,7 @@ func (g *getting) known(ctx context.Context) *download {
 	}
 	defer r.Close()
 	var d download
-	if json.NewDecoder(io.LimitReader(r, 64<<10)).Decode(&d) != nil || d.Digest.Validate() != nil {
+	if (strictjson.Limits{Bytes: 64 << 10}).Read(r, &d) != nil || d.Digest.Validate() != nil {
 		return nil
 	}
 	g.h.env.Hold.Blobs(d.Digest)

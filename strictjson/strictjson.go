@@ -19,7 +19,7 @@ import (
 
 // Limits of a document where Limits are zero. Image manifests and configurations have about eight levels.
 const (
-	DefaultBytes  = 8 << 20
+	DefaultBytes  = 16 << 20
 	DefaultDepth  = 64
 	DefaultValues = 200_000
 )
@@ -52,10 +52,13 @@ func NewKeys(known, free string) *Keys {
 	return k
 }
 
+// Unmarshal decodes a document that is within the default limits into v, as json.Unmarshal does.
+func Unmarshal(data []byte, v any) error { return Limits{}.Unmarshal(data, v) }
+
 // Unmarshal decodes a document that is within limits into v, as json.Unmarshal does. Errors are diag.Exhausted for a document
 // that is too large, and diag.Invalid otherwise.
-func Unmarshal(data []byte, v any, l Limits) error {
-	if err := Check(data, l); err != nil {
+func (l Limits) Unmarshal(data []byte, v any) error {
+	if err := l.Check(data); err != nil {
 		return err
 	}
 	if err := json.Unmarshal(data, v); err != nil {
@@ -64,18 +67,17 @@ func Unmarshal(data []byte, v any, l Limits) error {
 	return nil
 }
 
-// Read reads and decodes one document. It reads no more than the limit of bytes and one.
-func Read(r io.Reader, v any, l Limits) error {
-	most := or(l.Bytes, DefaultBytes)
-	data, err := io.ReadAll(io.LimitReader(r, int64(most)+1))
+// Read reads and decodes one document. It reads at most one byte more than the limit.
+func (l Limits) Read(r io.Reader, v any) error {
+	data, err := io.ReadAll(io.LimitReader(r, int64(or(l.Bytes, DefaultBytes))+1))
 	if err != nil {
 		return err
 	}
-	return Unmarshal(data, v, l)
+	return l.Unmarshal(data, v)
 }
 
 // Check reports whether a document is within limits. It accepts some text that is not JSON: a decoder finds that.
-func Check(data []byte, l Limits) error {
+func (l Limits) Check(data []byte) error {
 	if most := or(l.Bytes, DefaultBytes); len(data) > most {
 		return diag.Errorf(diag.Exhausted, "the JSON document has more than %d bytes", most)
 	}

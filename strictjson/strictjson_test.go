@@ -20,7 +20,7 @@ func TestShape(t *testing.T) {
 		`{"annotations":{"Size":"1","size":2,"x":{"Digest":1}}}`, `["[[[[[[[[","\"[[[[[","\\"]`, `{"a":"size","b":"Size"}`, `{"x":[{"size":1}]}`,
 		`[-1.5e+3,true,false]`,
 	} {
-		if err := Check([]byte(in), small); err != nil {
+		if err := small.Check([]byte(in)); err != nil {
 			t.Errorf("%s: %v", in, err)
 		}
 	}
@@ -43,7 +43,7 @@ func TestShape(t *testing.T) {
 		`{"annotations":{"a":1},"x":{"maNifests"`:  diag.Invalid,
 		`{"annotations":"x","y":{"Manifests":[]}}`: diag.Invalid,
 	} {
-		err := Check([]byte(in), small)
+		err := small.Check([]byte(in))
 		if err == nil || diag.KindOf(err) != want {
 			t.Errorf("%s: %v, not %s", in, err, want)
 		}
@@ -65,7 +65,7 @@ func TestFoldsAsTheDecoderDoes(t *testing.T) {
 					t.Fatal(err)
 				}
 				taken := v.Digest == 7 || v.Kind == 7
-				if refused := Check(raw, Limits{Keys: keys}) != nil; refused != (taken && key != known) {
+				if refused := (Limits{Keys: keys}).Check(raw) != nil; refused != (taken && key != known) {
 					t.Errorf("%q: taken %v, refused %v", key, taken, refused)
 				}
 			}
@@ -77,7 +77,7 @@ func TestJSONOfMillionLevels(t *testing.T) {
 	for _, unit := range []string{"[", `{"a":`, `[{"a":`} {
 		data := []byte(strings.Repeat(unit, DefaultBytes/len(unit)))
 		for _, k := range []*Keys{nil, keys} {
-			if err := Check(data, Limits{Keys: k}); diag.KindOf(err) != diag.Exhausted {
+			if err := (Limits{Keys: k}).Check(data); diag.KindOf(err) != diag.Exhausted {
 				t.Errorf("%s: %v", unit, err)
 			}
 		}
@@ -103,7 +103,7 @@ func TestCostIsLinear(t *testing.T) {
 		r := testing.Benchmark(func(b *testing.B) {
 			b.ReportAllocs()
 			for range b.N {
-				if err := Check(data, Limits{Values: size, Keys: keys}); err != nil {
+				if err := (Limits{Values: size, Keys: keys}).Check(data); err != nil {
 					b.Fatal(err)
 				}
 				if b.N > 2 {
@@ -119,19 +119,19 @@ func TestCostIsLinear(t *testing.T) {
 
 func TestUnmarshal(t *testing.T) {
 	var v struct{ Size int }
-	if err := Unmarshal([]byte(`{"size":3}`), &v, Limits{Keys: keys}); err != nil || v.Size != 3 {
+	if err := (Limits{Keys: keys}).Unmarshal([]byte(`{"size":3}`), &v); err != nil || v.Size != 3 {
 		t.Errorf("%+v, %v", v, err)
 	}
 	for _, in := range []string{``, `{`, `{} {}`, `{"size":"x"}`, `{"a" 1}`, `}`, `{,}`, `"`, "{\"\xff\":1"} {
-		if err := Unmarshal([]byte(in), &v, Limits{}); diag.KindOf(err) != diag.Invalid {
+		if err := Unmarshal([]byte(in), &v); diag.KindOf(err) != diag.Invalid {
 			t.Errorf("%s: %v", in, err)
 		}
 	}
 	endless := &counter{}
-	if err := Read(endless, &v, Limits{Bytes: 1000}); diag.KindOf(err) != diag.Exhausted || endless.n > 4096 {
+	if err := (Limits{Bytes: 1000}).Read(endless, &v); diag.KindOf(err) != diag.Exhausted || endless.n > 4096 {
 		t.Errorf("%v after %d bytes", err, endless.n)
 	}
-	if err := Read(io.MultiReader(strings.NewReader(`{"si`), strings.NewReader(`ze":4}`)), &v, Limits{}); err != nil || v.Size != 4 {
+	if err := (Limits{}).Read(io.MultiReader(strings.NewReader(`{"si`), strings.NewReader(`ze":4}`)), &v); err != nil || v.Size != 4 {
 		t.Errorf("%+v, %v", v, err)
 	}
 }
@@ -149,7 +149,7 @@ func FuzzCheck(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		l := Limits{Depth: 8, Values: 50, Keys: keys}
-		err := Check(data, l)
+		err := l.Check(data)
 		if !json.Valid(data) {
 			return
 		}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +18,7 @@ import (
 	"github.com/strata-build/strata/layer"
 	"github.com/strata-build/strata/pack"
 	"github.com/strata-build/strata/registry"
+	"github.com/strata-build/strata/strictjson"
 )
 
 func newLayer(c *cli) *cobra.Command {
@@ -328,7 +328,7 @@ func commandLine(s string) ([]string, error) {
 		return strings.Fields(s), nil
 	}
 	var out []string
-	if err := json.Unmarshal([]byte(s), &out); err != nil {
+	if err := strictjson.Unmarshal([]byte(s), &out); err != nil {
 		return nil, diag.Errorf(diag.Invalid, "%w", err)
 	}
 	return out, nil
