@@ -80,7 +80,9 @@ func TestDecodeConfig(t *testing.T) {
 // A registry answers with a manifest or a configuration of a million levels. A parser that recurses needs a gigabyte of stack.
 func TestDocumentOfMillionLevels(t *testing.T) {
 	for _, unit := range []string{"[", `{"a":`} {
-		deep := func(most int) []byte { return []byte(`{"schemaVersion":2,"x":` + strings.Repeat(unit, (most-100)/len(unit))) }
+		deep := func(most int) []byte {
+			return []byte(`{"schemaVersion":2,"x":` + strings.Repeat(unit, (most-100)/len(unit)))
+		}
 		_, err := Decode(deep(MaxManifest), manifest)
 		wantKind(t, err, diag.Exhausted, "levels")
 		_, err = DecodeConfig(deep(MaxConfig))

@@ -170,7 +170,9 @@ func TestJSONFromOutside(t *testing.T) {
 	}
 	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		rel, _ := filepath.Rel(root, path)
-		own := func(prefix string) bool { return strings.HasPrefix(rel, prefix) || strings.Contains(rel, "/"+prefix) && prefix == "testdata/" }
+		own := func(prefix string) bool {
+			return strings.HasPrefix(rel, prefix) || strings.Contains(rel, "/"+prefix) && prefix == "testdata/"
+		}
 		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") || slices.ContainsFunc(ownJSON, own) {
 			return err
 		}
