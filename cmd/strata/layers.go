@@ -284,7 +284,7 @@ func (f *configuration) flags(fs *pflag.FlagSet) {
 	fs.StringVar(&f.entry, "entrypoint", "", "Entry point, as JSON or as words; it resets the command")
 	fs.StringVarP(&f.change.User, "user", "u", "", "User, as NAME or UID[:GID]")
 	fs.StringVarP(&f.change.WorkingDir, "workdir", "w", "", "Working directory")
-	pairFlag(fs, "label", "Set a label: NAME=VALUE", f.labels)
+	labelFlag(fs, "Set a label: NAME[=VALUE]", f.labels)
 	fs.StringArrayVar(&f.change.Ports, "expose", nil, "Port that the image listens on: 80 or 53/udp")
 	fs.StringArrayVar(&f.change.Volumes, "volume", nil, "Directory with data of its own")
 	fs.StringVar(&f.change.StopSignal, "stop-signal", "", "Signal that ends a container")
