@@ -76,7 +76,7 @@ func (e *Engine) newBuild(ctx context.Context, opt JobOptions) *build {
 	}
 	env := source.Env{Store: e.store, Hold: b.hold, Registry: b.web, Session: s, Progress: b.sink, Agent: e.opt.Agent}
 	b.images = e.puller.Images(env)
-	b.git = e.puller.NewGit(env, true)
+	b.git = e.puller.NewGit(env)
 	b.http = source.NewHTTP(env)
 	b.work = e.solver.Build(ctx, b, solve.BuildOptions{Tenant: opt.Client.Tenant, Sink: b.sink})
 	b.caches = newCaches(ctx, b)

@@ -108,6 +108,10 @@ func New(op Op, in []Edge, opts ...Option) *Vertex {
 	for _, o := range opts {
 		o(v)
 	}
+	if n, err := Normalize(v.Op); err == nil { // an address without a normal form is refused by who would use it
+		v.Op = n
+	}
+	op, in = v.Op, v.In
 	h := sha256.New()
 	writeField(h, op.Kind())
 	writeField(h, string(Canonical(op)))

@@ -163,7 +163,7 @@ func failure(ep *endpoint, u *url.URL, err error) error {
 		return err
 	case errors.As(err, &t), errors.As(err, &d):
 		return err
-	case errors.Is(err, errRedirect):
+	case errors.Is(err, ErrRedirect):
 		return diag.Errorf(diag.Denied, "%s: %w", ep.name, err)
 	}
 	e := unreachable(ep, u, err)

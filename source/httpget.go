@@ -46,10 +46,9 @@ func (g *getting) run(ctx context.Context) (*download, error) {
 	if err != nil {
 		return nil, diag.Errorf(diag.Invalid, "%s: %w", registry.Redact(u), err)
 	}
-	if u.User != nil {
-		password, _ := u.User.Password()
-		req.SetBasicAuth(u.User.Username(), password)
-		req.URL.User = nil
+	if login := g.op.Login; login != nil {
+		password, _ := login.Password()
+		req.SetBasicAuth(login.Username(), password)
 	}
 	req.Header.Set("User-Agent", cmp.Or(g.h.env.Agent, "strata"))
 	for k, v := range g.op.Header {
