@@ -19,6 +19,8 @@ type Build interface {
 	Recall(ctx context.Context, v *graph.Vertex, in llb.CacheInput) graph.Digest
 	// origin is the cache that says so, "" if the input was read or the operator trusts the cache.
 	Learn(ctx context.Context, v *graph.Vertex, in llb.CacheInput, rec graph.Digest, origin string)
+	// MountSource returns the digest of what a cache mount of a vertex began with, "" if it is not known.
+	MountSource(ctx context.Context, v *graph.Vertex, m graph.Mount) graph.Digest
 }
 
 // Keys computes what the vertices of a build are known by in caches, once. It is safe for concurrent use.

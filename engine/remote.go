@@ -222,6 +222,46 @@ func (c *caches) Learn(ctx context.Context, v *graph.Vertex, in llb.CacheInput, 
 	}
 }
 
+// mountSource names the memo of what a cache mount begins with.
+func (c *caches) mountSource(v *graph.Vertex, m graph.Mount) (graph.Digest, error) {
+	e := v.In[m.Input]
+	key := graph.Digest("")
+	if e.V != nil {
+		var err error
+		if key, err = c.b.work.Key(e); err != nil {
+			return "", err
+		}
+	}
+	return digest.FromBytes(graph.Canonical(struct {
+		Key          graph.Digest
+		Out          int
+		Source, What string
+	}{key, e.Out, m.Source, "the source of a cache mount"})), nil
+}
+
+// MountSource implements cache.Build.
+func (c *caches) MountSource(_ context.Context, v *graph.Vertex, m graph.Mount) graph.Digest {
+	memo, err := c.mountSource(v, m)
+	if err != nil {
+		return ""
+	}
+	d, _ := c.b.e.store.Memo(memo)
+	return d
+}
+
+// noteSource keeps, for the export of caches, what a cache mount of a step begins with.
+func (c *caches) noteSource(ctx context.Context, v *graph.Vertex) func(graph.Mount, graph.Digest) {
+	return func(m graph.Mount, content graph.Digest) {
+		memo, err := c.mountSource(v, m)
+		if err == nil {
+			err = (results{c.b.e.store}).SetMemo(ctx, memo, content)
+		}
+		if err != nil {
+			c.b.e.log.Debug("a memo was not kept", "err", err)
+		}
+	}
+}
+
 // unpack brings layers of a cache into the store.
 func (c *caches) unpack(ctx context.Context, v *graph.Vertex, chain []cache.Layer) (tree.Tree, error) {
 	from := map[graph.Digest]*cache.Layer{}
