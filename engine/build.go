@@ -38,6 +38,7 @@ type build struct {
 	allow   []string
 	web     *registry.Client // with the session's credentials
 	hold    *store.Hold
+	epoch   uint64 // of the store, when the build began
 	images  *source.Images
 	git     *source.Git
 	http    *source.HTTP
@@ -62,8 +63,9 @@ type build struct {
 func (e *Engine) newBuild(ctx context.Context, opt JobOptions) *build {
 	s, sink := opt.Session, opt.Sink
 	b := &build{
-		e: e, ctx: ctx, client: opt.Client, session: s, user: sink, allow: opt.Allow, hold: e.store.Hold(), web: e.web,
-		id: rand.Text(), started: time.Now(),
+		e: e, ctx: ctx, client: opt.Client, session: s, user: sink, allow: opt.Allow, hold: e.store.Hold(), epoch: e.store.Epoch(),
+		web: e.web,
+		id:  rand.Text(), started: time.Now(),
 	}
 	b.sink = func(ev event.Event) {
 		if w := b.made.Load(); w != nil {

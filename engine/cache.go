@@ -71,6 +71,13 @@ func (c results) Store(ctx context.Context, e *solve.Entry[tree.Tree]) error {
 		return nil
 	})
 	if err != nil {
+		for _, out := range e.Outputs {
+			if t, ok := out.(*tree.Stack); ok {
+				if draft, _ := t.Pending(); draft != nil {
+					draft.Discard()
+				}
+			}
+		}
 		return err
 	}
 	for _, t := range stacks {

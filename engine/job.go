@@ -62,6 +62,9 @@ type Input struct {
 // Root is the state root.
 func (e *Engine) Root() string { return e.store.Root() }
 
+// OnDiskFailure registers a function that drops what is kept below the state root and may be damaged after a failed sync.
+func (e *Engine) OnDiskFailure(f func()) { e.store.OnFailure(f) }
+
 // OpenBlob reads a blob of the store, such as a manifest.
 func (e *Engine) OpenBlob(ctx context.Context, d graph.Digest) (*store.Blob, error) {
 	return e.store.OpenBlob(ctx, d)
