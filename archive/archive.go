@@ -2,6 +2,7 @@ package archive
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"strings"
 
@@ -12,7 +13,6 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/registry"
-	"github.com/strata-build/strata/strictjson"
 )
 
 // Format is a way to keep images in files.
@@ -233,7 +233,7 @@ func decodeJSON(f Files, name string, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := strictjson.Unmarshal(raw, v); err != nil {
+	if err := json.Unmarshal(raw, v); err != nil {
 		return diag.Errorf(diag.Invalid, "%s: %w", name, err)
 	}
 	return nil

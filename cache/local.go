@@ -19,7 +19,6 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/session"
-	"github.com/strata-build/strata/strictjson"
 )
 
 // DirName is how a session names a directory of the client that is a cache.
@@ -167,7 +166,7 @@ func (l layout) index() (ocispec.Index, error) {
 		return ix, nil
 	}
 	if err == nil {
-		err = strictjson.Unmarshal(raw, &ix)
+		err = json.Unmarshal(raw, &ix)
 	}
 	return ix, err
 }

@@ -28,17 +28,18 @@ import (
 type Options struct {
 	Root           string
 	Log            *slog.Logger // for operators; nil = none
+	Tenant         string       // part of every cache key
 	MaxParallel    int          // steps at once; 0 = four for each processor, at least 16: steps wait for disks and networks more than they compute
 	GCBytes        int64        // cap of the state; 0 = the store's own
 	RegistryConfig string       // TOML file, see registry.LoadHosts; "" = none
 	Runtime        string       // path or name of the OCI runtime of all steps; "" = the built-in one, and runc for what that does not know
 	Network        NetworkConfig
+	AllowMetadata  bool // sources may be at link-local addresses and metadata services; Network has this for steps
 	Devices        DeviceOptions
 	Tracer         *tracing.Tracer
 	ProvenanceEnv  map[string]any // what provenance tells of this builder besides
 	Agent          string         // the User-Agent of http sources; "" = strata
 	Frontend       Frontend       // for Dockerfiles in other languages; nil = they are refused
-	Caches         CacheRules     // of the operator
 	Serves         bool           // other processes can call this engine: who finds the root in use is told so
 }
 
@@ -93,7 +94,7 @@ const (
 
 // openStore takes the root. What the steps of a dead owner left is removed before its layers are looked at.
 func (e *Engine) openStore(ctx context.Context) error {
-	opt := store.Options{Log: e.log, MaxBytes: e.opt.GCBytes, Serves: e.opt.Serves, Orphaned: func() { e.steps.sweep(ctx) }, Copy: copyLayer, Differs: differs}
+	opt := store.Options{Log: e.log, MaxBytes: e.opt.GCBytes, Serves: e.opt.Serves, Orphaned: func() { e.steps.sweep(ctx) }}
 	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		st, err := store.Open(e.opt.Root, opt)
 		if err == nil {

@@ -9,7 +9,6 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/store"
-	"github.com/strata-build/strata/strictjson"
 )
 
 // finish returns the configuration of an image with these layers: the diff_ids, one history row that is not empty for
@@ -98,7 +97,7 @@ func (im *Image) addCache(ctx context.Context, c *image.Config, layers []Layer) 
 	}
 	members := map[string]json.RawMessage{}
 	if len(c.Extra) > 0 {
-		if err := strictjson.Unmarshal(c.Extra, &members); err != nil {
+		if err := json.Unmarshal(c.Extra, &members); err != nil {
 			return err
 		}
 	}

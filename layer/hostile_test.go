@@ -206,7 +206,8 @@ func TestHostileTarsPlain(t *testing.T) {
 			t.Run(fmt.Sprint(form, " ", at.name), func(t *testing.T) {
 				c := newCage(t)
 				must(t, os.Symlink("../../canary.d", filepath.Join(c.dir, "old")))
-				_, _ = Apply(context.Background(), bytes.NewReader(at.make(&maker{}).end()), c.dir, ApplyOptions{Form: form, KeepRoot: form == Literal})
+				opt := ApplyOptions{Form: form, Prefix: "old/sub"}
+				_, _ = Apply(context.Background(), bytes.NewReader(at.make(&maker{}).end()), c.dir, opt)
 				c.check(t)
 			})
 		}

@@ -243,7 +243,7 @@ func CacheMountKey(tenant, id string) string { return tenant + "\x00" + id }
 // keys, so that two steps that lock the same ones cannot wait for each other.
 func (s *execStep) cacheMounts(ctx context.Context) (map[int]string, error) {
 	type want struct {
-		id, key string
+		key     string
 		sharing graph.Sharing
 		mounts  []int
 	}
@@ -252,21 +252,10 @@ func (s *execStep) cacheMounts(ctx context.Context) (map[int]string, error) {
 		if m.Type != graph.MountCache {
 			continue
 		}
-		var source graph.Digest
-		if m.Input != graph.None {
-			var err error
-			if source, err = s.in[m.Input].Content(ctx, graph.Selector{Paths: []graph.Select{{Path: cleanSource(m.Source), Follow: true}}}); err != nil {
-				return nil, err
-			}
-			if s.env.Source != nil {
-				s.env.Source(m, source)
-			}
-		}
-		id := m.CacheIdentity(source)
-		key := CacheMountKey(s.env.Tenant, id)
+		key := CacheMountKey(s.env.Tenant, m.CacheID)
 		at := slices.IndexFunc(wants, func(w *want) bool { return w.key == key })
 		if at < 0 {
-			wants, at = append(wants, &want{id: id, key: key, sharing: m.Sharing}), len(wants)
+			wants, at = append(wants, &want{key: key, sharing: m.Sharing}), len(wants)
 		}
 		w := wants[at]
 		w.mounts = append(w.mounts, i)
@@ -278,8 +267,7 @@ func (s *execStep) cacheMounts(ctx context.Context) (map[int]string, error) {
 	dirs := map[int]string{}
 	for _, w := range wants {
 		m := s.op.Mounts[w.mounts[0]]
-		m.Sharing = w.sharing
-		dir, err := s.cacheMount(ctx, m, w.id, w.key)
+		dir, err := s.cacheMount(ctx, m, w.key, w.sharing)
 		if err != nil {
 			return nil, err
 		}
@@ -290,11 +278,11 @@ func (s *execStep) cacheMounts(ctx context.Context) (map[int]string, error) {
 	return dirs, nil
 }
 
-func (s *execStep) cacheMount(ctx context.Context, m graph.Mount, id, key string) (string, error) {
+func (s *execStep) cacheMount(ctx context.Context, m graph.Mount, key string, sharing graph.Sharing) (string, error) {
 	renewed := s.env.Renew != nil && s.env.Renew(key)
 	var restore func(dir string) (bool, error)
 	if s.env.Restore != nil && !renewed {
-		restore = func(dir string) (bool, error) { return s.env.Restore(ctx, id, dir) }
+		restore = func(dir string) (bool, error) { return s.env.Restore(ctx, m.CacheID, dir) }
 	}
 	fill := func(dir string) error {
 		if restore != nil {
@@ -309,7 +297,7 @@ func (s *execStep) cacheMount(ctx context.Context, m graph.Mount, id, key string
 			return "", err
 		}
 	}
-	dir, release, err := s.store.CacheMount(ctx, key, m.Sharing, fill, restore)
+	dir, release, err := s.store.CacheMount(ctx, key, sharing, fill, restore)
 	if err != nil {
 		return "", err
 	}

@@ -3,6 +3,8 @@ package registry
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
+	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -12,7 +14,6 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/session"
-	"github.com/strata-build/strata/strictjson"
 )
 
 // login is what a client knows of authentication at one endpoint.
@@ -153,7 +154,7 @@ func (c *Client) fetchToken(ctx context.Context, ep *endpoint, ch challenge, sco
 		AccessToken string `json:"access_token"`
 		ExpiresIn   int    `json:"expires_in"`
 	}
-	if err := (strictjson.Limits{Bytes: 1 << 20}).Read(resp.Body, &answer); err != nil {
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&answer); err != nil {
 		return "", 0, diag.Errorf(diag.Unavailable, "the token server %s gave no valid answer: %w", Redact(realm), err)
 	}
 	value := answer.Token

@@ -119,7 +119,9 @@ func (n *network) endpoint(name string) (*endpoint, error) {
 	if scheme == "" {
 		cfg.InsecureSkipVerify = true // this machine, where plain http is taken too
 	}
-	ep := &endpoint{name: host, host: host, scheme: scheme, web: NewWeb(cfg, n.cfg.UserAgent, n.timing.Header)}
+	ep := &endpoint{name: host, host: host, scheme: scheme, web: NewWeb(WebOptions{
+		TLS: cfg, UserAgent: n.cfg.UserAgent, Header: n.timing.Header, AllowMetadata: n.cfg.AllowMetadata,
+	})}
 	if path != "" {
 		ep.prefix = path + "/"
 	}

@@ -25,6 +25,8 @@ type Config struct {
 	UserAgent   string
 	Log         *slog.Logger
 	Timing      Timing
+
+	AllowMetadata bool // registries may be at link-local addresses and metadata services
 }
 
 // Credentials returns the login for a registry host; the zero credential is anonymous access.

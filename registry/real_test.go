@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -105,6 +106,50 @@ func TestRealRegistry(t *testing.T) {
 	wantKind(t, err, diag.Denied, "docker login "+host)
 }
 
+// A build that names a metadata service, or a name that stands for one when the connection is made, does not get there.
+func TestMetadataAsOrigin(t *testing.T) {
+	for addr, ok := range map[string]bool{
+		"169.254.169.254:80": false, "[::ffff:169.254.169.254]:80": false, "[fe80::1%eth0]:80": false, "[fd00:ec2::254]:80": false,
+		"100.100.100.200:80": false, "192.0.0.192:80": false, "10.0.0.1:80": true, "127.0.0.1:80": true, "1.1.1.1:443": true,
+	} {
+		w, allowed := NewWeb(WebOptions{Header: time.Second}), NewWeb(WebOptions{Header: time.Second, AllowMetadata: true})
+		if err := w.checkOwn("tcp", addr, nil); (err == nil) != ok {
+			t.Errorf("%s: %v", addr, err)
+		}
+		if err := allowed.checkOwn("tcp", addr, nil); err != nil {
+			t.Errorf("%s, which is allowed: %v", addr, err)
+		}
+	}
+	c := New(Config{Timing: Timing{Backoff: time.Millisecond}})
+	defer c.Close()
+	_, err := c.Resolve(t.Context(), mustRef(t, "169.254.169.254:80/a/b:1"))
+	wantKind(t, err, diag.Denied, "169.254.169.254 is a link-local address")
+}
+
+// An origin whose name stands for a private address once, and then for a public one that redirects, is not a private server.
+func TestRebindingOrigin(t *testing.T) {
+	w := NewWeb(WebOptions{Header: time.Second})
+	w.seen(remote("10.0.0.1:80"))
+	if err := w.checkForeign("tcp", "127.0.0.1:80", nil); err != nil {
+		t.Errorf("a private server leads to another: %v", err)
+	}
+	w.seen(remote("93.184.216.34:80"))
+	w.seen(remote("10.0.0.1:80"))
+	if err := w.checkForeign("tcp", "127.0.0.1:80", nil); err == nil {
+		t.Error("a public server leads to this machine")
+	}
+}
+
+// remote is a connection to an address.
+func remote(addr string) net.Conn { return remoteConn{addr: netip.MustParseAddrPort(addr)} }
+
+type remoteConn struct {
+	net.Conn
+	addr netip.AddrPort
+}
+
+func (c remoteConn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.addr) }
+
 // TestForeign: what the registry sends elsewhere is checked when the connection is made, whatever its name.
 func TestForeign(t *testing.T) {
 	for _, tc := range []struct {
@@ -123,7 +168,7 @@ func TestForeign(t *testing.T) {
 		{"127.0.0.1:80", true, true},
 		{"93.184.216.34:443", false, true},
 	} {
-		w := NewWeb(nil, "", time.Second)
+		w := NewWeb(WebOptions{Header: time.Second})
 		w.private.Store(tc.private)
 		if err := w.checkForeign("tcp", tc.addr, nil); (err == nil) != tc.ok {
 			t.Errorf("%s (private origin: %v): %v", tc.addr, tc.private, err)

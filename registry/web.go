@@ -7,12 +7,15 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/netguard"
 	"github.com/strata-build/strata/span"
 )
 
@@ -21,23 +24,29 @@ import (
 // service would answer for a public server). Use one Web per origin.
 type Web struct {
 	own, foreign *http.Transport
-	userAgent    string
-	header       time.Duration
-	private      atomic.Bool // the origin has a private address
+	opt          WebOptions
+	private      atomic.Bool // a connection to the origin led to a private address
+	public       atomic.Bool // and one to another; then the origin counts as public
+}
+
+// WebOptions configure a Web.
+type WebOptions struct {
+	TLS           *tls.Config   // nil = the system's certificates
+	UserAgent     string        // "" = that of the requests
+	Header        time.Duration // limit for an answer's header
+	AllowMetadata bool          // link-local addresses and the metadata services of clouds can be reached
 }
 
 var (
-	errHeader = errors.New("no answer within the time limit")
-
-	// ErrRedirect is why a Web does not go where a server sends it.
-	ErrRedirect = errors.New("redirect refused")
+	errHeader   = errors.New("no answer within the time limit")
+	errRedirect = errors.New("redirect refused")
 )
 
-// NewWeb makes a Web. A nil tls means the system's certificates; header is the limit for an answer's header.
-func NewWeb(tlsConfig *tls.Config, userAgent string, header time.Duration) *Web {
-	w := &Web{userAgent: userAgent, header: header}
-	w.own = transport(tlsConfig, w.checkOwn)
-	w.foreign = transport(nil, w.checkForeign)
+// NewWeb makes a Web.
+func NewWeb(opt WebOptions) *Web {
+	w := &Web{opt: opt}
+	w.own = transport(opt.TLS, w.checkOwn, w.seen)
+	w.foreign = transport(nil, w.checkForeign, func(net.Conn) {})
 	return w
 }
 
@@ -48,7 +57,8 @@ func (w *Web) Close() {
 }
 
 // transport speaks HTTP/1.1 over several connections: parallel blobs then do not share one flow-control window.
-func transport(cfg *tls.Config, check func(network, addr string, c syscall.RawConn) error) *http.Transport {
+// Check decides about an address, after its name was resolved; connected is called with each connection.
+func transport(cfg *tls.Config, check func(network, addr string, c syscall.RawConn) error, connected func(net.Conn)) *http.Transport {
 	direct := &net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second, Control: check}
 	proxied := &net.Dialer{Timeout: 15 * time.Second, KeepAlive: 30 * time.Second}
 	proxies := map[string]bool{}
@@ -63,7 +73,11 @@ func transport(cfg *tls.Config, check func(network, addr string, c syscall.RawCo
 			if proxies[addr] { // the proxy connects for us, and may well be on a private network
 				return proxied.DialContext(ctx, network, addr)
 			}
-			return direct.DialContext(ctx, network, addr)
+			c, err := direct.DialContext(ctx, network, addr)
+			if err == nil {
+				connected(c)
+			}
+			return c, err
 		},
 		TLSClientConfig:     cfg,
 		TLSHandshakeTimeout: 15 * time.Second,
@@ -95,28 +109,45 @@ func proxyAddr(s string) string {
 }
 
 func (w *Web) checkOwn(_, addr string, _ syscall.RawConn) error {
-	ip := addrIP(addr)
-	w.private.Store(ip.IsPrivate() || ip.IsLoopback())
+	return w.checkMetadata(addrIP(addr))
+}
+
+// seen notes what kind of address the origin has. A name that stands for a private address now and then for a public one is not
+// that of a private server.
+func (w *Web) seen(c net.Conn) {
+	if ip := addrIP(c.RemoteAddr().String()); ip.IsPrivate() || ip.IsLoopback() {
+		w.private.Store(true)
+	} else {
+		w.public.Store(true)
+	}
+}
+
+func (w *Web) checkMetadata(ip netip.Addr) error {
+	if netguard.IsMetadata(ip) && !w.opt.AllowMetadata {
+		return diag.Errorf(diag.Denied, "%s is a link-local address or one of a cloud's metadata service", ip).
+			WithHint("to let builds reach it, start the daemon with --allow-metadata, or set STRATA_ALLOW_METADATA=1")
+	}
 	return nil
 }
 
 func (w *Web) checkForeign(_, addr string, _ syscall.RawConn) error {
 	ip := addrIP(addr)
 	switch {
-	case ip.IsLinkLocalUnicast(), ip.IsMulticast(), ip.IsUnspecified():
-		return fmt.Errorf("%w: %s is no public address", ErrRedirect, ip)
-	case (ip.IsPrivate() || ip.IsLoopback()) && !w.private.Load():
-		return fmt.Errorf("%w: a public server leads to the private address %s", ErrRedirect, ip)
+	case !ip.IsValid(), ip.IsLinkLocalUnicast(), ip.IsMulticast(), ip.IsUnspecified():
+		return fmt.Errorf("%w: %s is no public address", errRedirect, ip)
+	case (ip.IsPrivate() || ip.IsLoopback()) && (!w.private.Load() || w.public.Load()):
+		return fmt.Errorf("%w: a public server leads to the private address %s", errRedirect, ip)
 	}
-	return nil
+	return w.checkMetadata(ip)
 }
 
-func addrIP(addr string) net.IP {
-	host, _, err := net.SplitHostPort(addr)
+// addrIP is the address of a connection, without what IPv6 wraps around one of IPv4.
+func addrIP(addr string) netip.Addr {
+	at, err := netip.ParseAddrPort(addr)
 	if err != nil {
-		return nil
+		return netip.Addr{}
 	}
-	return net.ParseIP(host)
+	return at.Addr().Unmap()
 }
 
 // Do sends req, whose URL is on the origin, and follows up to 10 redirects of requests without a body. The answer's
@@ -141,15 +172,15 @@ func (w *Web) follow(req *http.Request, origin *url.URL, rt *http.Transport) (*h
 		loc, err := resp.Location()
 		Drain(resp.Body)
 		if err != nil {
-			return nil, fmt.Errorf("%w: no location", ErrRedirect)
+			return nil, fmt.Errorf("%w: no location", errRedirect)
 		}
 		switch {
 		case hop == 10:
-			return nil, fmt.Errorf("%w: more than 10 in a row", ErrRedirect)
+			return nil, fmt.Errorf("%w: more than 10 in a row", errRedirect)
 		case loc.Scheme != "https" && loc.Scheme != "http", loc.Scheme == "http" && req.URL.Scheme == "https":
-			return nil, fmt.Errorf("%w: from %s to %s", ErrRedirect, Redact(req.URL), Redact(loc))
+			return nil, fmt.Errorf("%w: from %s to %s", errRedirect, Redact(req.URL), Redact(loc))
 		case req.Body != nil && req.Body != http.NoBody:
-			return nil, fmt.Errorf("%w: an upload was sent on to %s", ErrRedirect, Redact(loc))
+			return nil, fmt.Errorf("%w: an upload was sent on to %s", errRedirect, Redact(loc))
 		}
 		next := req.Clone(req.Context())
 		next.URL, next.Host = loc, ""
@@ -166,13 +197,13 @@ func (w *Web) follow(req *http.Request, origin *url.URL, rt *http.Transport) (*h
 func (w *Web) once(rt *http.Transport, req *http.Request) (_ *http.Response, err error) {
 	traced, end := span.Start(req.Context(), req.Method+" "+req.URL.Host, "url.path", req.URL.Path)
 	defer func() { end(err) }()
-	if w.userAgent != "" {
-		req.Header.Set("User-Agent", w.userAgent)
+	if w.opt.UserAgent != "" {
+		req.Header.Set("User-Agent", w.opt.UserAgent)
 	}
 	ctx, cancel := context.WithCancelCause(traced)
 	var timer *time.Timer
 	if req.Body == nil || req.Body == http.NoBody {
-		timer = time.AfterFunc(w.header, func() { cancel(errHeader) })
+		timer = time.AfterFunc(w.opt.Header, func() { cancel(errHeader) })
 	}
 	resp, err := rt.RoundTrip(req.WithContext(ctx))
 	if timer != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,6 +30,8 @@ type cni struct {
 	run  *libcni.CNIConfig
 	id   string // begins the names of attachments
 	next func() int64
+
+	refused []netip.Prefix // that steps do not reach
 }
 
 // cniPatience bounds how long plugins may take.
@@ -94,6 +97,10 @@ func (c *cni) newSlot(hostname string) (*slot, error) {
 		return nil, err
 	}
 	s.detach = func() error { return c.detach(c.net, rt) }
+	if err := prohibit(ns, c.refused); err != nil {
+		s.close()
+		return nil, err
+	}
 	return s, nil
 }
 

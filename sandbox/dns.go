@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 )
 
@@ -17,17 +18,21 @@ type forwarder struct {
 	resolv string // path of the host's resolv.conf, read again for each question
 	port   string
 	slots  chan struct{}
+
+	mu   sync.Mutex
+	from map[netip.Addr]int // questions under way, by who asks
 }
 
 const (
 	dnsTimeout = 5 * time.Second
 	dnsRetry   = 50 * time.Millisecond // after an error of the socket
 	dnsAtOnce  = 256                   // questions under way; more wait in the socket's buffer
+	dnsOfOne   = 64                    // of one step; more are dropped, so that it does not take all
 )
 
 // newForwarder listens on port 53 of an address of the calling thread's network namespace.
 func newForwarder(ip netip.Addr, resolv string) (*forwarder, error) {
-	f := &forwarder{resolv: resolv, port: "53", slots: make(chan struct{}, dnsAtOnce)}
+	f := &forwarder{resolv: resolv, port: "53", slots: make(chan struct{}, dnsAtOnce), from: map[netip.Addr]int{}}
 	at := net.JoinHostPort(ip.String(), "53")
 	var err error
 	if f.udp, err = net.ListenPacket("udp", at); err != nil {
@@ -66,14 +71,41 @@ func (f *forwarder) serveUDP() {
 			time.Sleep(dnsRetry)
 			continue
 		}
-		f.slots <- struct{}{}
+		done, ok := f.enter(from)
+		if !ok {
+			continue
+		}
 		go func() {
-			defer func() { <-f.slots }()
+			defer done()
 			if answer := f.ask(buf[:n]); answer != nil {
 				f.udp.WriteTo(answer, from)
 			}
 		}()
 	}
+}
+
+// enter waits for a place for a question, unless who asks has many under way.
+func (f *forwarder) enter(from net.Addr) (done func(), ok bool) {
+	at, err := netip.ParseAddrPort(from.String())
+	ip := at.Addr()
+	f.mu.Lock()
+	ok = err == nil && f.from[ip] < dnsOfOne
+	if ok {
+		f.from[ip]++
+	}
+	f.mu.Unlock()
+	if !ok {
+		return nil, false
+	}
+	f.slots <- struct{}{}
+	return func() {
+		<-f.slots
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.from[ip]--; f.from[ip] == 0 {
+			delete(f.from, ip)
+		}
+	}, true
 }
 
 // ask sends one question to the servers in turn and returns the first answer.
@@ -109,9 +141,13 @@ func (f *forwarder) serveTCP() {
 			time.Sleep(dnsRetry)
 			continue
 		}
-		f.slots <- struct{}{}
+		done, ok := f.enter(in.RemoteAddr())
+		if !ok {
+			in.Close()
+			continue
+		}
 		go func() {
-			defer func() { <-f.slots }()
+			defer done()
 			defer in.Close()
 			f.pipe(in)
 		}()

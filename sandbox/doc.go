@@ -7,7 +7,7 @@
 // Words: a bundle is the temporary directory of one run, with the runtime's configuration (an OCI runtime spec) and the
 // generated files; a stub is an empty file or directory that exists only so that something can be mounted on it, and is
 // removed after the run; a slot is a network namespace that is ready to be used, and is used again, as control groups are; the owner is a short
-// hash of the state directory, part of every name that other programs can see (containers, cgroups, bridges, firewall
+// hash of the state directory, part of every name that other programs can see (containers, cgroups, links, firewall
 // tables), so that two Stratas do not touch each other's and [Sandbox.Sweep] finds what a dead one left.
 //
 //	sb, err := sandbox.New(sandbox.Options{Root: "/var/lib/strata/sandbox"})

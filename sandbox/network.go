@@ -4,27 +4,32 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/netguard"
 )
 
 // NetworkConfig says what the default network of steps is.
 type NetworkConfig struct {
 	Mode   NetworkMode
-	Subnet netip.Prefix // IPv4, addresses that the bridge may choose a /24 from; default 10.87.0.0/16
+	Subnet netip.Prefix // IPv4, addresses that the router may choose a /24 from; default 10.87.0.0/16
 	CNI    CNIConfig
 	Idle   int // network namespaces to keep for later steps; default 16
 	DNS    DNS // of all steps
+
+	MayUseHost     bool // Auto is HostAlways, with a warning, where nothing else can be made
+	RefuseMetadata bool // steps reach no link-local address and no service with the machine's cloud credentials
 }
 
 // NetworkMode chooses how steps reach the network.
 type NetworkMode string
 
 const (
-	Auto       NetworkMode = ""       // CNI if its configuration exists; else Bridge, or with a warning HostAlways where no bridge can be made
-	Bridge     NetworkMode = "bridge" // a bridge of this machine, behind its address
+	Auto       NetworkMode = ""       // CNI if its configuration exists, else Bridge
+	Bridge     NetworkMode = "bridge" // a link with this machine, behind its address
 	HostAlways NetworkMode = "host"   // the network of this machine
 	CNI        NetworkMode = "cni"    // what CNI plugins make
 	NoNetwork  NetworkMode = "none"   // none: loopback only
@@ -58,8 +63,8 @@ type network struct {
 
 	mu      sync.Mutex
 	decided bool
-	bridge  *bridge // nil = the default network is the host's
-	bridged *pool
+	router  *router // nil = the default network is the host's
+	routed  *pool
 	err     error
 }
 
@@ -122,15 +127,23 @@ func (n *network) acquire(mode graph.Network, hostname string) (*lease, error) {
 	case n.cni != nil:
 		return l, n.plug(l, hostname)
 	}
-	b, p, err := n.bridgePool()
+	b, p, err := n.routerPool()
 	if b == nil || err != nil {
 		return l, err
 	}
 	l.gateway = b.gateway.String()
-	if len(n.cfg.DNS.Servers) == 0 && !l.resolv.reachable() {
+	if len(n.cfg.DNS.Servers) == 0 && !n.reachable(l.resolv) {
 		l.resolv.servers = []string{b.nameserver()}
 	}
 	return l, l.take(p)
+}
+
+// reachable reports whether a step can ask all name servers itself.
+func (n *network) reachable(c resolvConf) bool {
+	return c.reachable() && !slices.ContainsFunc(c.servers, func(s string) bool {
+		ip, err := netip.ParseAddr(s)
+		return err == nil && n.cfg.RefuseMetadata && netguard.IsMetadata(ip)
+	})
 }
 
 // plug makes a lease one of a network of plugins. A namespace with a name is used once.
@@ -149,7 +162,7 @@ func (n *network) plug(l *lease, hostname string) error {
 	case len(n.cfg.DNS.Servers) > 0:
 	case len(l.slot.servers) > 0:
 		l.resolv.servers = l.slot.servers
-	case !l.resolv.reachable():
+	case !n.reachable(l.resolv):
 		l.resolv.servers = []string{fallbackDNS}
 	}
 	return nil
@@ -165,8 +178,8 @@ func (l *lease) take(p *pool) error {
 	return nil
 }
 
-// bridgePool makes the bridge when the first step needs it, and decides once what happens where it cannot be made.
-func (n *network) bridgePool() (*bridge, *pool, error) {
+// routerPool makes the router when the first step needs it, and decides once what happens where it cannot be made.
+func (n *network) routerPool() (*router, *pool, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.decided {
@@ -175,31 +188,40 @@ func (n *network) bridgePool() (*bridge, *pool, error) {
 		}
 		n.decided = true
 	}
-	return n.bridge, n.bridged, n.err
+	return n.router, n.routed, n.err
 }
 
-// decide makes the bridge. An error says that nothing was decided, for a reason that passes.
+// decide makes the router. An error says that nothing was decided, for a reason that passes.
 func (n *network) decide() error {
 	if n.cfg.Mode == HostAlways {
 		return nil
 	}
 	here, err := os.Open("/proc/self/ns/net")
-	var b *bridge
+	var b *router
 	if err == nil {
-		b, err = newBridge(n.cfg.Subnet, n.owner, here, n.resolv)
+		b, err = newRouter(n.cfg.Subnet, n.owner, here, n.resolv, n.refused())
 	}
 	switch {
 	case err == nil:
-		n.bridge, n.bridged = b, &pool{max: n.cfg.Idle, create: b.newSlot}
-		n.log.Info("bridge for build steps", "name", b.name, "subnet", b.subnet)
+		n.router, n.routed = b, &pool{max: n.cfg.Idle, create: b.newSlot}
+		n.log.Info("network of build steps", "gateway", b.name, "subnet", b.subnet)
 	case diag.KindOf(err) == diag.Exhausted:
-		return diag.Errorf(diag.Exhausted, "cannot make the bridge of the build network: %w", err)
-	case n.cfg.Mode == Bridge:
-		n.err = diag.Errorf(diag.Unavailable, "cannot make the bridge of the build network: %w", err).WithHint("use the host's network for builds")
+		return diag.Errorf(diag.Exhausted, "cannot make the network of build steps: %w", err)
+	case n.cfg.Mode == Auto && n.cfg.MayUseHost:
+		n.warn("build steps use the network of this machine, because they cannot have one of their own: " + err.Error())
 	default:
-		n.warn("build steps use the network of this machine, because no bridge can be made: " + err.Error())
+		n.err = diag.Errorf(diag.Unavailable, "cannot make the network of build steps: %w", err).
+			WithHint("give the steps this machine's network with --network=host, or in a daemon with --oci-worker-net=host, or none with --network=none")
 	}
 	return nil
+}
+
+// refused are the destinations that no step may reach, unless it has this machine's network.
+func (n *network) refused() []netip.Prefix {
+	if !n.cfg.RefuseMetadata {
+		return nil
+	}
+	return netguard.Metadata()
 }
 
 func (n *network) close() {
@@ -211,8 +233,8 @@ func (n *network) close() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.decided, n.err = true, diag.Errorf(diag.Unavailable, "the sandbox is closed")
-	if n.bridge != nil {
-		n.bridged.close()
-		n.bridge.close()
+	if n.router != nil {
+		n.routed.close()
+		n.router.close()
 	}
 }

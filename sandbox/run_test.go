@@ -292,15 +292,15 @@ func testBridge(t *testing.T, b *box) {
 	callers := world(t, outside)
 	resolv := filepath.Join(t.TempDir(), "resolv.conf")
 	os.WriteFile(resolv, []byte("nameserver 127.0.0.53\nsearch example\n"), 0o644)
-	br, err := newBridge(b.net.cfg.Subnet, b.owner, outside, resolv)
+	br, err := newRouter(b.net.cfg.Subnet, b.owner, outside, resolv, nil)
 	if err != nil {
-		t.Skip("no bridge:", err)
+		t.Fatal(err)
 	}
-	b.net.decided, b.net.bridge, b.net.bridged, b.net.resolv = true, br, &pool{max: 2, create: br.newSlot}, resolv
+	b.net.decided, b.net.router, b.net.routed, b.net.resolv = true, br, &pool{max: 2, create: br.newSlot}, resolv
 	step := func(s *Spec) { s.Network = graph.NetworkDefault }
 	gw := br.gateway.String()
 	out, exit := b.sh(t, "ip -o addr show eth0; ip route; cat /etc/resolv.conf; nc -w 2 "+gw+" 53 </dev/null && echo connected", step)
-	for _, want := range []string{br.gateway.Next().String() + "/24", "default via " + gw, "nameserver " + gw, "search example", "connected"} {
+	for _, want := range []string{br.gateway.Next().String() + "/32", "default via " + gw, "nameserver " + gw, "search example", "connected"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in %q (%+v)", want, out, exit)
 		}
@@ -320,7 +320,7 @@ func testBridge(t *testing.T, b *box) {
 		})
 	}
 	wg.Wait()
-	if n := len(b.net.bridged.idle); n != 2 {
+	if n := len(b.net.routed.idle); n != 2 {
 		t.Errorf("%d idle namespaces", n)
 	}
 	err = inNS(outside, func() error {
@@ -332,7 +332,7 @@ func testBridge(t *testing.T, b *box) {
 		if rules, err := firewall("", "nft", "list", "table", "ip", "strata_"+b.owner); err == nil {
 			t.Errorf("rules left: %q", rules)
 		}
-		return sweepLinks(b.owner)
+		return sweepNetwork(b.owner)
 	})
 	if err != nil {
 		t.Error(err)
@@ -343,6 +343,13 @@ func testBridge(t *testing.T, b *box) {
 // world makes another machine that is connected with a network namespace, 198.51.100.1 on its side, and says hello to who calls
 // 198.51.100.2:7777. It returns the addresses of the callers.
 func world(t *testing.T, outside *os.File) <-chan string {
+	t.Helper()
+	callers, _ := worldNS(t, outside)
+	return callers
+}
+
+// worldNS is world, with the namespace of the other machine.
+func worldNS(t *testing.T, outside *os.File) (<-chan string, *os.File) {
 	t.Helper()
 	far, err := newNS()
 	if err != nil {
@@ -359,7 +366,7 @@ func world(t *testing.T, outside *os.File) <-chan string {
 	if err := near.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(far.Fd())}); err != nil {
 		t.Skip("no veth:", err)
 	}
-	callers := make(chan string, 9)
+	callers := make(chan string, 99)
 	up := func(ip string) error {
 		link, err := netlink.LinkByName("eth0")
 		if err != nil {
@@ -395,10 +402,10 @@ func world(t *testing.T, outside *os.File) <-chan string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return callers
+	return callers, far
 }
 
-// Where no bridge can be made, the host's network is used and the user is told once, unless a bridge was asked for.
+// Where no network can be made, steps do not get the host's, unless that is allowed; then the user is told once.
 func TestNoBridge(t *testing.T) {
 	needRoot(t)
 	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
@@ -415,7 +422,7 @@ func TestNoBridge(t *testing.T) {
 	}
 	var told []string
 	warn := func(s string) { told = append(told, s) }
-	n, err := newNetwork(NetworkConfig{Subnet: taken}, "ffffffff", warn, slog.New(slog.DiscardHandler))
+	n, err := newNetwork(NetworkConfig{Subnet: taken, MayUseHost: true}, "ffffffff", warn, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -428,12 +435,14 @@ func TestNoBridge(t *testing.T) {
 	if len(told) != 1 || !strings.Contains(told[0], "no free network") {
 		t.Errorf("%q", told)
 	}
-	n, err = newNetwork(NetworkConfig{Mode: Bridge, Subnet: taken}, "ffffffff", warn, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := n.acquire(graph.NetworkDefault, ""); diag.KindOf(err) != diag.Unavailable {
-		t.Errorf("%v", err)
+	for _, c := range []NetworkConfig{{Mode: Bridge, Subnet: taken}, {Mode: Bridge, Subnet: taken, MayUseHost: true}, {Subnet: taken}} {
+		n, err = newNetwork(c, "ffffffff", warn, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l, err := n.acquire(graph.NetworkDefault, ""); diag.KindOf(err) != diag.Unavailable || !strings.Contains(fmt.Sprint(err), "no free network") {
+			t.Errorf("%+v: %+v %v", c, l, err)
+		}
 	}
 }
 

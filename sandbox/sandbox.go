@@ -29,7 +29,7 @@ type Options struct {
 	Network NetworkConfig
 	Devices Devices
 	Log     *slog.Logger
-	Warn    func(string) // what a user should know, such as a missing bridge; nil = Log
+	Warn    func(string) // what a user should know, such as a missing network; nil = Log
 }
 
 // Sandbox is a Runtime that makes containers itself, or has an OCI runtime do it by its command line, made for runc.
@@ -81,6 +81,10 @@ func New(opt Options) (*Sandbox, error) {
 	}
 	if s.net.cfg.Mode == CNI {
 		s.net.cni, err = newCNI(opt.Network.CNI, s.cniDir(), "strata-"+s.owner+"-"+s.started, func() int64 { return s.ids.Add(1) })
+		if err != nil {
+			return nil, err
+		}
+		s.net.cni.refused = s.net.refused()
 		s.net.plugs = &pool{max: s.net.cfg.Idle, create: func() (*slot, error) { return s.net.cni.newSlot("") }}
 	}
 	return s, err

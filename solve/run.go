@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/strata-build/strata/event"
-	"github.com/strata-build/strata/graph"
 )
 
 // resultOf returns a node's outputs: found, joined, or run.
@@ -31,11 +29,13 @@ func (b *Build[R, E]) solve(n *node[R]) (*shared[R], error) {
 	if err := b.keyOf(n); err != nil {
 		return nil, err
 	}
-	if !n.forced() {
-		if res, ok := b.lookup(n); ok {
-			b.end(n, true, nil)
-			return res, nil
-		}
+	fkey := string(n.key)
+	if n.forced() {
+		// A forced run is not the run that another build began earlier.
+		fkey += "@" + strconv.FormatInt(b.id, 10)
+	} else if outs, ok := b.lookup(n); ok {
+		b.end(n, true, nil)
+		return newShared(outs), nil
 	}
 	res, retry := b.elsewhere(n)
 	if res != nil {
@@ -51,17 +51,6 @@ func (b *Build[R, E]) solve(n *node[R]) (*shared[R], error) {
 			return res, nil
 		}
 	}
-	return b.fly(n, in)
-}
-
-// fly joins the run of a node that is under way, or starts it.
-func (b *Build[R, E]) fly(n *node[R], in *held[R]) (*shared[R], error) {
-	in.origins = Union(n.claims, in.origins)
-	fkey := string(OriginKey(n.key, in.origins))
-	if n.forced() {
-		// A forced run is not the run that another build began earlier.
-		fkey += "@" + strconv.FormatInt(b.id, 10)
-	}
 	for {
 		if err := context.Cause(n.ctx); err != nil {
 			return nil, err
@@ -69,7 +58,7 @@ func (b *Build[R, E]) fly(n *node[R], in *held[R]) (*shared[R], error) {
 		in.retain() // for the flight, which may outlive this build
 		f, id := b.s.board(n.ctx, fkey, b.sink, func(ctx context.Context, f *flight[R]) {
 			defer in.release()
-			b.run(ctx, n, in, f)
+			b.run(ctx, n, in.outs, f)
 		})
 		if id != 1 {
 			in.release()
@@ -91,9 +80,8 @@ func (n *node[R]) forced() bool { return n.pin.Volatile || n.anew != "" }
 
 // held is what a run reads: the inputs, and the shares that keep them alive.
 type held[R Result] struct {
-	outs    []R
-	from    []*shared[R]
-	origins []string // of all that the result is made from
+	outs []R
+	from []*shared[R]
 }
 
 func (h *held[R]) retain() {
@@ -117,8 +105,7 @@ func (b *Build[R, E]) inputs(n *node[R]) (*held[R], error) {
 	h := &held[R]{outs: outs}
 	for _, e := range n.v.In {
 		if e.V != nil {
-			res := b.node(e.V).res
-			h.from, h.origins = append(h.from, res), Union(h.origins, res.origins)
+			h.from = append(h.from, b.node(e.V).res)
 		}
 	}
 	h.retain()
@@ -126,11 +113,11 @@ func (b *Build[R, E]) inputs(n *node[R]) (*held[R], error) {
 }
 
 // run is the body of a flight.
-func (b *Build[R, E]) run(ctx context.Context, n *node[R], in *held[R], f *flight[R]) {
+func (b *Build[R, E]) run(ctx context.Context, n *node[R], in []R, f *flight[R]) {
 	if !n.forced() {
 		// Another flight may have ended between the look-up and this one's start.
-		if outs, err := b.s.cache.Lookup(ctx, OriginKey(n.key, in.origins)); err == nil {
-			f.res, f.cached = newShared(outs, in.origins), true
+		if outs, err := b.s.cache.Lookup(ctx, n.key); err == nil {
+			f.res, f.cached = newShared(outs), true
 			return
 		}
 	}
@@ -144,9 +131,9 @@ func (b *Build[R, E]) run(ctx context.Context, n *node[R], in *held[R], f *fligh
 		}
 	}
 	f.emit(event.Event{Kind: event.Started, Time: time.Now(), Vertex: n.v.ID, Reason: b.why(ctx, n)})
-	outs, origins, err := b.runAndStore(ctx, n, in, f)
+	outs, err := b.runAndStore(ctx, n, in, f)
 	if err == nil {
-		f.res = newShared(outs, origins)
+		f.res = newShared(outs)
 		return
 	}
 	for _, r := range outs {
@@ -165,23 +152,10 @@ func (b *Build[R, E]) why(ctx context.Context, n *node[R]) string {
 	return b.s.cache.Why(ctx, n.v.Name, n.pre)
 }
 
-func (b *Build[R, E]) runAndStore(ctx context.Context, n *node[R], in *held[R], f *flight[R]) ([]R, []string, error) {
+func (b *Build[R, E]) runAndStore(ctx context.Context, n *node[R], in []R, f *flight[R]) ([]R, error) {
 	start := time.Now()
-	var mu sync.Mutex
-	origins := in.origins
 	outs, err := b.s.runner.Run(ctx, &Step[R, E]{
-		V: n.v, Pin: n.pin, Key: n.key, In: in.outs, Env: b.env,
-		Solve: func(edges ...graph.Edge) ([]R, error) {
-			outs, err := b.nested(edges...)
-			mu.Lock()
-			defer mu.Unlock()
-			for _, e := range edges {
-				if err == nil && e.V != nil {
-					origins = Union(origins, b.Origins(e))
-				}
-			}
-			return outs, err
-		},
+		V: n.v, Pin: n.pin, Key: n.key, In: in, Env: b.env, Solve: b.nested,
 		Emit: func(e event.Event) {
 			if e.Vertex == "" {
 				e.Vertex = n.v.ID
@@ -190,15 +164,13 @@ func (b *Build[R, E]) runAndStore(ctx context.Context, n *node[R], in *held[R], 
 		},
 	})
 	if err != nil {
-		return outs, nil, err
+		return outs, err
 	}
 	if len(outs) < n.v.Op.Outputs() {
-		return outs, nil, fmt.Errorf("%s made %d outputs instead of %d", n.v.Name, len(outs), n.v.Op.Outputs())
+		return outs, fmt.Errorf("%s made %d outputs instead of %d", n.v.Name, len(outs), n.v.Op.Outputs())
 	}
 	if n.pin.Volatile {
-		return outs, origins, nil
+		return outs, nil
 	}
-	return outs, origins, b.s.cache.Store(ctx, &Entry[R]{
-		Key: OriginKey(n.key, origins), Preimage: n.pre, Name: n.v.Name, Outputs: outs, Origins: origins, Cost: time.Since(start),
-	})
+	return outs, b.s.cache.Store(ctx, &Entry[R]{Key: n.key, Preimage: n.pre, Name: n.v.Name, Outputs: outs, Cost: time.Since(start)})
 }

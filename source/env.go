@@ -20,6 +20,8 @@ type Env struct {
 	Session  session.Session  // nil = there is no client
 	Progress event.Sink
 	Agent    string // the User-Agent of http sources; "" = strata
+
+	AllowMetadata bool // sources may be at link-local addresses and metadata services
 }
 
 // progress reports one transfer, at most every tenth of a second and once at its end.

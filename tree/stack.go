@@ -114,11 +114,7 @@ func (t *Stack) Content(ctx context.Context, sel graph.Selector) (graph.Digest, 
 	if err != nil {
 		return "", err
 	}
-	d, err := f.content(ctx, sel)
-	if err == nil {
-		err = t.s.Sound(t.IDs()...)
-	}
-	return d, err
+	return f.content(ctx, sel)
 }
 
 func (t *Stack) overlay() overlay {

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -159,10 +160,14 @@ func (c *cli) engineOptions() (engine.Options, error) {
 		}
 		opt.GCBytes = n
 	}
-	var err error
-	if opt.Caches, err = cacheRules(c.config); err != nil {
-		return opt, err
+	if s := os.Getenv("STRATA_ALLOW_METADATA"); s != "" {
+		allow, err := strconv.ParseBool(s)
+		if err != nil {
+			return opt, diag.Errorf(diag.Invalid, "STRATA_ALLOW_METADATA is %q: it must be 1 or 0", s)
+		}
+		opt.AllowMetadata = allow
 	}
+	var err error
 	opt.Tracer, err = tracing.New(context.Background(), version, false)
 	return opt, err
 }

@@ -31,6 +31,7 @@ type serving struct {
 	net          netConfig
 	devices      engine.DeviceOptions
 	proxied      bool
+	metadata     bool // builds may reach link-local addresses and metadata services
 	asBuildKit   bool
 	provenance   string // directory of what provenance tells of this builder
 }
@@ -63,6 +64,7 @@ func newServe(c *cli) *cobra.Command {
 	fs.StringSliceVar(&v.labels, "oci-worker-labels", nil, "Tell clients about the worker: KEY=VALUE")
 	fs.IntVar(&v.parallel, "oci-max-parallelism", 0, "Steps that run at once (default by the number of processors)")
 	fs.BoolVar(&v.proxied, "proxy-network", false, "Give steps a proxy alone, which records what they fetch")
+	fs.BoolVar(&v.metadata, "allow-metadata", false, "Let builds reach link-local addresses and the cloud's metadata services ($STRATA_ALLOW_METADATA)")
 	bytesFlag(fs, "gc-bytes", "Keep the state below this size (default chosen by the disk; $STRATA_GC_BYTES)", &c.gcBytes)
 	fs.BoolVar(&v.asBuildKit, "as-buildkitd", false, "Behave as buildkitd does")
 	fs.Bool("version", false, "Print the version")
@@ -138,6 +140,9 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 	if opt.Network, err = v.net.network(conf.DNS); err != nil {
 		return err
 	}
+	opt.AllowMetadata = opt.AllowMetadata || v.metadata
+	opt.Network.RefuseMetadata = !opt.AllowMetadata
+	opt.Network.MayUseHost = slices.Contains(v.entitlements, "network.host")
 	if !v.devices.Disabled {
 		v.entitlements = append(v.entitlements, "device") // a build still asks for each one
 	}

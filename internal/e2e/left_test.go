@@ -54,13 +54,13 @@ func (s *site) leftOfEngine() []string {
 	runDir, owner := s.owner()
 	// The kernel takes network namespaces, and the links in them, away some time after their last process.
 	for until := time.Now().Add(deadline); time.Now().Before(until); time.Sleep(5 * time.Millisecond) {
-		if ports, _ := filepath.Glob("/sys/class/net/s" + owner + "*"); len(ports) == 0 {
+		if ports, _ := filepath.Glob("/sys/class/net/stra*" + owner + "*"); len(ports) == 0 {
 			break
 		}
 	}
 	var out []string
 	for _, pattern := range []string{
-		"/sys/fs/cgroup/strata-" + owner, "/sys/fs/cgroup/*/strata-" + owner, "/sys/class/net/strata-" + owner, "/sys/class/net/s" + owner + "*",
+		"/sys/fs/cgroup/strata-" + owner, "/sys/fs/cgroup/*/strata-" + owner, "/sys/class/net/stra*" + owner + "*",
 		runDir + "/*",
 	} {
 		found, _ := filepath.Glob(pattern)
