@@ -33,6 +33,7 @@ type Options struct {
 	GCBytes        int64        // cap of the state; 0 = the store's own
 	RegistryConfig string       // TOML file, see registry.LoadHosts; "" = none
 	Runtime        string       // path or name of the OCI runtime of all steps; "" = the built-in one, and runc for what that does not know
+	Guarded        bool         // steps end with this process even if they are hostile, see sandbox.Helper
 	Network        NetworkConfig
 	AllowMetadata  bool // sources may be at link-local addresses and metadata services; Network has this for steps
 	Devices        DeviceOptions

@@ -26,7 +26,7 @@ type bundle struct {
 }
 
 func (s *Sandbox) newBundle() (*bundle, error) {
-	b := &bundle{id: fmt.Sprintf("strata-%s-%s-%d", s.owner, s.started, s.ids.Add(1))}
+	b := &bundle{id: s.idPrefix() + strconv.FormatInt(s.ids.Add(1), 10)}
 	b.dir = filepath.Join(s.root, "run", b.id)
 	return b, os.MkdirAll(b.dir, 0o700)
 }

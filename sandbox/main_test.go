@@ -11,6 +11,7 @@ import (
 // The test binary is the engine, so that it runs as the engine does; and it is a hostile program in a step, see
 // TestAStepCannotWriteToTheEngine.
 func TestMain(m *testing.M) {
+	Helper()
 	if os.Getenv(hostileEnv) != "" {
 		attackExecutables()
 		os.Exit(0)

@@ -28,6 +28,7 @@ type Options struct {
 	Binary  string // a name or a path of runc or something with its command line; "" = the built-in runtime, and runc for the rest
 	Network NetworkConfig
 	Devices Devices
+	Guarded bool // a process ends steps that outlive this one; the program calls Helper
 	Log     *slog.Logger
 	Warn    func(string) // what a user should know, such as a missing network; nil = Log
 }
@@ -43,6 +44,9 @@ type Sandbox struct {
 	devices Devices
 	ids     atomic.Int64
 	started string // part of every id, so that none comes twice
+
+	guarded  bool
+	guardian guardian
 
 	mu     sync.Mutex // of prepare and outside
 	host   *host
@@ -63,7 +67,7 @@ func New(opt Options) (*Sandbox, error) {
 		return nil, diag.Errorf(diag.Unavailable, "the sandbox's state directory: %w", err)
 	}
 	s := &Sandbox{
-		root: root, owner: ownerOf(root), log: opt.Log, binary: opt.Binary, forced: opt.Binary != "", devices: opt.Devices,
+		root: root, owner: ownerOf(root), log: opt.Log, binary: opt.Binary, forced: opt.Binary != "", devices: opt.Devices, guarded: opt.Guarded,
 		started: strconv.FormatInt(time.Now().UnixMilli(), 36),
 	}
 	if s.log == nil {
@@ -118,6 +122,7 @@ func ownerOf(root string) string {
 // Close ends the networks and removes the control group of the steps' own, and directories that are empty. No step may be
 // running.
 func (s *Sandbox) Close() error {
+	s.guardian.stop()
 	s.net.close()
 	for _, dir := range []string{filepath.Join(s.root, "run"), s.runtimeDir(), filepath.Join(s.cniDir(), "results"), s.cniDir(), s.root} {
 		_ = os.Remove(dir) // what is in them is for Sweep
@@ -201,6 +206,9 @@ func (s *Sandbox) Run(ctx context.Context, spec *Spec) (_ *Exit, err error) {
 		return nil, err
 	}
 	if err := s.prepare(); err != nil {
+		return nil, err
+	}
+	if err := s.guard(); err != nil {
 		return nil, err
 	}
 	if ctx.Err() != nil {
@@ -334,6 +342,9 @@ func (s *Sandbox) plan(spec *Spec, b *bundle) (*plan, error) {
 }
 
 func cgroupName(owner string) string { return "strata-" + owner }
+
+// idPrefix begins the ids of this sandbox's containers, and no others.
+func (s *Sandbox) idPrefix() string { return cgroupName(s.owner) + "-" + s.started + "-" }
 
 // kernelDirs are where every container has file systems of the kernel.
 var kernelDirs = []string{"/proc", "/dev", "/sys"}

@@ -23,14 +23,7 @@ func (s *Sandbox) Sweep(ctx context.Context) error {
 		return err
 	}
 	var errs []error
-	groups := []string{"/" + cgroupName(s.owner)}
-	bundles, _ := os.ReadDir(filepath.Join(s.root, "run"))
-	for _, b := range bundles {
-		if g, err := os.ReadFile(filepath.Join(s.root, "run", b.Name(), cgroupFile)); err == nil && len(g) > 1 {
-			groups = append(groups, string(g))
-		}
-	}
-	for _, g := range groups {
+	for _, g := range append(recordedGroups(s.root), "/"+cgroupName(s.owner)) {
 		c.kill(g)
 		errs = append(errs, c.remove(g))
 	}

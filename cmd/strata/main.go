@@ -29,11 +29,15 @@ import (
 	"github.com/strata-build/strata/cmd/strata/progress"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
+	"github.com/strata-build/strata/sandbox"
 	"github.com/strata-build/strata/sandbox/reexec"
 	"github.com/strata-build/strata/tracing"
 )
 
-func main() { os.Exit(run(arguments(os.Args), os.Stdin, os.Stdout, os.Stderr)) }
+func main() {
+	sandbox.Helper()
+	os.Exit(run(arguments(os.Args), os.Stdin, os.Stdout, os.Stderr))
+}
 
 // arguments is the command line without the program's name: called as BuildKit's daemon, the program is one.
 func arguments(argv []string) []string {
@@ -150,7 +154,7 @@ const ownsEngine = "engine"
 
 func (c *cli) engineOptions() (engine.Options, error) {
 	opt := engine.Options{
-		Root: c.root, RegistryConfig: c.config, Runtime: c.runtime, GCBytes: c.gcBytes, Log: c.logger(), Agent: "strata/" + version + " buildkit/" + buildkit.Protocol,
+		Root: c.root, RegistryConfig: c.config, Runtime: c.runtime, Guarded: true, GCBytes: c.gcBytes, Log: c.logger(), Agent: "strata/" + version + " buildkit/" + buildkit.Protocol,
 		Frontend: buildkit.Frontend(buildkit.Options{Version: version}),
 	}
 	if s := os.Getenv("STRATA_GC_BYTES"); s != "" && opt.GCBytes == 0 {

@@ -16,7 +16,9 @@ const childEnv = "STRATA_TEST_PROTECTED"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(childEnv) != "" {
-		fmt.Println("pid", os.Getpid())
+		if len(os.Args) == 3 {
+			fmt.Println("pid", os.Getpid())
+		}
 		if err := Protect(); err != nil {
 			fmt.Println(err)
 			os.Exit(1)
@@ -31,6 +33,18 @@ func TestMain(m *testing.M) {
 		fds, err := os.ReadDir("/proc/self/fd")
 		kept := slices.ContainsFunc(fds, func(e os.DirEntry) bool { link, _ := os.Readlink("/proc/self/fd/" + e.Name()); return link == "/" })
 		fmt.Println(kept, err)
+		if len(os.Args) == 3 { // the same from a process that is protected
+			cmd, done, err := Command("d")
+			if err != nil {
+				fmt.Println(err)
+				os.Exit(1)
+			}
+			defer done()
+			cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+			if err := cmd.Run(); err != nil {
+				fmt.Println(err)
+			}
+		}
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
@@ -55,7 +69,10 @@ func TestProtect(t *testing.T) {
 		t.Helper()
 		out, err := cmd.CombinedOutput()
 		pid := fmt.Sprintf("pid %d\n", cmd.Process.Pid)
-		want := strings.Repeat(pid, times) + exe + " <nil>\n" + comm[:min(15, len(comm))] + " <nil>\n[a b c] <nil>\n<nil> read-only file system\nfalse <nil>\n"
+		is := func(args string) string {
+			return exe + " <nil>\n" + comm[:min(15, len(comm))] + " <nil>\n[" + args + "] <nil>\n<nil> read-only file system\nfalse <nil>\n"
+		}
+		want := strings.Repeat(pid, times) + is("a b c") + is("d")
 		if err != nil || string(out) != want {
 			t.Errorf("%v\n%s\nwant\n%s", err, out, want)
 		}
