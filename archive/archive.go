@@ -2,7 +2,6 @@ package archive
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"strings"
 
@@ -13,6 +12,7 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/registry"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // Format is a way to keep images in files.
@@ -233,7 +233,7 @@ func decodeJSON(f Files, name string, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(raw, v); err != nil {
+	if err := strictjson.Unmarshal(raw, v); err != nil {
 		return diag.Errorf(diag.Invalid, "%s: %w", name, err)
 	}
 	return nil

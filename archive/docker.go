@@ -18,6 +18,7 @@ import (
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/layer"
 	"github.com/strata-build/strata/registry"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // DockerImage is one image of docker save. Sources: moby image/tarexport and docker-image-spec v1.0 to v1.2.
@@ -136,7 +137,7 @@ func (a *Archive) legacyConfig(ctx context.Context, d *DockerImage) ([]byte, err
 	c := image.Config{Created: top.Created, Author: top.Author, OS: cmp.Or(top.OS, "linux"), Architecture: cmp.Or(top.Architecture, "amd64")}
 	c.RootFS.Type = "layers"
 	if len(top.Config) > 0 {
-		if err := json.Unmarshal(top.Config, &c.Config); err != nil {
+		if err := strictjson.Unmarshal(top.Config, &c.Config); err != nil {
 			return nil, diag.Errorf(diag.Invalid, "%s/json: %w", d.top, err)
 		}
 	}

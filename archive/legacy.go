@@ -12,6 +12,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // v1Image is the json of one layer in the first form of docker save. Source: docker image-spec v1.0.
@@ -70,7 +71,7 @@ func (l *legacy) image(im *Image, names []string) error {
 		layers = []Blob{Bytes(image.DockerLayer, bytes.Repeat([]byte{0}, 1024))}
 	}
 	var c image.Config
-	if err := json.Unmarshal(im.Config.Data, &c); err != nil {
+	if err := strictjson.Unmarshal(im.Config.Data, &c); err != nil {
 		return err
 	}
 	top := ""

@@ -17,6 +17,7 @@ import (
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // actions is a cache in the cache service of GitHub Actions, version 2 of its protocol: a Twirp service that gives signed URLs of
@@ -88,7 +89,7 @@ func tokenScopes(token string) ([]actionsScope, error) {
 		Until  float64 `json:"exp"` // seconds since 1970
 	}
 	var scopes []actionsScope
-	if json.Unmarshal(raw, &claims) != nil || json.Unmarshal([]byte(claims.Access), &scopes) != nil {
+	if strictjson.Unmarshal(raw, &claims) != nil || strictjson.Unmarshal([]byte(claims.Access), &scopes) != nil {
 		return nil, bad
 	}
 	if end := time.Unix(int64(claims.Until), 0); claims.Until != 0 && time.Now().After(end) {
@@ -134,10 +135,10 @@ func (a *actions) call(ctx context.Context, method string, in map[string]any, ou
 		return err
 	}
 	if resp.StatusCode/100 == 2 {
-		return json.Unmarshal(raw, out)
+		return strictjson.Unmarshal(raw, out)
 	}
 	var why struct{ Code, Msg string }
-	_ = json.Unmarshal(raw, &why) // another text is no reason
+	_ = strictjson.Unmarshal(raw, &why) // another text is no reason
 	kind := diag.Unavailable
 	switch {
 	case why.Code == "already_exists" || resp.StatusCode == http.StatusConflict:

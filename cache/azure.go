@@ -43,7 +43,7 @@ func newAzure(s Spec) (*objects, error) {
 	b.base = base
 	prefix := s.attr("prefix", "BUILDKIT_AZURE_STORAGE_PREFIX", "")
 	return &objects{
-		kind: "azblob", title: "exporting cache to Azure Blob Storage", where: b.base.String(), bucket: b, client: &http.Client{},
+		kind: "azblob", title: "exporting cache to Azure Blob Storage", where: b.base.String(), bucket: b, client: stayingClient(),
 		manifests: path.Join(prefix, s.attr("manifests_prefix", "", "manifests")) + "/",
 		layers:    path.Join(prefix, s.attr("blobs_prefix", "", "blobs")) + "/",
 		names:     strings.Split(s.attr("name", "", "buildkit"), ";"),

@@ -147,7 +147,7 @@ func TestSignature(t *testing.T) {
 	o, err := newS3(Spec{"s3", map[string]string{
 		"region": "us-east-1", "bucket": "examplebucket", "endpoint_url": "https://s3.amazonaws.com",
 		"access_key_id": "AKIAIOSFODNN7EXAMPLE", "secret_access_key": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
-	}})
+	}}, &Rules{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +210,7 @@ func TestObjects(t *testing.T) {
 				"region": "r", "bucket": "b", "endpoint_url": srv.URL, "use_path_style": "true", "access_key_id": "k",
 				"account_url": srv.URL, "account_name": "a", "container": "b",
 				"secret_access_key": base64.StdEncoding.EncodeToString([]byte("secret")),
-			}})
+			}}, &Rules{})
 			if err != nil {
 				t.Fatal(err)
 			}

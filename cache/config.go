@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"encoding/json"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -9,6 +8,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // ConfigType is the media type of a Config.
@@ -151,11 +151,14 @@ func (x *index) add(rec int, c *Config, ids []int, blobs map[graph.Digest]Layer,
 	}
 }
 
+// configLimits bound a configuration. One with a hundred thousand records has about a million values.
+var configLimits = strictjson.Limits{Bytes: maxConfig, Values: 1_000_000}
+
 // decode reads a configuration, as long as it is one.
 func decode(raw []byte) (*Config, error) {
 	var c Config
-	if err := json.Unmarshal(raw, &c); err != nil {
-		return nil, diag.Errorf(diag.Invalid, "the cache's configuration cannot be read: %w", err)
+	if err := configLimits.Unmarshal(raw, &c); err != nil {
+		return nil, diag.Errorf(diag.KindOf(err), "the cache's configuration cannot be read: %w", err)
 	}
 	return &c, nil
 }

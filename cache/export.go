@@ -76,7 +76,7 @@ func NewExport(s Spec, env Env) (*Export, error) {
 	case "inline":
 		x.Inline = true
 	case "s3", "azblob":
-		x.to, err = newObjects(s)
+		x.to, err = newObjects(s, &env.Rules)
 	case "gha":
 		x.to, err = newActions(s)
 	default:
@@ -167,7 +167,7 @@ func (x *Export) run(ctx context.Context, c *collector, roots []graph.Edge) (map
 	conf, layers := config(all, chains)
 	var mounted []Layer
 	if x.Mounts {
-		if conf.Mounts, mounted, err = x.sendMounts(ctx, c.results, c.matcher, roots); err != nil {
+		if conf.Mounts, mounted, err = x.sendMounts(ctx, c, roots); err != nil {
 			return nil, err
 		}
 	}

@@ -2,7 +2,6 @@ package cache
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // importer returns what reads a cache, and the cache's name.
@@ -23,7 +23,7 @@ func importer(s Spec, env Env) (load func(context.Context) (*index, error), id s
 	case "local":
 		return importLocal(s, env)
 	case "s3", "azblob":
-		st, err := newObjects(s)
+		st, err := newObjects(s, &env.Rules)
 		if err != nil {
 			return nil, "", err
 		}
@@ -112,7 +112,7 @@ func (d *documents) document(ctx context.Context, desc image.Descriptor) (*docum
 		return nil, err
 	}
 	var doc document
-	if err := json.Unmarshal(raw, &doc); err != nil {
+	if err := strictjson.Unmarshal(raw, &doc); err != nil {
 		return nil, diag.Errorf(diag.Invalid, "%s is neither a manifest nor an index: %w", desc.Digest, err)
 	}
 	return &doc, nil
@@ -153,7 +153,7 @@ func (d *documents) inlineOf(ctx context.Context, doc *document, all *index) err
 		History []image.History `json:"history"`
 		Cache   []byte          `json:"moby.buildkit.cache.v0"`
 	}
-	if err := json.Unmarshal(raw, &img); err != nil {
+	if err := configLimits.Unmarshal(raw, &img); err != nil {
 		return diag.Errorf(diag.Invalid, "the image's configuration cannot be read: %w", err)
 	}
 	if img.Cache == nil || len(img.RootFS.DiffIDs) != len(doc.Layers) {
@@ -171,7 +171,7 @@ func (d *documents) inlineOf(ctx context.Context, doc *document, all *index) err
 		made = append(made, t)
 	}
 	c := &Config{}
-	if err := json.Unmarshal(img.Cache, &c.Records); err != nil {
+	if err := configLimits.Unmarshal(img.Cache, &c.Records); err != nil {
 		return diag.Errorf(diag.Invalid, "the cache in the image's configuration cannot be read: %w", err)
 	}
 	known := map[graph.Digest]Layer{}

@@ -17,7 +17,10 @@ type Build interface {
 	At(e graph.Edge) (tree.Tree, bool)
 	// Recall and Learn keep, between builds, the record of what an input of a vertex holds. Recall returns "" if it is not known.
 	Recall(ctx context.Context, v *graph.Vertex, in llb.CacheInput) graph.Digest
-	Learn(ctx context.Context, v *graph.Vertex, in llb.CacheInput, rec graph.Digest)
+	// origin is the cache that says so, "" if the input was read or the operator trusts the cache.
+	Learn(ctx context.Context, v *graph.Vertex, in llb.CacheInput, rec graph.Digest, origin string)
+	// MountSource returns the digest of what a cache mount of a vertex began with, "" if it is not known.
+	MountSource(ctx context.Context, v *graph.Vertex, m graph.Mount) graph.Digest
 }
 
 // Keys computes what the vertices of a build are known by in caches, once. It is safe for concurrent use.
@@ -91,18 +94,18 @@ func (k *Keys) contentRecord(ctx context.Context, v *graph.Vertex, in llb.CacheI
 		return "" // the build meets the error, too
 	}
 	x.rec = rec
-	k.b.Learn(ctx, v, in, rec)
+	k.b.Learn(ctx, v, in, rec, "")
 	return rec
 }
 
-// learn notes the record of what an input holds.
-func (k *Keys) learn(ctx context.Context, v *graph.Vertex, in llb.CacheInput, rec graph.Digest) {
+// learn notes what a cache says of the record of what an input holds.
+func (k *Keys) learn(ctx context.Context, v *graph.Vertex, in llb.CacheInput, rec graph.Digest, origin string) {
 	x := k.known(v, in)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.rec == "" {
 		x.rec = rec
-		k.b.Learn(ctx, v, in, rec)
+		k.b.Learn(ctx, v, in, rec, origin)
 	}
 }
 

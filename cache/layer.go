@@ -65,6 +65,11 @@ type Env struct {
 	Registry *registry.Client // with the build's credentials
 	Session  session.Session  // nil = no client
 	Events   event.Sink
+	Rules    Rules
+	Client   string // who has named the caches
+	// Owner means that the client can read the store anyway: what an earlier build found in a cache is used before the cache is
+	// read, and even if it cannot be.
+	Owner bool
 }
 
 // blobs is a place that blobs are read from.

@@ -19,6 +19,7 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/session"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // DirName is how a session names a directory of the client that is a cache.
@@ -166,7 +167,7 @@ func (l layout) index() (ocispec.Index, error) {
 		return ix, nil
 	}
 	if err == nil {
-		err = json.Unmarshal(raw, &ix)
+		err = strictjson.Unmarshal(raw, &ix)
 	}
 	return ix, err
 }

@@ -35,10 +35,11 @@ var _ solve.Remote[tree.Tree] = (*Matcher)(nil)
 
 // source is one cache that is imported: it is read when it is first asked.
 type source struct {
-	id   string
-	load func(context.Context) (*index, error)
-	once sync.Once
-	ix   *index // nil = it cannot be read
+	id     string
+	origin string // "" = the operator trusts it
+	load   func(context.Context) (*index, error)
+	once   sync.Once
+	ix     *index // nil = it cannot be read
 }
 
 // NewMatcher returns a matcher without caches. The caller closes it.
@@ -56,7 +57,7 @@ func (m *Matcher) Add(s Spec) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !slices.ContainsFunc(m.all, func(x *source) bool { return x.id == id }) {
-		m.all = append(m.all, &source{id: id, load: load})
+		m.all = append(m.all, &source{id: id, origin: origin(s, id, m.env), load: load})
 	}
 	return nil
 }
@@ -109,8 +110,8 @@ func (m *Matcher) Find(ctx context.Context, v *graph.Vertex, wanted []int) (*sol
 		if ix == nil {
 			continue
 		}
-		l := m.look(ctx, ix)
-		found := &solve.Found[tree.Tree]{Outputs: make([]tree.Tree, v.Op.Outputs())}
+		l := m.look(ctx, s, ix)
+		found := &solve.Found[tree.Tree]{Outputs: make([]tree.Tree, v.Op.Outputs()), Origin: s.origin}
 		ok := true
 		for _, out := range wanted {
 			if ok = ok && m.output(l, v, out, found); !ok {
@@ -172,7 +173,7 @@ func (m *Matcher) results(ctx context.Context, e graph.Edge) []result {
 	var all []result
 	for _, s := range m.sources() {
 		if ix := s.index(m); ix != nil {
-			all = append(all, m.look(ctx, ix).results(e)...)
+			all = append(all, m.look(ctx, s, ix).results(e)...)
 		}
 	}
 	return all
@@ -182,7 +183,7 @@ func (m *Matcher) results(ctx context.Context, e graph.Edge) []result {
 func (m *Matcher) contentRecord(ctx context.Context, v *graph.Vertex, i int) graph.Digest {
 	for _, s := range m.sources() {
 		if ix := s.index(m); ix != nil {
-			if d, ok := m.look(ctx, ix).linked(v, i); ok {
+			if d, ok := m.look(ctx, s, ix).linked(v, i); ok {
 				return d
 			}
 		}
@@ -192,38 +193,50 @@ func (m *Matcher) contentRecord(ctx context.Context, v *graph.Vertex, i int) gra
 
 // Token implements solve.Remote. A cache that links the vertex to what the input holds gives the same token for all inputs
 // that hold it; else there is none.
-func (m *Matcher) Token(ctx context.Context, v *graph.Vertex, i int) (graph.Digest, bool) {
+func (m *Matcher) Token(ctx context.Context, v *graph.Vertex, i int) (solve.Claim, bool) {
 	cm := m.keys.of(ctx, v)
 	if cm == nil {
-		return "", false
+		return solve.Claim{}, false
 	}
 	for _, s := range m.sources() {
 		ix := s.index(m)
 		if ix == nil {
 			continue
 		}
-		d, ok := m.look(ctx, ix).linked(v, i)
+		d, ok := m.look(ctx, s, ix).linked(v, i)
 		if d != "" {
 			d = digest.FromString("content known to a cache: " + d.String())
 		}
 		if ok {
-			return d, true
+			return solve.Claim{Content: d, Origin: s.origin}, true
 		}
 	}
-	return "", false
+	return solve.Claim{}, false
+}
+
+// Origins implements solve.Remote. Who cannot read a cache gets nothing of what others have found in it.
+func (m *Matcher) Origins(context.Context) []string {
+	var all []string
+	for _, s := range m.sources() {
+		if s.origin != "" && (m.env.Owner || s.index(m) != nil) {
+			all = append(all, s.origin)
+		}
+	}
+	return all
 }
 
 // lookup is one search in one cache.
 type lookup struct {
 	m     *Matcher
 	ctx   context.Context
+	from  *source
 	ix    *index
 	seen  map[graph.Edge][]int
 	blind bool // there are candidates that only the content of inputs would tell
 }
 
-func (m *Matcher) look(ctx context.Context, ix *index) *lookup {
-	return &lookup{m: m, ctx: ctx, ix: ix, seen: map[graph.Edge][]int{}}
+func (m *Matcher) look(ctx context.Context, s *source, ix *index) *lookup {
+	return &lookup{m: m, ctx: ctx, from: s, ix: ix, seen: map[graph.Edge][]int{}}
 }
 
 // results returns the results of the records of an output, newest first.
@@ -317,7 +330,7 @@ func (l *lookup) linked(v *graph.Vertex, i int) (content graph.Digest, ok bool) 
 			ok = true
 			for _, k := range links {
 				if to := l.ix.records[k.Link]; k.Selector == "" && len(to.inputs) == 0 {
-					l.m.keys.learn(l.ctx, v, in, to.digest)
+					l.m.keys.learn(l.ctx, v, in, to.digest, l.from.origin)
 					return to.digest, true
 				}
 			}

@@ -60,12 +60,13 @@ func (l *mountList) plain() (n int64) {
 
 // UsedMount is a cache mount that a build's steps use.
 type UsedMount struct {
-	ID      string
+	ID      string        // its identity: see [graph.Mount.CacheIdentity]
 	Sharing graph.Sharing // the strictest that is asked for
 }
 
-// usedMounts lists the cache mounts of the steps that lead to roots, by id.
-func usedMounts(roots []graph.Edge) []UsedMount {
+// usedMounts lists the cache mounts of the steps that lead to roots, by id. One that begins with content that is not known is
+// left out.
+func usedMounts(ctx context.Context, b Build, roots []graph.Edge) []UsedMount {
 	byID := map[string]graph.Sharing{}
 	seen := map[*graph.Vertex]bool{}
 	var visit func(v *graph.Vertex)
@@ -79,8 +80,15 @@ func usedMounts(roots []graph.Edge) []UsedMount {
 				if m.Type != graph.MountCache {
 					continue
 				}
-				if have, ok := byID[m.CacheID]; !ok || have != graph.SharingLocked { // the strictest wish counts
-					byID[m.CacheID] = m.Sharing
+				var source graph.Digest
+				if m.Input != graph.None {
+					if source = b.MountSource(ctx, v, m); source == "" {
+						continue
+					}
+				}
+				id := m.CacheIdentity(source)
+				if have, ok := byID[id]; !ok || have != graph.SharingLocked { // the strictest wish counts
+					byID[id] = m.Sharing
 				}
 			}
 		}
@@ -113,14 +121,14 @@ type mountExport struct {
 
 // sendMounts writes the blobs of the cache mounts of the steps that lead to roots. A mount that this machine does not have is the one
 // of a cache that was imported: the steps that use it were found there. One that is too large is left out, with a warning.
-func (x *Export) sendMounts(ctx context.Context, r Results, m *Matcher, roots []graph.Edge) ([]ConfigMount, []Layer, error) {
-	dir, cleanup, err := r.TempDir("cache-mounts")
+func (x *Export) sendMounts(ctx context.Context, c *collector, roots []graph.Edge) ([]ConfigMount, []Layer, error) {
+	dir, cleanup, err := c.results.TempDir("cache-mounts")
 	if err != nil {
 		return nil, nil, err
 	}
 	defer cleanup()
-	e := &mountExport{x: x, r: r, m: m, dir: dir, sent: map[graph.Digest]bool{}}
-	for _, u := range usedMounts(roots) {
+	e := &mountExport{x: x, r: c.results, m: c.matcher, dir: dir, sent: map[graph.Digest]bool{}}
+	for _, u := range usedMounts(ctx, c.keys.b, roots) {
 		done := x.step("exporting cache mount " + u.ID)
 		err := e.one(ctx, u)
 		done()

@@ -193,9 +193,9 @@ func TestMountsGoAndComeBack(t *testing.T) {
 	place := &countedPlace{layout: layout{t.TempDir()}}
 	x := &Export{to: place, env: Env{}}
 	r := &mountResults{dir: tmp, mounts: map[string]string{"/go": from}, broken: 1}
-	roots := uses(graph.Mount{Type: graph.MountCache, CacheID: "/go", Sharing: graph.SharingLocked},
-		graph.Mount{Type: graph.MountCache, CacheID: "/go"}, graph.Mount{Type: graph.MountCache, CacheID: "/none"})
-	confs, blobs, err := x.sendMounts(ctx, r, nil, roots)
+	roots := uses(graph.Mount{Type: graph.MountCache, Input: graph.None, CacheID: "/go", Sharing: graph.SharingLocked},
+		graph.Mount{Type: graph.MountCache, Input: graph.None, CacheID: "/go"}, graph.Mount{Type: graph.MountCache, Input: graph.None, CacheID: "/none"})
+	confs, blobs, err := x.sendMounts(ctx, newCollector(ctx, NewKeys(nil), nil, r), roots)
 	if err != nil || len(confs) != 1 || confs[0].ID != "/go" {
 		t.Fatalf("%v, %v", confs, err)
 	}
@@ -211,13 +211,13 @@ func TestMountsGoAndComeBack(t *testing.T) {
 	}
 
 	// Unchanged: nothing is written. A changed file: what holds it.
-	if _, _, err := x.sendMounts(ctx, r, nil, roots); err != nil || place.written != first {
+	if _, _, err := x.sendMounts(ctx, newCollector(ctx, NewKeys(nil), nil, r), roots); err != nil || place.written != first {
 		t.Errorf("%d bytes of an unchanged mount were written (%v)", place.written-first, err)
 	}
 	if err := os.WriteFile(filepath.Join(from, "20/data"), noise(1000, 300<<10), 0o640); err != nil {
 		t.Fatal(err)
 	}
-	confs, _, err = x.sendMounts(ctx, r, nil, roots)
+	confs, _, err = x.sendMounts(ctx, newCollector(ctx, NewKeys(nil), nil, r), roots)
 	if err != nil || place.written == first || place.written-first > 4<<20 {
 		t.Errorf("%d bytes of a mount with one changed file were written (%v)", place.written-first, err)
 	}
@@ -237,7 +237,7 @@ func TestMountsGoAndComeBack(t *testing.T) {
 	// A machine that has not used the mount exports what it has imported.
 	again := &countedPlace{layout: layout{t.TempDir()}}
 	x.to = again
-	carried, _, err := x.sendMounts(ctx, &mountResults{dir: tmp}, m, roots)
+	carried, _, err := x.sendMounts(ctx, newCollector(ctx, NewKeys(nil), m, &mountResults{dir: tmp}), roots)
 	if err != nil || len(carried) != 1 || carried[0].List.Digest != confs[0].List.Digest || again.written < 16<<20 {
 		t.Errorf("%v, %d bytes, %v", carried, again.written, err)
 	}

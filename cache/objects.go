@@ -53,11 +53,16 @@ func (o *objects) make(ctx context.Context) error {
 
 var _ blobs = (*objects)(nil)
 
-func newObjects(s Spec) (*objects, error) {
+func newObjects(s Spec, rules *Rules) (*objects, error) {
 	if s.Type == "s3" {
-		return newS3(s)
+		return newS3(s, rules)
 	}
 	return newAzure(s)
+}
+
+// stayingClient follows no redirects: a signature is for one host, and a session token must not reach another.
+func stayingClient() *http.Client {
+	return &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 func (o *objects) id() string { return o.kind + ":" + o.where + " " + o.names[0] }

@@ -3,7 +3,6 @@ package cache
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"iter"
@@ -18,6 +17,7 @@ import (
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // holding goes through the caches that have a cache mount, reading each when it comes to it.
@@ -101,7 +101,7 @@ func readMountList(ctx context.Context, b blobs, at image.Descriptor) (*mountLis
 		return nil, err
 	}
 	var l mountList
-	if err := json.Unmarshal(raw, &l); err != nil {
+	if err := strictjson.Unmarshal(raw, &l); err != nil {
 		return nil, diag.Errorf(diag.Invalid, "the list of the cache mount cannot be read: %w", err)
 	}
 	total := int64(0)

@@ -187,6 +187,9 @@ func keepParents(c *graph.Copy, src, os string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if pattern == "/" { // all that is in the root
+		return root, nil
+	}
 	c.Include = []string{strings.TrimPrefix(pattern, "/")}
 	if !graph.HasWildcard(root) && !graph.HasWildcard(pattern) {
 		c.Required = c.Include

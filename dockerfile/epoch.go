@@ -23,7 +23,6 @@ func (p *planner) setEpoch(ctx context.Context) error {
 		v, _ = p.globals.Get(epochArg)
 	}
 	if v == "" {
-		p.epoch = p.req.Epoch
 		return nil
 	}
 	t, err := p.findEpoch(ctx, v)

@@ -47,10 +47,7 @@ func mountRank(t graph.MountType) int {
 
 // mount adds a bind, cache or tmpfs mount.
 func (st *step) mount(m *instructions.Mount, from *stage, x *execOp) error {
-	target := slashed(m.Target, st.platform.OS)
-	if !path.IsAbs(path.Clean(target)) {
-		target = path.Join("/", st.cwd(), target)
-	}
+	target := st.mountTarget(m.Target)
 	if path.Clean(target) == "/" {
 		return invalidf("invalid mount target %q", target).WithHint("add target=/path: a mount without one goes to the working directory")
 	}
@@ -82,6 +79,15 @@ func (st *step) mount(m *instructions.Mount, from *stage, x *execOp) error {
 	}
 	x.op.Mounts = append(x.op.Mounts, g)
 	return nil
+}
+
+// mountTarget makes a target absolute: a relative one is below the working directory.
+func (st *step) mountTarget(target string) string {
+	target = slashed(target, st.platform.OS)
+	if !path.IsAbs(path.Clean(target)) {
+		target = path.Join("/", st.cwd(), target)
+	}
+	return target
 }
 
 func (st *step) cacheMount(m *instructions.Mount, g *graph.Mount) {
@@ -141,7 +147,7 @@ func (st *step) secret(m *instructions.Mount, op *graph.Exec) error {
 		}
 		target = "/run/secrets/" + path.Base(id)
 	}
-	g := graph.Mount{Type: graph.MountSecret, Target: path.Join("/", target), Input: graph.None, Output: graph.None, ID: id, Optional: !m.Required, Mode: 0o400}
+	g := graph.Mount{Type: graph.MountSecret, Target: path.Clean(st.mountTarget(target)), Input: graph.None, Output: graph.None, ID: id, Optional: !m.Required, Mode: 0o400}
 	setOwner(m, &g)
 	op.Mounts = append(op.Mounts, g)
 	return nil
@@ -161,10 +167,11 @@ func (st *step) ssh(m *instructions.Mount, op *graph.Exec, n int) error {
 	if target == "" {
 		target = fmt.Sprintf("/run/buildkit/ssh_agent.%d", n)
 	}
+	target = path.Clean(st.mountTarget(target))
 	if _, ok := lookupList(op.Env, "SSH_AUTH_SOCK"); !ok {
 		op.Env = append(op.Env, "SSH_AUTH_SOCK="+target)
 	}
-	g := graph.Mount{Type: graph.MountSSH, Target: path.Join("/", target), Input: graph.None, Output: graph.None, ID: id, Optional: !m.Required, Mode: 0o600}
+	g := graph.Mount{Type: graph.MountSSH, Target: target, Input: graph.None, Output: graph.None, ID: id, Optional: !m.Required, Mode: 0o600}
 	setOwner(m, &g)
 	op.Mounts = append(op.Mounts, g)
 	return nil

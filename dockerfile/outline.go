@@ -82,10 +82,15 @@ func NewOutline(ctx context.Context, req Request, r Resolver) (*Outline, error) 
 	}
 	out := &Outline{Name: target.inst.Name, Description: target.inst.DocComment}
 	sum := newOutlineInfo()
+	for n := range target.outline.used {
+		p.useArg(&sum, target, n)
+	}
+	own := maps.Clone(sum.args) // what the target's stage declares is not replaced by another stage's
 	for s := range p.reachable(target) {
 		for n := range s.outline.used {
 			p.useArg(&sum, s, n)
 		}
+		maps.Copy(sum.args, own)
 		keep(sum.secrets, s.outline.secrets)
 		keep(sum.ssh, s.outline.ssh)
 		maps.Copy(sum.caches, s.outline.caches)

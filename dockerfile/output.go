@@ -14,6 +14,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // outputCommand is OUTPUT [--mode=] [--previous=] [--generator=] [--max-layers=] DIR.
@@ -293,7 +294,7 @@ func (s *stage) complete(ctx context.Context) error {
 		return err
 	}
 	var sealed image.Sealed
-	if err := json.Unmarshal(data, &sealed); err != nil {
+	if err := strictjson.Unmarshal(data, &sealed); err != nil {
 		return diag.Errorf(diag.Internal, "OUTPUT: the record of the layers: %w", err)
 	}
 	s.sealed = &sealed

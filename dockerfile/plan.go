@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -175,7 +176,12 @@ type planner struct {
 }
 
 func (sh *shared) planner(pf graph.Platform, l *lint.Linter) *planner {
-	return &planner{shared: sh, target: pf, implicit: len(sh.req.Platforms) == 0, lint: l, given: maps.Clone(sh.req.BuildArgs)}
+	given := map[string]string{}
+	if t := sh.req.Epoch; t != nil { // the client's own time is an argument, unless it is given otherwise
+		given[epochArg] = strconv.FormatInt(t.Unix(), 10)
+	}
+	maps.Copy(given, sh.req.BuildArgs)
+	return &planner{shared: sh, target: pf, implicit: len(sh.req.Platforms) == 0, lint: l, given: given}
 }
 
 func (p *planner) plan(ctx context.Context) (*stage, error) {

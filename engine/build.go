@@ -34,9 +34,11 @@ type build struct {
 	sink    event.Sink      // of the build: the user's, and who watches
 	user    event.Sink
 	request Request // what was asked for, if it was a whole build
+	client  Client
 	allow   []string
 	web     *registry.Client // with the session's credentials
 	hold    *store.Hold
+	epoch   uint64 // of the store, when the build began
 	images  *source.Images
 	git     *source.Git
 	http    *source.HTTP
@@ -58,8 +60,13 @@ type build struct {
 }
 
 // newBuild starts a build. close ends it.
-func (e *Engine) newBuild(ctx context.Context, s session.Session, sink event.Sink, allow []string) *build {
-	b := &build{e: e, ctx: ctx, session: s, user: sink, allow: allow, hold: e.store.Hold(), web: e.web, id: rand.Text(), started: time.Now()}
+func (e *Engine) newBuild(ctx context.Context, opt JobOptions) *build {
+	s, sink := opt.Session, opt.Sink
+	b := &build{
+		e: e, ctx: ctx, client: opt.Client, session: s, user: sink, allow: opt.Allow, hold: e.store.Hold(), epoch: e.store.Epoch(),
+		web: e.web,
+		id:  rand.Text(), started: time.Now(),
+	}
 	b.sink = func(ev event.Event) {
 		if w := b.made.Load(); w != nil {
 			w.done(ev)
@@ -71,9 +78,9 @@ func (e *Engine) newBuild(ctx context.Context, s session.Session, sink event.Sin
 	}
 	env := source.Env{Store: e.store, Hold: b.hold, Registry: b.web, Session: s, Progress: b.sink, Agent: e.opt.Agent, AllowMetadata: e.opt.AllowMetadata}
 	b.images = e.puller.Images(env)
-	b.git = e.puller.NewGit(env, true)
+	b.git = e.puller.NewGit(env)
 	b.http = source.NewHTTP(env)
-	b.work = e.solver.Build(ctx, b, b.sink)
+	b.work = e.solver.Build(ctx, b, solve.BuildOptions{Tenant: opt.Client.Tenant, Sink: b.sink})
 	b.caches = newCaches(ctx, b)
 	e.listen(b)
 	return b
@@ -121,7 +128,7 @@ func (e *Engine) Build(ctx context.Context, req Request, s session.Session, sink
 	if err != nil {
 		return nil, err
 	}
-	j := e.NewJob(ctx, JobOptions{Session: s, Sink: sink, Allow: req.Allow, Policy: allowed})
+	j := e.NewJob(ctx, JobOptions{Client: owner(), Session: s, Sink: sink, Allow: req.Allow, Policy: allowed})
 	defer func() { j.Close() }()
 	j.b.request = req
 	to, err := j.CacheExports(req.CacheTo)

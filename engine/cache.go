@@ -42,7 +42,7 @@ func (c results) Store(ctx context.Context, e *solve.Entry[tree.Tree]) error {
 	if now.IsZero() {
 		now = time.Now()
 	}
-	r := store.Result{Label: e.Name, Cost: e.Cost, Created: now}
+	r := store.Result{Label: e.Name, Cost: e.Cost, Created: now, Origins: e.Origins}
 	var stacks []*tree.Stack
 	err = c.s.Update(ctx, func(b *store.Batch) error {
 		for _, out := range e.Outputs {
@@ -71,6 +71,13 @@ func (c results) Store(ctx context.Context, e *solve.Entry[tree.Tree]) error {
 		return nil
 	})
 	if err != nil {
+		for _, out := range e.Outputs {
+			if t, ok := out.(*tree.Stack); ok {
+				if draft, _ := t.Pending(); draft != nil {
+					draft.Discard()
+				}
+			}
+		}
 		return err
 	}
 	for _, t := range stacks {
@@ -117,7 +124,11 @@ func (c results) Why(_ context.Context, name string, p *solve.Preimage) string {
 	if json.Unmarshal(raw, &old) != nil {
 		return ""
 	}
-	if old.Key() == p.Key() {
+	switch {
+	case old.Key() != p.Key():
+	case key != p.Key():
+		return "its result is from a cache that this build does not name"
+	default:
 		return "its result is no longer kept"
 	}
 	return solve.Explain(&old, p)

@@ -85,7 +85,7 @@ func (j *Job) Container(ctx context.Context, o *graph.Exec, in []Tree, files ...
 	if err != nil {
 		return nil, err
 	}
-	env := op.ExecEnv{Session: j.b.session, Tenant: j.b.e.opt.Tenant, Allowed: j.b.allowed, Proxy: via}
+	env := op.ExecEnv{Session: j.b.session, Tenant: j.b.client.Tenant, Allowed: j.b.allowed, Proxy: via}
 	c, err := j.b.e.execs.Container(ctx, o, trees, env, files)
 	return c, j.b.e.store.Explain(err)
 }

@@ -28,7 +28,6 @@ import (
 type Options struct {
 	Root           string
 	Log            *slog.Logger // for operators; nil = none
-	Tenant         string       // part of every cache key
 	MaxParallel    int          // steps at once; 0 = four for each processor, at least 16: steps wait for disks and networks more than they compute
 	GCBytes        int64        // cap of the state; 0 = the store's own
 	RegistryConfig string       // TOML file, see registry.LoadHosts; "" = none
@@ -41,6 +40,7 @@ type Options struct {
 	ProvenanceEnv  map[string]any // what provenance tells of this builder besides
 	Agent          string         // the User-Agent of http sources; "" = strata
 	Frontend       Frontend       // for Dockerfiles in other languages; nil = they are refused
+	Caches         CacheRules     // of the operator
 	Serves         bool           // other processes can call this engine: who finds the root in use is told so
 }
 
@@ -95,7 +95,7 @@ const (
 
 // openStore takes the root. What the steps of a dead owner left is removed before its layers are looked at.
 func (e *Engine) openStore(ctx context.Context) error {
-	opt := store.Options{Log: e.log, MaxBytes: e.opt.GCBytes, Serves: e.opt.Serves, Orphaned: func() { e.steps.sweep(ctx) }}
+	opt := store.Options{Log: e.log, MaxBytes: e.opt.GCBytes, Serves: e.opt.Serves, Orphaned: func() { e.steps.sweep(ctx) }, Copy: copyLayer, Differs: differs}
 	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		st, err := store.Open(e.opt.Root, opt)
 		if err == nil {

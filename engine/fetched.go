@@ -50,10 +50,15 @@ func (b *build) newProxy(network graph.Network) (*proxy.Proxy, error) {
 }
 
 // mayFetch asks the build's policy about a request of a step, as about a download. It can choose another address, and no more.
+// What the policy leaves as it is goes out as the step wrote it: its method may not bear another address.
 func (b *build) mayFetch(ctx context.Context, url string) (string, error) {
-	op, err := b.policy.Source(ctx, &graph.HTTP{URL: url}, Native())
+	asked, err := graph.Normalize(&graph.HTTP{URL: url})
 	if err != nil {
 		return "", err
+	}
+	op, err := b.policy.Source(ctx, asked, Native())
+	if op == asked || err != nil {
+		return url, err
 	}
 	h, ok := op.(*graph.HTTP)
 	if !ok || !reflect.DeepEqual(*h, graph.HTTP{URL: h.URL}) {

@@ -13,6 +13,7 @@ import (
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // Frontend builds a Dockerfile whose language is not the built-in one, in a job that has the client's session. It lives above the
@@ -88,7 +89,7 @@ func answered(question string, meta map[string]string) (*Response, error) {
 		var found struct {
 			BuildError struct{ Message string }
 		}
-		_ = json.Unmarshal([]byte(meta["result.json"]), &found) // the text says the rest
+		_ = strictjson.Unmarshal([]byte(meta["result.json"]), &found) // the text says the rest
 		msg := strings.TrimSpace(text + "\n" + found.BuildError.Message)
 		if msg == "" {
 			msg = "the check has failed"

@@ -181,7 +181,7 @@ func (e *Engine) names(names []string) ([]string, error) {
 
 // LoadImages reads an archive of images of any kind and returns their names.
 func (e *Engine) LoadImages(ctx context.Context, r io.Reader) ([]string, error) {
-	b := e.newBuild(ctx, nil, nil, nil)
+	b := e.newBuild(ctx, JobOptions{Client: owner()})
 	defer b.close()
 	ims, err := b.images.Import(ctx, "", r, source.ImportOptions{})
 	if err != nil {
@@ -196,7 +196,7 @@ func (e *Engine) LoadImages(ctx context.Context, r io.Reader) ([]string, error) 
 
 // ImportImage makes an image of a root file system's tar, or of the one image that an archive holds, under a name.
 func (e *Engine) ImportImage(ctx context.Context, r io.Reader, opt ImportOptions) (*ImageInfo, error) {
-	b := e.newBuild(ctx, nil, nil, nil)
+	b := e.newBuild(ctx, JobOptions{Client: owner()})
 	defer b.close()
 	ims, err := b.images.Import(ctx, "", r, source.ImportOptions{Name: opt.Name, Platform: opt.Platform})
 	if err != nil {
@@ -245,7 +245,7 @@ func (e *Engine) PullImage(ctx context.Context, name string, ps []graph.Platform
 	if err != nil {
 		return nil, err
 	}
-	b := e.newBuild(ctx, s, sink, nil)
+	b := e.newBuild(ctx, JobOptions{Client: owner(), Session: s, Sink: sink})
 	defer b.close()
 	if len(ps) == 0 {
 		ps = []graph.Platform{Native()}

@@ -34,6 +34,7 @@ type Job struct{ b *build }
 
 // JobOptions are what a build may use.
 type JobOptions struct {
+	Client  Client
 	Session session.Session // nil = no client
 	Sink    event.Sink
 	Allow   []string     // network.host, security.insecure, device
@@ -61,6 +62,9 @@ type Input struct {
 // Root is the state root.
 func (e *Engine) Root() string { return e.store.Root() }
 
+// OnDiskFailure registers a function that drops what is kept below the state root and may be damaged after a failed sync.
+func (e *Engine) OnDiskFailure(f func()) { e.store.OnFailure(f) }
+
 // OpenBlob reads a blob of the store, such as a manifest.
 func (e *Engine) OpenBlob(ctx context.Context, d graph.Digest) (*store.Blob, error) {
 	return e.store.OpenBlob(ctx, d)
@@ -68,7 +72,7 @@ func (e *Engine) OpenBlob(ctx context.Context, d graph.Digest) (*store.Blob, err
 
 // NewJob starts a build. It ends with ctx or with Close.
 func (e *Engine) NewJob(ctx context.Context, opt JobOptions) *Job {
-	b := e.newBuild(ctx, opt.Session, opt.Sink, opt.Allow)
+	b := e.newBuild(ctx, opt)
 	b.policy, b.keepFailed = opt.Policy, opt.KeepFailed
 	b.proxied = opt.Proxied
 	return &Job{b: b}

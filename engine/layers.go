@@ -26,7 +26,7 @@ import (
 // seal runs a graph.Layers vertex, and remembers it as the latest of its kind.
 func (b *build) seal(ctx context.Context, s *solve.Step[tree.Tree, *build], o *graph.Layers) ([]tree.Tree, error) {
 	out, err := b.e.seals.Run(ctx, o, s.In, op.LayersEnv{
-		Platform: s.V.Platform, Tenant: b.e.opt.Tenant,
+		Platform: s.V.Platform, Tenant: b.client.Tenant,
 		Known: func(ctx context.Context) ([]op.Known, error) { return b.known(ctx, o.Previous, s.V.Platform) },
 		Warn:  func(w diag.Warning) { w.At = s.V.At; s.Emit(event.Event{Kind: event.Warn, Warning: &w}) },
 	})
@@ -47,7 +47,7 @@ func (b *build) lastSeal(ctx context.Context, p *graph.Previous, pf graph.Platfo
 			where = dir.Key + "\x00" + dir.Path
 		}
 	}
-	return digest.FromString(strings.Join([]string{"layers", b.e.opt.Tenant, where, b.request.Dockerfile, p.Name, string(graph.Canonical(pf))}, "\x00"))
+	return digest.FromString(strings.Join([]string{"layers", b.client.Tenant, where, b.request.Dockerfile, p.Name, string(graph.Canonical(pf))}, "\x00"))
 }
 
 // known finds the layers that a step need not make again: those of the image that it names or that the build is about to
@@ -201,7 +201,7 @@ func (e *Engine) planSealed(ctx context.Context, j *Job, d dockerfile.Request) (
 		return j, plan, err
 	}
 	j.b.user.Emit(event.Event{Kind: event.Message, Text: "OUTPUT: a layer of an earlier build is gone: the steps that make layers run again"})
-	next := e.NewJob(ctx, JobOptions{Session: j.b.session, Sink: anew(j.b.user), Allow: j.b.allow, Policy: j.b.policy})
+	next := e.NewJob(ctx, JobOptions{Client: j.b.client, Session: j.b.session, Sink: anew(j.b.user), Allow: j.b.allow, Policy: j.b.policy})
 	next.b.request = j.b.request
 	j.Close()
 	j, d.Rerun = next, true
@@ -234,7 +234,7 @@ func anew(sink event.Sink) event.Sink {
 // verifyOutput runs the steps that make layers again, with an empty input, and compares what they make.
 func (e *Engine) verifyOutput(ctx context.Context, b *build, d dockerfile.Request, plan *image.Plan) error {
 	b.user.Emit(event.Event{Kind: event.Message, Text: "verifying the output: the steps that make layers run again, without input"})
-	again := e.NewJob(ctx, JobOptions{Session: b.session, Sink: anew(b.user), Allow: b.allow, Policy: b.policy})
+	again := e.NewJob(ctx, JobOptions{Client: b.client, Session: b.session, Sink: anew(b.user), Allow: b.allow, Policy: b.policy})
 	defer again.Close()
 	again.b.request, again.b.repeats = b.request, true
 	d.Rerun = true

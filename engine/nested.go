@@ -39,7 +39,7 @@ func (b *build) nested(ctx context.Context, s *solve.Step[tree.Tree, *build], o 
 		return nil, err
 	}
 	var def pb.Definition
-	if err := def.Unmarshal(data); err != nil {
+	if err := llb.Unmarshal(data, &def); err != nil {
 		return nil, diag.Errorf(diag.Invalid, "%q is not a build definition: %w", name, err)
 	}
 	roots, _, err := llb.Decode(&def, llb.Options{Platform: s.V.Platform, Proxied: b.proxied})

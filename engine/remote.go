@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,6 +26,9 @@ import (
 
 // CacheSpec names a cache that is imported or exported, as --cache-from and --cache-to do.
 type CacheSpec = cache.Spec
+
+// CacheRules are the operator's for the caches that clients name.
+type CacheRules = cache.Rules
 
 // ErrUnknownCache tells of an import of a type that there is not.
 var ErrUnknownCache = cache.ErrUnknown
@@ -56,7 +60,11 @@ func newCaches(ctx context.Context, b *build) *caches {
 }
 
 func (c *caches) env() cache.Env {
-	return cache.Env{Registry: c.b.web, Session: c.b.session, Events: c.b.sink}
+	who := c.b.client
+	return cache.Env{
+		Registry: c.b.web, Session: c.b.session, Events: c.b.sink, Rules: c.b.e.opt.Caches,
+		Client: strings.TrimSpace(who.Tenant + " " + who.Name), Owner: who.Owner,
+	}
 }
 
 // solved tells that nothing more is solved: from now on results are also looked for in the store.
@@ -189,23 +197,68 @@ func (c *caches) contentMemo(v *graph.Vertex, in llb.CacheInput) graph.Digest {
 }
 
 // Recall implements cache.Build.
-func (c *caches) Recall(_ context.Context, v *graph.Vertex, in llb.CacheInput) graph.Digest {
+func (c *caches) Recall(ctx context.Context, v *graph.Vertex, in llb.CacheInput) (d graph.Digest) {
 	memo := c.contentMemo(v, in)
 	if memo == "" || c.b.work.Forced(v.In[in.In]) {
+		return ""
+	}
+	c.b.work.Trusted(ctx, func(origins []string) bool {
+		var err error
+		d, err = c.b.e.store.Memo(solve.OriginKey(memo, origins))
+		return err == nil
+	})
+	return d
+}
+
+// Learn implements cache.Build.
+func (c *caches) Learn(ctx context.Context, v *graph.Vertex, in llb.CacheInput, rec graph.Digest, origin string) {
+	memo := c.contentMemo(v, in)
+	if memo == "" {
+		return
+	}
+	memo = solve.OriginKey(memo, solve.Union(c.b.work.Origins(v.In[in.In]), solve.OriginOf(origin)))
+	if err := (results{c.b.e.store}).SetMemo(ctx, memo, rec); err != nil {
+		c.b.e.log.Debug("a memo was not kept", "err", err)
+	}
+}
+
+// mountSource names the memo of what a cache mount begins with.
+func (c *caches) mountSource(v *graph.Vertex, m graph.Mount) (graph.Digest, error) {
+	e := v.In[m.Input]
+	key := graph.Digest("")
+	if e.V != nil {
+		var err error
+		if key, err = c.b.work.Key(e); err != nil {
+			return "", err
+		}
+	}
+	return digest.FromBytes(graph.Canonical(struct {
+		Key          graph.Digest
+		Out          int
+		Source, What string
+	}{key, e.Out, m.Source, "the source of a cache mount"})), nil
+}
+
+// MountSource implements cache.Build.
+func (c *caches) MountSource(_ context.Context, v *graph.Vertex, m graph.Mount) graph.Digest {
+	memo, err := c.mountSource(v, m)
+	if err != nil {
 		return ""
 	}
 	d, _ := c.b.e.store.Memo(memo)
 	return d
 }
 
-// Learn implements cache.Build.
-func (c *caches) Learn(ctx context.Context, v *graph.Vertex, in llb.CacheInput, rec graph.Digest) {
-	memo := c.contentMemo(v, in)
-	if memo == "" {
-		return
-	}
-	if err := (results{c.b.e.store}).SetMemo(ctx, memo, rec); err != nil {
-		c.b.e.log.Debug("a memo was not kept", "err", err)
+// noteSource keeps, for the export of caches, what a cache mount of a step begins with.
+func (c *caches) noteSource(ctx context.Context, v *graph.Vertex) func(graph.Mount, graph.Digest) {
+	return func(m graph.Mount, content graph.Digest) {
+		memo, err := c.mountSource(v, m)
+		if err == nil {
+			err = (results{c.b.e.store}).SetMemo(ctx, memo, content)
+		}
+		if err != nil {
+			c.b.e.log.Debug("a memo was not kept", "err", err)
+		}
 	}
 }
 
@@ -229,15 +282,17 @@ func (c *caches) unpack(ctx context.Context, v *graph.Vertex, chain []cache.Laye
 
 // Kept implements cache.Results.
 func (c *caches) Kept(_ context.Context, e graph.Edge) ([]store.LayerID, time.Time, bool) {
-	key, err := c.b.work.Key(e)
+	keys, err := c.b.work.Keys(e)
 	if err != nil || c.b.work.Volatile(e) {
 		return nil, time.Time{}, false
 	}
-	if r, err := c.b.hold.Result(key); err == nil && e.Out < len(r.Outputs) {
-		return r.Outputs[e.Out], r.Created, true
-	}
-	if r, err := c.b.hold.Result(solve.PartKey(key, e.Out)); err == nil && len(r.Outputs) == 1 {
-		return r.Outputs[0], r.Created, true
+	for _, key := range keys {
+		if r, err := c.b.hold.Result(key); err == nil && e.Out < len(r.Outputs) {
+			return r.Outputs[e.Out], r.Created, true
+		}
+		if r, err := c.b.hold.Result(solve.PartKey(key, e.Out)); err == nil && len(r.Outputs) == 1 {
+			return r.Outputs[0], r.Created, true
+		}
 	}
 	return nil, time.Time{}, false
 }
@@ -275,7 +330,7 @@ func (c *caches) Pack(ctx context.Context, id store.LayerID, p cache.Packing) (c
 
 // ReadMount implements cache.Results.
 func (c *caches) ReadMount(ctx context.Context, m cache.UsedMount, read func(dir string) error) (bool, error) {
-	return c.b.e.store.ReadCacheMount(ctx, op.CacheMountKey(c.b.e.opt.Tenant, m.ID), m.Sharing, read)
+	return c.b.e.store.ReadCacheMount(ctx, op.CacheMountKey(c.b.client.Tenant, m.ID), m.Sharing, read)
 }
 
 // TempDir implements cache.Results.

@@ -27,7 +27,7 @@ func Native() graph.Platform { return graph.Platform{OS: runtime.GOOS, Architect
 
 // Run runs a command in a container of an image and returns its exit code. What the command writes is thrown away.
 func (e *Engine) Run(ctx context.Context, r RunRequest, s session.Session, sink event.Sink) (code int, err error) {
-	b := e.newBuild(ctx, s, sink, nil)
+	b := e.newBuild(ctx, JobOptions{Client: owner(), Session: s, Sink: sink})
 	defer b.close()
 	p := r.Platform
 	if p.OS == "" {

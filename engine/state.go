@@ -2,11 +2,15 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"io"
 	"math"
+	"os"
 	"path"
 	"strings"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
@@ -142,20 +146,44 @@ func usageItem(u store.Usage) UsageItem {
 // Check verifies the state. Full reads everything: blobs are hashed, and layers whose diff_id is known are written again
 // to nowhere and compared.
 func (e *Engine) Check(ctx context.Context, full, repair bool) ([]Problem, error) {
-	found, err := e.store.Check(ctx, store.CheckOptions{Full: full, Repair: repair, DiffID: func(ctx context.Context, dir string) (graph.Digest, error) {
-		d, _, err := layer.DiffID(ctx, dir, layer.TarOptions{})
-		return d, err
-	}, Differs: func(ctx context.Context, blob io.Reader, dir string) (string, error) {
-		plain, _, err := layer.Decompress(blob)
-		if err != nil {
-			return "", err
-		}
-		defer plain.Close()
-		return layer.Differs(ctx, plain, dir)
-	}})
+	found, err := e.store.Check(ctx, store.CheckOptions{Full: full, Repair: repair, DiffID: diffID, Differs: differs})
 	out := make([]Problem, len(found))
 	for i, p := range found {
 		out[i] = Problem{What: p.Kind, Where: p.ID, Err: p.What, Repaired: p.Repaired}
 	}
 	return out, err
+}
+
+// diffID returns the digest of the tar of a layer's directory.
+func diffID(ctx context.Context, dir string) (graph.Digest, error) {
+	d, _, err := layer.DiffID(ctx, dir, layer.TarOptions{})
+	return d, err
+}
+
+// differs compares a layer's directory with the blob that it was unpacked from.
+func differs(ctx context.Context, blob io.Reader, dir string) (string, error) {
+	plain, _, err := layer.Decompress(blob)
+	if err != nil {
+		return "", err
+	}
+	defer plain.Close()
+	return layer.Differs(ctx, plain, dir)
+}
+
+// copyLayer copies a layer's directory to an empty one, and returns the digest of the tar that it went through.
+func copyLayer(ctx context.Context, from, to string) (graph.Digest, error) {
+	r, w := io.Pipe()
+	h := digest.Canonical.Digester()
+	go func() {
+		_, err := layer.WriteTar(ctx, io.MultiWriter(w, h.Hash()), from, layer.TarOptions{})
+		w.CloseWithError(err)
+	}()
+	done, err := layer.Apply(ctx, r, to, layer.ApplyOptions{Unprivileged: os.Geteuid() != 0, MaxEntries: -1, MaxBytes: -1})
+	if err == nil {
+		_, err = io.Copy(io.Discard, r) // what follows the end of the archive
+	}
+	if err == nil {
+		err = layer.Finish(ctx, to, done, nil)
+	}
+	return h.Digest(), errors.Join(err, r.Close())
 }

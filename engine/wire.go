@@ -14,6 +14,7 @@ import (
 	"github.com/strata-build/strata/op"
 	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/sandbox"
+	"github.com/strata-build/strata/session"
 	"github.com/strata-build/strata/solve"
 	"github.com/strata-build/strata/source"
 	"github.com/strata-build/strata/span"
@@ -43,11 +44,12 @@ func (e *Engine) plug() error {
 	e.web = registry.New(registry.Config{Hosts: hosts, Log: e.log, AllowMetadata: e.opt.AllowMetadata})
 	e.indexes = tree.NewIndexes(e.store.Root())
 	e.puller = source.NewPuller(e.store)
+	e.store.OnFailure(e.puller.Distrust)
 	e.packer = export.NewPacker(e.store)
 	e.files = &op.FileRunner{Store: e.store}
 	e.execs = &op.ExecRunner{Store: e.store, Sandbox: e.steps, Live: e.steps.live}
 	e.seals = &op.LayersRunner{Store: e.store, Generate: generate}
-	e.solver = solve.New[tree.Tree, *build](runner{e}, results{e.store}, solve.Options{Parallel: e.opt.MaxParallel, Tenant: e.opt.Tenant})
+	e.solver = solve.New[tree.Tree, *build](runner{e}, results{e.store}, solve.Options{Parallel: e.opt.MaxParallel})
 	return nil
 }
 
@@ -124,11 +126,50 @@ func (r runner) Pin(ctx context.Context, v *graph.Vertex, b *build) (solve.Pin, 
 func (r runner) Run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tree.Tree, error) {
 	ctx, end := span.Start(span.Same(ctx, s.Env.ctx), s.V.Name)
 	out, err := r.run(ctx, s)
+	if err == nil {
+		if err = r.sound(s); err != nil {
+			discard(out)
+			out = nil
+		}
+	}
 	end(err)
 	if rem, ok := errors.AsType[*op.Remains](err); ok {
 		s.Env.keep(rem)
 	}
 	return out, r.e.store.Explain(err)
+}
+
+// sound fails if the disk has lost what a step has read, so that its result is not kept.
+func (r runner) sound(s *solve.Step[tree.Tree, *build]) error {
+	if r.e.store.Epoch() == 0 {
+		return nil
+	}
+	for _, t := range s.In {
+		if t == nil {
+			continue
+		}
+		ids, ok := t.Layers()
+		if err := r.e.store.Sound(ids...); err != nil {
+			return err
+		}
+		if _, copied := s.Env.session.(session.Syncer); !ok && copied {
+			if err := r.e.store.Since(s.Env.epoch); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// discard gives up results that are not kept.
+func discard(out []tree.Tree) {
+	for _, t := range out {
+		if s, ok := t.(*tree.Stack); ok {
+			s.Discard()
+		} else if t != nil {
+			t.Release()
+		}
+	}
 }
 
 func (r runner) run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tree.Tree, error) {
@@ -156,8 +197,8 @@ func (r runner) run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 			return nil, err
 		}
 		return r.e.execs.Run(ctx, o, s.In, op.ExecEnv{
-			Session: b.session, Proxy: via, Platform: s.V.Platform, Tenant: r.e.opt.Tenant, Allowed: b.allowed, Devices: b.devicesOf, Keep: b.keepFailed,
-			Renew: b.renews(s.V), Restore: b.caches.restoreMount,
+			Session: b.session, Proxy: via, Platform: s.V.Platform, Tenant: b.client.Tenant, Allowed: b.allowed, Devices: b.devicesOf, Keep: b.keepFailed,
+			Renew: b.renews(s.V), Restore: b.caches.restoreMount, Source: b.caches.noteSource(ctx, s.V),
 			Known: func(ctx context.Context, p *graph.Previous) ([]op.Known, error) { return b.known(ctx, p, s.V.Platform) },
 			Log: func(stream int, data []byte) {
 				s.Emit(event.Event{Kind: event.Log, Stream: stream, Data: data})

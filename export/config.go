@@ -9,6 +9,7 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/store"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // finish returns the configuration of an image with these layers: the diff_ids, one history row that is not empty for
@@ -97,7 +98,7 @@ func (im *Image) addCache(ctx context.Context, c *image.Config, layers []Layer) 
 	}
 	members := map[string]json.RawMessage{}
 	if len(c.Extra) > 0 {
-		if err := json.Unmarshal(c.Extra, &members); err != nil {
+		if err := strictjson.Unmarshal(c.Extra, &members); err != nil {
 			return err
 		}
 	}

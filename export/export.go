@@ -174,6 +174,13 @@ func Run(ctx context.Context, env *Env, set *Set, exporters []Exporter) ([]*Rece
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
+	for _, im := range set.Images {
+		if ids, ok := im.Tree.Layers(); ok {
+			if err := env.Store.Sound(ids...); err != nil {
+				return nil, err // what was written of them may be wrong
+			}
+		}
+	}
 	return receipts, nil
 }
 

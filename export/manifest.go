@@ -17,6 +17,7 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // rewritten is BuildKit's annotation of a layer whose times are not later than SOURCE_DATE_EPOCH: its seconds.
@@ -296,7 +297,7 @@ func (e *Env) packIndex(ctx context.Context, p *packed, set *Set, o *packing) er
 // indexOf reports whether an index names the manifests of exactly these images, and what is stated about them.
 func indexOf(raw []byte, images []packedImage) bool {
 	var idx ocispec.Index
-	if json.Unmarshal(raw, &idx) != nil {
+	if strictjson.Unmarshal(raw, &idx) != nil {
 		return false
 	}
 	var want []graph.Digest

@@ -13,6 +13,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // Output asks for one export, as --output does. Dest is the session's name of the destination, for the types that write
@@ -183,7 +184,7 @@ func (a *attrs) annotationsAndConfigs(o *imageOptions) {
 		}
 		delete(a.left, k)
 		c := &image.Config{Extra: json.RawMessage(v)}
-		if err := json.Unmarshal([]byte(v), c); err != nil {
+		if err := strictjson.Unmarshal([]byte(v), c); err != nil {
 			a.fail(diag.Errorf(diag.Invalid, "output %s: %s is no image configuration: %w", a.exporter, k, err))
 			continue
 		}

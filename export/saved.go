@@ -2,7 +2,6 @@ package export
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"slices"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/store"
+	"github.com/strata-build/strata/strictjson"
 	"github.com/strata-build/strata/tree"
 )
 
@@ -103,7 +103,7 @@ func (e *Env) existing(ctx context.Context, im *Image, o *packing) (packedImage,
 		return out, err
 	}
 	var m ocispec.Manifest
-	if err := json.Unmarshal(raw, &m); err != nil {
+	if err := strictjson.Unmarshal(raw, &m); err != nil {
 		return out, diag.Errorf(diag.Conflict, "the manifest %s: %w", im.Manifest.Digest, err)
 	}
 	out.config = piece{Descriptor: m.Config, data: im.rawConf}
@@ -184,7 +184,7 @@ func (e *Env) fetcher(base *image.Base) func(context.Context, image.Descriptor) 
 // sameLayers reports whether a configuration names exactly these diff_ids.
 func sameLayers(conf []byte, diffIDs []graph.Digest) bool {
 	var c image.Config
-	return json.Unmarshal(conf, &c) == nil && slices.Equal(c.RootFS.DiffIDs, diffIDs)
+	return strictjson.Unmarshal(conf, &c) == nil && slices.Equal(c.RootFS.DiffIDs, diffIDs)
 }
 
 // Formats of Save. The names of containers-transports(5), docker-archive and oci-archive, mean the same.

@@ -15,7 +15,7 @@ import (
 // Source: SPDX 2.3, JSON form; BuildKit's docs/attestations/sbom.md.
 func noteLayers(doc []byte, find func(name string) (image.Descriptor, bool)) []byte {
 	var d map[string]any
-	if json.Unmarshal(doc, &d) != nil || d["spdxVersion"] == nil {
+	if statementLimits.Unmarshal(doc, &d) != nil || d["spdxVersion"] == nil {
 		return doc
 	}
 	noteFiles(d, find)

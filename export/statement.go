@@ -12,6 +12,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/strictjson"
 	"github.com/strata-build/strata/tree"
 )
 
@@ -26,6 +27,9 @@ const (
 
 // maxStatement bounds one attestation in bytes.
 const maxStatement = 80 << 20
+
+// statementLimits bound a statement, of which the largest are bills of materials with an entry for each file.
+var statementLimits = strictjson.Limits{Bytes: maxStatement, Values: 1_000_000}
 
 type statement struct {
 	Type          string          `json:"_type"`
@@ -186,7 +190,7 @@ func (a *Attestation) bundle(ctx context.Context, files *tree.Files) ([]claim, e
 			return nil, err
 		}
 		var s statement
-		if err := json.Unmarshal(data, &s); err != nil {
+		if err := statementLimits.Unmarshal(data, &s); err != nil {
 			return nil, diag.Errorf(diag.Invalid, "%s: cannot decode in-toto statement: %w", name, err)
 		}
 		switch {

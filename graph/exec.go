@@ -1,5 +1,7 @@
 package graph
 
+import "fmt"
+
 // Exec runs a command. Mounts with an input or an output refer to the vertex's inputs and outputs by index; the mount at
 // "/" is the root file system.
 type Exec struct {
@@ -71,6 +73,22 @@ type Mount struct {
 	Mode     uint32 `json:"mode,omitempty"` // 0 = 0400 for a secret, 0600 for a socket, 0755 for a cache
 
 	Previous *Previous `json:"-"` // of an input mount; nil = an empty one
+}
+
+// CacheIdentity is what tells a cache mount from others of the same tenant: its id, the owner and the mode that its directory
+// gets, and the content that it begins with ("" = it begins empty).
+func (m *Mount) CacheIdentity(source Digest) string {
+	id := m.CacheID
+	if m.UID != 0 || m.GID != 0 {
+		id += fmt.Sprintf(" owner=%d:%d", m.UID, m.GID)
+	}
+	if mode := m.Mode & 0o7777; mode != 0 && mode != 0o755 {
+		id += fmt.Sprintf(" mode=%04o", mode)
+	}
+	if source != "" {
+		id += " from=" + string(source)
+	}
+	return id
 }
 
 // SecretEnv gives a secret to the command as a variable.

@@ -108,6 +108,10 @@ func New(op Op, in []Edge, opts ...Option) *Vertex {
 	for _, o := range opts {
 		o(v)
 	}
+	if n, err := Normalize(v.Op); err == nil { // an address without a normal form is refused by who would use it
+		v.Op = n
+	}
+	op, in = v.Op, v.In
 	h := sha256.New()
 	writeField(h, op.Kind())
 	writeField(h, string(Canonical(op)))
@@ -142,21 +146,31 @@ func writeField(h hash.Hash, s string) {
 	h.Write([]byte(s))
 }
 
-// Walk calls f for every vertex below the edges, inputs first, each once.
+// Walk calls f for every vertex below the edges, inputs first, each once. It does not recurse: chains may be long.
 func Walk(roots []Edge, f func(*Vertex)) {
 	seen := map[*Vertex]bool{}
-	var visit func(*Vertex)
-	visit = func(v *Vertex) {
-		if v == nil || seen[v] {
-			return
+	type frame struct {
+		v    *Vertex
+		next int // input
+	}
+	var stack []frame
+	enter := func(v *Vertex) {
+		if v != nil && !seen[v] {
+			seen[v] = true
+			stack = append(stack, frame{v: v})
 		}
-		seen[v] = true
-		for _, e := range v.In {
-			visit(e.V)
-		}
-		f(v)
 	}
 	for _, e := range roots {
-		visit(e.V)
+		enter(e.V)
+		for len(stack) > 0 {
+			top := &stack[len(stack)-1]
+			if top.next < len(top.v.In) {
+				top.next++
+				enter(top.v.In[top.next-1].V)
+				continue
+			}
+			f(top.v)
+			stack = stack[:len(stack)-1]
+		}
 	}
 }

@@ -1,6 +1,9 @@
 package graph
 
-import "time"
+import (
+	"net/url"
+	"time"
+)
 
 // source is what all sources have in common: one output, no input.
 type source struct{}
@@ -53,24 +56,25 @@ type Blob struct {
 // Git is a checkout of a git repository.
 type Git struct {
 	source
-	Remote         string     `json:"remote"` // URL, as git takes it
-	Ref            string     `json:"ref,omitempty"`
-	Subdir         string     `json:"subdir,omitempty"`
-	Checksum       string     `json:"checksum,omitempty"` // the commit, or a prefix of it, that Ref must be
-	KeepDir        bool       `json:"keepDir,omitempty"`  // keep .git
-	SkipSubmodules bool       `json:"skipSubmodules,omitempty"`
-	FetchByCommit  bool       `json:"fetchByCommit,omitempty"`
-	MTimeCommit    bool       `json:"mtimeCommit,omitempty"` // files get the commit's time
-	Bundle         bool       `json:"bundle,omitempty"`      // not a checkout: one file "bundle", as git bundle(1) makes it
-	BundleFrom     string     `json:"bundleFrom,omitempty"`  // the blob with the bundle that commits come from: docker-image+blob:// or oci-layout+blob://
-	Signature      *GitVerify `json:"signature,omitempty"`
-	AuthToken      string     `json:"-"` // names of secrets
-	AuthHeader     string     `json:"-"`
-	SSH            string     `json:"-"` // id of the forwarded agent
-	KnownHosts     string     `json:"-"`
-	Advice         bool       `json:"-"` // show what git advises
-	Store          string     `json:"-"` // of BundleFrom, as in OCILayout
-	Session        string     `json:"-"`
+	Remote         string        `json:"remote"` // address, as git takes it
+	Ref            string        `json:"ref,omitempty"`
+	Subdir         string        `json:"subdir,omitempty"`
+	Checksum       string        `json:"checksum,omitempty"` // the commit, or a prefix of it, that Ref must be
+	KeepDir        bool          `json:"keepDir,omitempty"`  // keep .git
+	SkipSubmodules bool          `json:"skipSubmodules,omitempty"`
+	FetchByCommit  bool          `json:"fetchByCommit,omitempty"`
+	MTimeCommit    bool          `json:"mtimeCommit,omitempty"` // files get the commit's time
+	Bundle         bool          `json:"bundle,omitempty"`      // not a checkout: one file "bundle", as git bundle(1) makes it
+	BundleFrom     string        `json:"bundleFrom,omitempty"`  // the blob with the bundle that commits come from: docker-image+blob:// or oci-layout+blob://
+	Signature      *GitVerify    `json:"signature,omitempty"`
+	Login          *url.Userinfo `json:"-"` // of an http remote
+	AuthToken      string        `json:"-"` // names of secrets
+	AuthHeader     string        `json:"-"`
+	SSH            string        `json:"-"` // id of the forwarded agent
+	KnownHosts     string        `json:"-"`
+	Advice         bool          `json:"-"` // show what git advises
+	Store          string        `json:"-"` // of BundleFrom, as in OCILayout
+	Session        string        `json:"-"`
 }
 
 // GitVerify is what a commit's signature must satisfy.
@@ -91,6 +95,7 @@ type HTTP struct {
 	UID        int               `json:"uid,omitempty"`
 	GID        int               `json:"gid,omitempty"`
 	Header     map[string]string `json:"header,omitempty"`
+	Login      *url.Userinfo     `json:"-"`
 	AuthHeader string            `json:"-"` // name of the secret
 	ModTime    *time.Time        `json:"modTime,omitempty"`
 	Signature  *HTTPVerify       `json:"signature,omitempty"`

@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+
+	"github.com/strata-build/strata/strictjson"
 )
 
 // synthesized is the comment of a history row that stands for a layer no instruction accounts for.
@@ -47,7 +49,7 @@ func (c *Config) Encode() ([]byte, error) {
 		return nil, err
 	}
 	var members map[string]json.RawMessage
-	if err := json.Unmarshal(b, &members); err != nil {
+	if err := strictjson.Unmarshal(b, &members); err != nil {
 		return nil, err
 	}
 	return json.Marshal(members)
@@ -59,12 +61,12 @@ func (c *Config) encode() ([]byte, error) {
 		return b, err
 	}
 	var extra map[string]json.RawMessage
-	if err := json.Unmarshal(c.Extra, &extra); err != nil {
+	if err := strictjson.Unmarshal(c.Extra, &extra); err != nil {
 		return nil, err
 	}
 	var inner map[string]json.RawMessage
 	if raw, ok := extra["config"]; ok {
-		if err := json.Unmarshal(raw, &inner); err != nil {
+		if err := strictjson.Unmarshal(raw, &inner); err != nil {
 			return nil, err
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // The files of an OUTPUT directory, by which a build makes its own layers (docs/explicit-layers.md).
@@ -119,7 +120,7 @@ func (s *Sealed) Names() []LayerName {
 // ParseLayerNames reads LayersAnnotation. What cannot be read is nothing: annotations are anybody's.
 func ParseLayerNames(annotations map[string]string) map[graph.Digest]LayerName {
 	var list []LayerName
-	if json.Unmarshal([]byte(annotations[LayersAnnotation]), &list) != nil {
+	if strictjson.Unmarshal([]byte(annotations[LayersAnnotation]), &list) != nil {
 		return nil
 	}
 	out := map[graph.Digest]LayerName{}

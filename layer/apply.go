@@ -27,8 +27,9 @@ const (
 // ApplyOptions say how a tar is unpacked. The zero value is for image layers.
 type ApplyOptions struct {
 	Form   Form
-	Prefix string // entries go below this path of the directory; symlinks are resolved within the whole directory
 	Owner  *Owner // owner of everything, instead of the tar's
+	// KeepRoot leaves the directory itself as it is: an entry for the root, with whatever type, is skipped.
+	KeepRoot bool
 	// Unprivileged is for users without root's capabilities: owners are not set, device nodes and attributes that need
 	// privileges are skipped, directories keep u+rwx. Whiteouts work since Linux 5.8.
 	Unprivileged bool
@@ -117,11 +118,6 @@ func newApplier(ctx context.Context, r io.Reader, dir string, opt ApplyOptions) 
 	if opt.MaxBytes == 0 {
 		opt.MaxBytes = 64 << 30
 	}
-	prefix, err := cleanName(opt.Prefix)
-	if err != nil {
-		return nil, err
-	}
-	opt.Prefix = prefix
 	t, err := openTarget(dir)
 	if err != nil {
 		return nil, err
@@ -266,11 +262,13 @@ func (a *applier) entry(h *tar.Header) error {
 		case m == ignored:
 			return nil
 		case m != noMarker:
-			return a.mark(m, a.prefixed(hidden))
+			return a.mark(m, hidden)
 		}
 		a.aufs = a.aufs || strings.HasPrefix(p, aufsLinks)
 	}
-	p = a.prefixed(p)
+	if p == "." && a.opt.KeepRoot {
+		return nil
+	}
 	switch h.Typeflag {
 	case tar.TypeDir:
 		return a.directory(p, h)
@@ -299,13 +297,6 @@ func (a *applier) entry(h *tar.Header) error {
 		return a.special(parent, base, h)
 	}
 	return a.file(parent, base, h)
-}
-
-func (a *applier) prefixed(p string) string {
-	if p == "." {
-		return a.opt.Prefix
-	}
-	return join(a.opt.Prefix, p)
 }
 
 // mark applies a whiteout or an opaque marker. Both are about the layers below only: what this layer itself has at the

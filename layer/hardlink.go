@@ -15,7 +15,6 @@ func (a *applier) hardlink(p string, h *tar.Header) error {
 	if err != nil {
 		return err
 	}
-	to = a.prefixed(to)
 	if p == "." || to == "." {
 		return diag.Errorf(diag.Invalid, "%q: a hard link to %q", h.Name, h.Linkname)
 	}

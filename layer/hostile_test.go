@@ -206,8 +206,7 @@ func TestHostileTarsPlain(t *testing.T) {
 			t.Run(fmt.Sprint(form, " ", at.name), func(t *testing.T) {
 				c := newCage(t)
 				must(t, os.Symlink("../../canary.d", filepath.Join(c.dir, "old")))
-				opt := ApplyOptions{Form: form, Prefix: "old/sub"}
-				_, _ = Apply(context.Background(), bytes.NewReader(at.make(&maker{}).end()), c.dir, opt)
+				_, _ = Apply(context.Background(), bytes.NewReader(at.make(&maker{}).end()), c.dir, ApplyOptions{Form: form, KeepRoot: form == Literal})
 				c.check(t)
 			})
 		}

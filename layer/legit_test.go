@@ -297,19 +297,30 @@ func TestPlainForms(t *testing.T) {
 	m := (&maker{}).file("d/.wh.f", "").file("d/g", "new").hard("d/h", "d/g")
 	t.Run("remove", func(t *testing.T) {
 		dir := setup(t)
-		_, err := Apply(context.Background(), bytes.NewReader(m.end()), dir, ApplyOptions{Form: Remove, Prefix: "/link", Owner: &Owner{3, 4}})
+		_, err := Apply(context.Background(), bytes.NewReader(m.end()), filepath.Join(dir, "opt"), ApplyOptions{Form: Remove, Owner: &Owner{3, 4}})
 		must(t, err)
 		wantTree(t, dir, map[string]string{"link": "-> /opt", "opt": "700 dir", "opt/d": "700 dir", "opt/d/sub": "700 dir", "opt/d/g": "644 file new 3:4", "opt/d/h": "644 file new 3:4"})
 	})
 	t.Run("opaque", func(t *testing.T) {
 		dir := setup(t)
-		_, err := Apply(context.Background(), bytes.NewReader((&maker{}).file("d/.wh..wh..opq", "").end()), dir, ApplyOptions{Form: Remove, Prefix: "opt"})
+		_, err := Apply(context.Background(), bytes.NewReader((&maker{}).file("d/.wh..wh..opq", "").end()), filepath.Join(dir, "opt"), ApplyOptions{Form: Remove})
 		must(t, err)
 		wantTree(t, dir, map[string]string{"link": "-> /opt", "opt": "700 dir", "opt/d": "700 dir"})
 	})
+	t.Run("root", func(t *testing.T) {
+		for _, h := range []tar.Header{
+			{Name: "./", Typeflag: tar.TypeDir, Mode: 0o777, Uid: 7}, {Name: "", Typeflag: tar.TypeReg}, {Name: "/", Typeflag: tar.TypeSymlink, Linkname: "/etc"},
+		} {
+			dir := setup(t)
+			way := (&maker{}).add(h, "").link("way", "..").file("way/g", "new").link("abs", "/d").file("abs/i", "new")
+			_, err := Apply(context.Background(), bytes.NewReader(way.end()), filepath.Join(dir, "opt"), ApplyOptions{Form: Literal, KeepRoot: true})
+			must(t, err)
+			wantTree(t, dir, map[string]string{"link": "-> /opt", "opt": "700 dir", "opt/d": "700 dir", "opt/d/sub": "700 dir", "opt/d/f": "600 file old", "opt/d/i": "644 file new", "opt/g": "644 file new", "opt/way": "-> ..", "opt/abs": "-> /d"})
+		}
+	})
 	t.Run("literal", func(t *testing.T) {
 		dir := setup(t)
-		a, err := Apply(context.Background(), bytes.NewReader(m.end()), dir, ApplyOptions{Form: Literal, Prefix: "opt"})
+		a, err := Apply(context.Background(), bytes.NewReader(m.end()), filepath.Join(dir, "opt"), ApplyOptions{Form: Literal})
 		must(t, err)
 		wantTree(t, dir, map[string]string{"link": "-> /opt", "opt": "700 dir", "opt/d": "700 dir", "opt/d/sub": "700 dir", "opt/d/f": "600 file old", "opt/d/.wh.f": "644 file ", "opt/d/g": "644 file new", "opt/d/h": "644 file new"})
 		if a.Files != 2 || a.Bytes != 3 || a.Entries != 3 {

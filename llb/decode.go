@@ -39,6 +39,19 @@ type Meta struct {
 	Sources  []*diag.Source                 // files that it was made from
 }
 
+// maxNesting bounds messages within messages. A definition names source files, which come with the definitions of their own
+// trees, and so on: three levels for each.
+const maxNesting = 100
+
+// Unmarshal decodes a message that may hold definitions, from anybody. Unlike the generated UnmarshalVT it stops at a depth,
+// and refuses strings that are not UTF-8.
+func Unmarshal(data []byte, m proto.Message) error {
+	if err := (proto.UnmarshalOptions{RecursionLimit: maxNesting}).Unmarshal(data, m); err != nil {
+		return diag.Errorf(diag.Invalid, "a message cannot be read: %w", err)
+	}
+	return nil
+}
+
 // Decode reads a definition. The roots are the inputs of its last op, of which BuildKit builds the first. A definition
 // without ops is scratch: one root, the zero Edge.
 func Decode(def *pb.Definition, opt Options) (roots []graph.Edge, meta *Meta, err error) {
@@ -103,7 +116,7 @@ func (d *decoder) read(def *pb.Definition) (last *pb.Op, err error) {
 			return nil, invalidf("its ops have more than %d bytes", limit)
 		}
 		op := &pb.Op{}
-		if err := proto.Unmarshal(raw, op); err != nil { // unlike UnmarshalVT it refuses strings that are not UTF-8
+		if err := Unmarshal(raw, op); err != nil {
 			return nil, invalidf("op %d cannot be read: %w", i, err)
 		}
 		last = op

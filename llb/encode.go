@@ -20,12 +20,16 @@ import (
 // Encode writes a graph as a definition whose last op names the roots. What only Strata has is diag.Unsupported. Scratch has
 // no form as one of several roots; alone it is a definition without ops.
 func Encode(roots ...graph.Edge) (*pb.Definition, error) {
-	def, _, err := EncodeNamed(roots...)
+	def, _, err := (&encoder{}).encode(roots)
 	return def, err
 }
 
-// EncodeNamed is Encode, and tells the digest by which the definition names each vertex.
+// EncodeNamed is Encode for people: without logins. It tells the digest by which the definition names each vertex.
 func EncodeNamed(roots ...graph.Edge) (*pb.Definition, map[*graph.Vertex]graph.Digest, error) {
+	return (&encoder{people: true}).encode(roots)
+}
+
+func (e *encoder) encode(roots []graph.Edge) (*pb.Definition, map[*graph.Vertex]graph.Digest, error) {
 	if len(roots) == 0 {
 		return nil, nil, diag.Errorf(diag.Invalid, "a build definition needs a result")
 	}
@@ -33,7 +37,7 @@ func EncodeNamed(roots ...graph.Edge) (*pb.Definition, map[*graph.Vertex]graph.D
 	if len(roots) == 1 && roots[0].IsScratch() {
 		return def, nil, nil
 	}
-	e := &encoder{def: def, done: map[*graph.Vertex]graph.Digest{}}
+	e.def, e.done = def, map[*graph.Vertex]graph.Digest{}
 	var err error
 	graph.Walk(roots, func(v *graph.Vertex) {
 		if err == nil {
@@ -60,9 +64,10 @@ func EncodeNamed(roots ...graph.Edge) (*pb.Definition, map[*graph.Vertex]graph.D
 }
 
 type encoder struct {
-	def  *pb.Definition
-	done map[*graph.Vertex]graph.Digest
-	at   locations
+	people bool // the definition is read by people: what may be secret is left out
+	def    *pb.Definition
+	done   map[*graph.Vertex]graph.Digest
+	at     locations
 }
 
 func (e *encoder) input(x graph.Edge) *pb.Input {
@@ -114,7 +119,11 @@ func (e *encoder) vertex(v *graph.Vertex) error {
 		}
 	}
 	md := &pb.OpMetadata{IgnoreCache: v.NoCache, Description: maps.Clone(v.Labels)}
-	if err := encodeOp(op, md, v.Op, at); err != nil {
+	o := v.Op
+	if e.people {
+		o = withoutLogin(o)
+	}
+	if err := encodeOp(op, md, o, at); err != nil {
 		return diag.At(err, v.At...)
 	}
 	if v.Name != "" && v.Name != v.Op.Kind() && v.Name != opName(v.Op, v.In) {
@@ -231,6 +240,31 @@ func EncodeSource(o graph.Op) (*pb.SourceOp, error) {
 	return &pb.SourceOp{Identifier: id, Attrs: attrs}, err
 }
 
+// withoutLogin returns the op as everybody may see it.
+func withoutLogin(o graph.Op) graph.Op {
+	switch o := o.(type) {
+	case *graph.HTTP:
+		c := *o
+		c.Login, c.URL = nil, diag.Redact(o.URL)
+		return &c
+	case *graph.Git:
+		c := *o
+		c.Login = nil
+		return &c
+	}
+	return o
+}
+
+// withLogin is an address with the login in it, as clients write it.
+func withLogin(address string, login *url.Userinfo) string {
+	u, err := url.Parse(address)
+	if login == nil || err != nil {
+		return address
+	}
+	u.User = login
+	return u.String()
+}
+
 // encodeSource writes the identifier and the attributes of a source.
 func encodeSource(o graph.Op) (id string, attrs map[string]string, err error) {
 	s := setter{}
@@ -302,7 +336,7 @@ func encodeHTTP(o *graph.HTTP, s setter) (string, map[string]string, error) {
 		s.text(pb.AttrHTTPSignatureVerifyPubKey, o.Signature.PubKey)
 		s.text(pb.AttrHTTPSignatureVerify, o.Signature.Signature)
 	}
-	return o.URL, s, nil
+	return withLogin(o.URL, o.Login), s, nil
 }
 
 func encodeGit(o *graph.Git, s setter) (string, map[string]string, error) {
@@ -317,7 +351,7 @@ func encodeGit(o *graph.Git, s setter) (string, map[string]string, error) {
 		}
 		id += "#" + (&url.URL{Fragment: f}).EscapedFragment()
 	}
-	s.text(pb.AttrFullRemoteURL, o.Remote)
+	s.text(pb.AttrFullRemoteURL, withLogin(o.Remote, o.Login))
 	s.text(pb.AttrGitChecksum, o.Checksum)
 	s.flag(pb.AttrKeepGitDir, o.KeepDir)
 	s.flag(pb.AttrGitSkipSubmodules, o.SkipSubmodules)

@@ -1,7 +1,6 @@
 package llb
 
 import (
-	"encoding/json"
 	"maps"
 	"math"
 	"net/textproto"
@@ -15,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // The schemes of source identifiers.
@@ -68,7 +68,7 @@ func (a *attrs) layers(key string) int {
 
 func (a *attrs) list(key string) (out []string) {
 	v, ok := a.m[key]
-	if ok && json.Unmarshal([]byte(v), &out) != nil {
+	if ok && strictjson.Unmarshal([]byte(v), &out) != nil {
 		a.fail(key, "not a JSON list of strings")
 	}
 	return out

@@ -39,6 +39,8 @@ type ExecEnv struct {
 	Known func(context.Context, *graph.Previous) ([]Known, error)
 	// Renew says whether the cache mounts of a key shall begin anew. Nil lets them be.
 	Renew func(key string) bool
+	// Source is called with the content that a cache mount begins with. Nil drops it.
+	Source func(m graph.Mount, content graph.Digest)
 	// Restore gives an empty cache mount the content that it has elsewhere, owner and mode of the directory included. False: there is
 	// none, and the directory is as it was. Nil knows of none.
 	Restore func(ctx context.Context, id, dir string) (bool, error)

@@ -243,7 +243,7 @@ func CacheMountKey(tenant, id string) string { return tenant + "\x00" + id }
 // keys, so that two steps that lock the same ones cannot wait for each other.
 func (s *execStep) cacheMounts(ctx context.Context) (map[int]string, error) {
 	type want struct {
-		key     string
+		id, key string
 		sharing graph.Sharing
 		mounts  []int
 	}
@@ -252,10 +252,21 @@ func (s *execStep) cacheMounts(ctx context.Context) (map[int]string, error) {
 		if m.Type != graph.MountCache {
 			continue
 		}
-		key := CacheMountKey(s.env.Tenant, m.CacheID)
+		var source graph.Digest
+		if m.Input != graph.None {
+			var err error
+			if source, err = s.in[m.Input].Content(ctx, graph.Selector{Paths: []graph.Select{{Path: cleanSource(m.Source), Follow: true}}}); err != nil {
+				return nil, err
+			}
+			if s.env.Source != nil {
+				s.env.Source(m, source)
+			}
+		}
+		id := m.CacheIdentity(source)
+		key := CacheMountKey(s.env.Tenant, id)
 		at := slices.IndexFunc(wants, func(w *want) bool { return w.key == key })
 		if at < 0 {
-			wants, at = append(wants, &want{key: key, sharing: m.Sharing}), len(wants)
+			wants, at = append(wants, &want{id: id, key: key, sharing: m.Sharing}), len(wants)
 		}
 		w := wants[at]
 		w.mounts = append(w.mounts, i)
@@ -267,7 +278,8 @@ func (s *execStep) cacheMounts(ctx context.Context) (map[int]string, error) {
 	dirs := map[int]string{}
 	for _, w := range wants {
 		m := s.op.Mounts[w.mounts[0]]
-		dir, err := s.cacheMount(ctx, m, w.key, w.sharing)
+		m.Sharing = w.sharing
+		dir, err := s.cacheMount(ctx, m, w.id, w.key)
 		if err != nil {
 			return nil, err
 		}
@@ -278,11 +290,11 @@ func (s *execStep) cacheMounts(ctx context.Context) (map[int]string, error) {
 	return dirs, nil
 }
 
-func (s *execStep) cacheMount(ctx context.Context, m graph.Mount, key string, sharing graph.Sharing) (string, error) {
+func (s *execStep) cacheMount(ctx context.Context, m graph.Mount, id, key string) (string, error) {
 	renewed := s.env.Renew != nil && s.env.Renew(key)
 	var restore func(dir string) (bool, error)
 	if s.env.Restore != nil && !renewed {
-		restore = func(dir string) (bool, error) { return s.env.Restore(ctx, m.CacheID, dir) }
+		restore = func(dir string) (bool, error) { return s.env.Restore(ctx, id, dir) }
 	}
 	fill := func(dir string) error {
 		if restore != nil {
@@ -297,7 +309,7 @@ func (s *execStep) cacheMount(ctx context.Context, m graph.Mount, key string, sh
 			return "", err
 		}
 	}
-	dir, release, err := s.store.CacheMount(ctx, key, sharing, fill, restore)
+	dir, release, err := s.store.CacheMount(ctx, key, m.Sharing, fill, restore)
 	if err != nil {
 		return "", err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"path"
+	"path/filepath"
 	"strings"
 
 	"github.com/strata-build/strata/diag"
@@ -188,13 +189,14 @@ func (c *fileCopy) unpack(ctx context.Context, m *tree.Match) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	opt := layer.ApplyOptions{Form: layer.Literal, Prefix: at.Rel}
+	opt := layer.ApplyOptions{Form: layer.Literal, KeepRoot: true}
 	if c.own.set {
 		opt.Owner = &layer.Owner{UID: c.own.uid, GID: c.own.gid}
 	}
-	// The archive may write through symlinks and into directories of the layers below: the kernel merges that best.
+	// The archive may write through symlinks and into directories of the layers below: the kernel merges that best. The
+	// destination is the archive's root: its links lead nowhere else.
 	err = c.l.u.Mounted(ctx, at.Rel, func(dir string) (int64, int64, error) {
-		done, err := layer.Apply(ctx, plain, dir, opt)
+		done, err := layer.Apply(ctx, plain, filepath.Join(dir, at.Rel), opt)
 		if err != nil {
 			return 0, 0, err
 		}

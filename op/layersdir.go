@@ -17,6 +17,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/store"
+	"github.com/strata-build/strata/strictjson"
 	"github.com/strata-build/strata/tree"
 )
 
@@ -118,6 +119,9 @@ func (d *outputDir) blobs() []string {
 
 // decode reads JSON that people write: a field that does not exist is an error.
 func decode(data []byte, v any) error {
+	if err := (strictjson.Limits{}).Check(data); err != nil {
+		return err
+	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
 	err := d.Decode(v)

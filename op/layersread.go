@@ -13,6 +13,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/strictjson"
 	"github.com/strata-build/strata/tree"
 )
 
@@ -135,7 +136,7 @@ func (s *sealing) config(raw json.RawMessage) (*image.Config, error) {
 		return nil, nil
 	}
 	var keys map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &keys); err != nil {
+	if err := strictjson.Unmarshal(raw, &keys); err != nil {
 		return nil, diag.Errorf(diag.Invalid, "it must be an object")
 	}
 	var c image.Config
@@ -195,7 +196,7 @@ func (s *sealing) layout(data []byte) ([]*part, *image.Sealed, error) {
 		return nil, nil, err
 	}
 	var c image.Config
-	if err := json.Unmarshal(raw, &c); err != nil {
+	if err := strictjson.Unmarshal(raw, &c); err != nil {
 		return nil, nil, diag.Errorf(diag.Invalid, "the configuration %s: %w", m.Config.Digest, err)
 	}
 	if err := s.checkPlatform(&c); err != nil {
@@ -250,7 +251,7 @@ func (l *layout) blob(what string, d graph.Digest) ([]byte, error) {
 func (l *layout) manifest(data []byte) (*ocispec.Manifest, error) {
 	for depth := 0; depth < 3; depth++ {
 		var idx ocispec.Index
-		if err := json.Unmarshal(data, &idx); err != nil {
+		if err := strictjson.Unmarshal(data, &idx); err != nil {
 			return nil, diag.Errorf(diag.Invalid, "index.json: %w", err)
 		}
 		d, err := l.choose(idx.Manifests)
@@ -264,7 +265,7 @@ func (l *layout) manifest(data []byte) (*ocispec.Manifest, error) {
 			continue
 		}
 		var m ocispec.Manifest
-		if err := json.Unmarshal(data, &m); err != nil {
+		if err := strictjson.Unmarshal(data, &m); err != nil {
 			return nil, diag.Errorf(diag.Invalid, "the manifest %s: %w", d.Digest, err)
 		}
 		return &m, nil
@@ -301,7 +302,7 @@ func Sealed(ctx context.Context, t tree.Tree) (*image.Sealed, error) {
 		return nil, err
 	}
 	var sealed image.Sealed
-	if err := json.Unmarshal(data, &sealed); err != nil {
+	if err := strictjson.Unmarshal(data, &sealed); err != nil {
 		return nil, diag.Errorf(diag.Internal, "the record of the layers: %w", err)
 	}
 	return &sealed, nil

@@ -15,6 +15,7 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/registry"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // isSchema1 reports whether a manifest is of the form that Docker gave up in 2019.
@@ -23,7 +24,7 @@ func isSchema1(raw []byte) bool {
 		SchemaVersion int
 		FSLayers      json.RawMessage `json:"fsLayers"`
 	}
-	return json.Unmarshal(raw, &m) == nil && m.SchemaVersion == 1 && m.FSLayers != nil
+	return strictjson.Unmarshal(raw, &m) == nil && m.SchemaVersion == 1 && m.FSLayers != nil
 }
 
 // history1 is what a layer's v1Compatibility holds.
@@ -53,7 +54,7 @@ func (w *Workspace) schema1(ctx context.Context, ref registry.Ref, raw []byte) (
 			V1 string `json:"v1Compatibility"`
 		} `json:"history"`
 	}
-	if err := json.Unmarshal(raw, &m); err != nil || len(m.FSLayers) != len(m.History) || len(m.History) == 0 {
+	if err := strictjson.Unmarshal(raw, &m); err != nil || len(m.FSLayers) != len(m.History) || len(m.History) == 0 {
 		return nil, diag.Errorf(diag.Invalid, "%s: the manifest of schema 1 is damaged", ref)
 	}
 	im := &Image{Name: ref.String()}
@@ -61,13 +62,13 @@ func (w *Workspace) schema1(ctx context.Context, ref registry.Ref, raw []byte) (
 	var last string
 	for i, h := range m.History {
 		var v history1
-		if err := json.Unmarshal([]byte(h.V1), &v); err != nil {
+		if err := strictjson.Unmarshal([]byte(h.V1), &v); err != nil {
 			return nil, diag.Errorf(diag.Invalid, "%s: history %d: %w", ref, i, err)
 		}
 		if i == 0 {
 			c = image.Config{Created: v.Created, Author: v.Author, OS: cmp.Or(v.OS, "linux"), Architecture: cmp.Or(v.Architecture, "amd64")}
 			if len(v.Config) > 0 && !bytes.Equal(v.Config, []byte("null")) {
-				if err := json.Unmarshal(v.Config, &c.Config); err != nil {
+				if err := strictjson.Unmarshal(v.Config, &c.Config); err != nil {
 					return nil, diag.Errorf(diag.Invalid, "%s: history 0: %w", ref, err)
 				}
 			}

@@ -20,6 +20,7 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // Format is how an image is written.
@@ -206,7 +207,7 @@ func finished(c *image.Config, diffs []graph.Digest) *image.Config {
 // unchanged reports whether the image's own manifest names exactly these layers.
 func (im *Image) unchanged(layers []archive.Blob) bool {
 	var m ocispec.Manifest
-	return json.Unmarshal(im.manifest.Data, &m) == nil && maps.Equal(m.Annotations, im.Annotations) &&
+	return strictjson.Unmarshal(im.manifest.Data, &m) == nil && maps.Equal(m.Annotations, im.Annotations) &&
 		slices.EqualFunc(m.Layers, layers, func(d image.Descriptor, b archive.Blob) bool {
 			return d.Digest == b.Digest && maps.Equal(d.Annotations, b.Annotations)
 		})
@@ -214,7 +215,7 @@ func (im *Image) unchanged(layers []archive.Blob) bool {
 
 func configType(manifest []byte) string {
 	var m ocispec.Manifest
-	_ = json.Unmarshal(manifest, &m) // it was decoded before
+	_ = strictjson.Unmarshal(manifest, &m) // it was decoded before
 	return m.Config.MediaType
 }
 
@@ -242,7 +243,7 @@ func (p *packing) index(set *archive.Set) error {
 	}
 	if p.t.Index != nil {
 		var old ocispec.Index
-		if json.Unmarshal(p.t.Index.Data, &old) == nil && slices.EqualFunc(old.Manifests, idx.Manifests, func(a, b image.Descriptor) bool { return a.Digest == b.Digest }) {
+		if strictjson.Unmarshal(p.t.Index.Data, &old) == nil && slices.EqualFunc(old.Manifests, idx.Manifests, func(a, b image.Descriptor) bool { return a.Digest == b.Digest }) {
 			set.Index, set.Top = p.t.Index, p.t.Index.Descriptor
 			return nil
 		}

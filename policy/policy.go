@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
+	"net/url"
 	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -13,6 +14,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/llb"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // Check asks somebody else about a source. It returns another source to use instead, which is looked at then, or nil. asked
@@ -85,6 +87,9 @@ func (p *Policy) Unchecked() *Policy {
 
 // Read reads a policy's file: the JSON of sourcepolicy/pb.Policy, as BuildKit's clients have it.
 func Read(data []byte) (*spb.Policy, error) {
+	if err := (strictjson.Limits{}).Check(data); err != nil {
+		return nil, diag.Errorf(diag.KindOf(err), "the source policy cannot be read: %w", err)
+	}
 	var p spb.Policy
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
@@ -95,49 +100,91 @@ func Read(data []byte) (*spb.Policy, error) {
 	return &p, err
 }
 
-// Source returns what is to be used for a source: the source itself, or what the policy makes of it. What is no source passes.
+// Source returns what is to be used for a source: the source in normal form (graph.Normalize), or what the policy makes of it.
+// What is no source passes.
 func (p *Policy) Source(ctx context.Context, op graph.Op, pf graph.Platform) (graph.Op, error) {
 	if p == nil || !strings.HasPrefix(op.Kind(), "source.") {
 		return op, nil
 	}
-	plain := op
-	h, isHTTP := op.(*graph.HTTP)
-	if isHTTP && h.ModTime != nil { // which has no form in a definition
-		c := *h
-		c.ModTime = nil
-		plain = &c
-	}
-	src, err := llb.EncodeSource(plain)
+	op, err := graph.Normalize(op)
 	if err != nil {
 		return nil, err
 	}
-	changed, err := p.decide(ctx, src, pf)
+	src, err := llb.EncodeSource(plain(op))
+	if err != nil {
+		return nil, err
+	}
+	c := &candidate{SourceOp: src}
+	changed, err := p.decide(ctx, c, pf)
 	if err != nil || !changed {
 		return op, err
 	}
 	out, err := llb.DecodeSource(src)
+	if err == nil {
+		out, err = graph.Normalize(out)
+	}
 	if err != nil {
 		return nil, diag.Errorf(diag.KindOf(err), "source policy: %w", err)
 	}
-	if n, ok := out.(*graph.HTTP); ok && isHTTP {
-		n.ModTime = h.ModTime
+	return inherit(out, op, c.login), nil
+}
+
+// plain is a source as rules and clients see it: without a login, and without the time of a download, which has no form in a
+// definition.
+func plain(op graph.Op) graph.Op {
+	switch o := op.(type) {
+	case *graph.HTTP:
+		c := *o
+		c.ModTime, c.Login = nil, nil
+		return &c
+	case *graph.Git:
+		c := *o
+		c.Login = nil
+		return &c
 	}
-	return out, nil
+	return op
+}
+
+// inherit gives a converted source what the policy did not see of the one before: the login only if it is for the same server. A
+// rule may have a login of its own.
+func inherit(out, before graph.Op, login *url.Userinfo) graph.Op {
+	switch n := out.(type) {
+	case *graph.HTTP:
+		n.Login = login
+		if o, ok := before.(*graph.HTTP); ok {
+			n.ModTime = o.ModTime
+			if n.Login == nil && sameServer(n.URL, o.URL) {
+				n.Login = o.Login
+			}
+		}
+	case *graph.Git:
+		n.Login = login
+		if o, ok := before.(*graph.Git); ok && n.Login == nil && sameServer(n.Remote, o.Remote) {
+			n.Login = o.Login
+		}
+	}
+	return out
+}
+
+func sameServer(a, b string) bool {
+	u, err := url.Parse(a)
+	v, verr := url.Parse(b)
+	return err == nil && verr == nil && u.Scheme == v.Scheme && u.Host == v.Host
 }
 
 // decide looks at a source, and at the bundle that a git source is taken from.
-func (p *Policy) decide(ctx context.Context, src *pb.SourceOp, pf graph.Platform) (bool, error) {
+func (p *Policy) decide(ctx context.Context, src *candidate, pf graph.Platform) (bool, error) {
 	asked := 0
 	changed, err := p.evaluate(ctx, src, pf, &asked)
 	if err != nil {
 		return false, err
 	}
-	bundle, implicit := bundleOf(src)
+	bundle, implicit := bundleOf(src.SourceOp)
 	if bundle == nil {
 		return changed, nil
 	}
 	asked = 0
-	other, err := p.evaluate(ctx, bundle, pf, &asked)
+	other, err := p.evaluate(ctx, &candidate{SourceOp: bundle}, pf, &asked)
 	if err != nil {
 		return false, diag.Errorf(diag.KindOf(err), "error evaluating git bundle source policy: %w", err)
 	}
@@ -155,7 +202,7 @@ func (p *Policy) decide(ctx context.Context, src *pb.SourceOp, pf graph.Platform
 }
 
 // evaluate runs a source through the rules and the check, and again what either makes of it.
-func (p *Policy) evaluate(ctx context.Context, src *pb.SourceOp, pf graph.Platform, asked *int) (changed bool, err error) {
+func (p *Policy) evaluate(ctx context.Context, src *candidate, pf graph.Platform, asked *int) (changed bool, err error) {
 	for {
 		c, err := p.apply(src)
 		if err != nil {
@@ -165,11 +212,12 @@ func (p *Policy) evaluate(ctx context.Context, src *pb.SourceOp, pf graph.Platfo
 		if p.opt.Check == nil {
 			return changed, nil
 		}
-		other, err := p.opt.Check(ctx, src, pf, asked)
+		other, err := p.opt.Check(ctx, src.SourceOp, pf, asked)
 		if err != nil || other == nil {
 			return changed, err
 		}
 		src.Identifier, src.Attrs, changed = other.Identifier, maps.Clone(other.Attrs), true
+		src.normalize()
 	}
 }
 

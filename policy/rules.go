@@ -4,7 +4,6 @@ import (
 	"regexp"
 	"strings"
 
-	"github.com/moby/buildkit/solver/pb"
 	spb "github.com/moby/buildkit/sourcepolicy/pb"
 
 	"github.com/strata-build/strata/diag"
@@ -16,6 +15,7 @@ const maxConversions = 20
 // rule is a rule with its patterns compiled.
 type rule struct {
 	*spb.Rule
+	id      string         // the selector's identifier in normal form
 	pattern *regexp.Regexp // nil for an exact match
 	attrs   []*regexp.Regexp
 }
@@ -30,9 +30,9 @@ func compile(p *spb.Policy) ([]rule, error) {
 		case r.Selector == nil:
 			return nil, diag.Errorf(diag.Invalid, "invalid nil selector in policy")
 		}
-		c := rule{Rule: r}
+		c := rule{Rule: r, id: selector(r.Selector)}
 		var err error
-		if c.pattern, err = pattern(r.Selector); err != nil {
+		if c.pattern, err = pattern(r.Selector, c.id); err != nil {
 			return nil, err
 		}
 		for _, a := range r.Selector.Constraints {
@@ -52,8 +52,7 @@ func compile(p *spb.Policy) ([]rule, error) {
 	return out, nil
 }
 
-func pattern(s *spb.Selector) (*regexp.Regexp, error) {
-	expr := s.Identifier
+func pattern(s *spb.Selector, expr string) (*regexp.Regexp, error) {
 	switch s.MatchType {
 	case spb.MatchType_EXACT:
 		return nil, nil
@@ -73,7 +72,8 @@ func pattern(s *spb.Selector) (*regexp.Regexp, error) {
 	return re, nil
 }
 
-func (r *rule) matches(src *pb.SourceOp) (bool, error) {
+// matches returns the name of the source that the rule selects, "" if it selects none.
+func (r *rule) matches(src *candidate) (string, error) {
 	for i, c := range r.Selector.Constraints {
 		v := src.Attrs[c.Key]
 		ok := false
@@ -85,23 +85,32 @@ func (r *rule) matches(src *pb.SourceOp) (bool, error) {
 		case spb.AttrMatch_MATCHES:
 			ok = r.attrs[i].MatchString(v)
 		default:
-			return false, diag.Errorf(diag.Invalid, "source policy: unknown attr condition: %s", c.Condition)
+			return "", diag.Errorf(diag.Invalid, "source policy: unknown attr condition: %s", c.Condition)
 		}
 		if !ok {
-			return false, nil
+			return "", nil
 		}
 	}
-	return src.Identifier == r.Selector.Identifier || r.pattern != nil && r.pattern.MatchString(src.Identifier), nil
+	all := names(src.Identifier)
+	if r.Action == spb.PolicyAction_ALLOW {
+		all = all[:1]
+	}
+	for _, id := range all {
+		if id == r.id || r.pattern != nil && r.pattern.MatchString(id) {
+			return id, nil
+		}
+	}
+	return "", nil
 }
 
-// convert changes the source as the rule says, and reports whether that made a difference.
-func (r *rule) convert(src *pb.SourceOp) (bool, error) {
+// convert changes the source, which the rule selects by a name, as the rule says, and reports whether that made a difference.
+func (r *rule) convert(src *candidate, name string) (bool, error) {
 	if r.Updates == nil {
 		return false, diag.Errorf(diag.Invalid, "source policy: missing destination for convert rule of %s", r.Selector.Identifier)
 	}
 	to := src.Identifier
 	if r.Updates.Identifier != "" { // else only attributes are set
-		to = r.expand(r.Updates.Identifier, src.Identifier)
+		to = r.expand(r.Updates.Identifier, name)
 	}
 	changed := to != src.Identifier
 	src.Identifier = to
@@ -112,6 +121,9 @@ func (r *rule) convert(src *pb.SourceOp) (bool, error) {
 			}
 			src.Attrs[k], changed = v, true
 		}
+	}
+	if changed {
+		src.normalize()
 	}
 	return changed, nil
 }
@@ -132,7 +144,7 @@ func (r *rule) expand(to, id string) string {
 }
 
 // apply runs the source through the rules until none changes it any more.
-func (p *Policy) apply(src *pb.SourceOp) (changed bool, err error) {
+func (p *Policy) apply(src *candidate) (changed bool, err error) {
 	for range maxConversions {
 		again, err := p.once(src)
 		if err != nil {
@@ -147,16 +159,16 @@ func (p *Policy) apply(src *pb.SourceOp) (changed bool, err error) {
 }
 
 // once lets the policies look at the source until one converts it.
-func (p *Policy) once(src *pb.SourceOp) (converted bool, err error) {
+func (p *Policy) once(src *candidate) (converted bool, err error) {
 	for _, rules := range p.rules {
 		denied := false
 		for i := range rules {
 			r := &rules[i]
-			ok, err := r.matches(src)
+			name, err := r.matches(src)
 			if err != nil {
 				return false, err
 			}
-			if !ok {
+			if name == "" {
 				continue
 			}
 			switch r.Action {
@@ -165,7 +177,7 @@ func (p *Policy) once(src *pb.SourceOp) (converted bool, err error) {
 			case spb.PolicyAction_DENY:
 				denied = true
 			case spb.PolicyAction_CONVERT:
-				if changed, err := r.convert(src); changed || err != nil {
+				if changed, err := r.convert(src, name); changed || err != nil {
 					return changed, err
 				}
 			default:

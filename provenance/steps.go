@@ -6,6 +6,7 @@ import (
 
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
@@ -48,23 +49,17 @@ func steps(def *pb.Definition) (buildConfig, error) {
 	var last graph.Digest
 	for _, raw := range def.Def {
 		op := &pb.Op{}
-		if err := op.UnmarshalVT(raw); err != nil {
+		if err := unmarshal(raw, op); err != nil {
 			return c, diag.Errorf(diag.Internal, "a step of the build cannot be read: %w", err)
 		}
 		last = digest.FromBytes(raw)
 		ops[last] = op
 	}
 	c.DigestMapping = map[graph.Digest]string{}
-	var visit func(d graph.Digest)
-	visit = func(d graph.Digest) {
-		op := ops[d]
-		if _, ok := c.DigestMapping[d]; ok || op == nil {
-			return
-		}
-		c.DigestMapping[d] = "" // against a circle, which no graph has
-		s := step{Op: op}
+	visit := func(d graph.Digest) {
+		s := step{Op: ops[d]}
+		op := s.Op
 		for _, in := range op.Inputs {
-			visit(graph.Digest(in.Digest))
 			s.Inputs = append(s.Inputs, c.DigestMapping[graph.Digest(in.Digest)]+":"+strconv.FormatInt(in.Index, 10))
 		}
 		op.Inputs = nil
@@ -76,8 +71,42 @@ func steps(def *pb.Definition) (buildConfig, error) {
 		c.DigestMapping[d] = s.ID
 		c.Definition = append(c.Definition, s)
 	}
-	visit(last)
+	inputsFirst(ops, last, visit)
 	return c, nil
+}
+
+// inputsFirst visits an op and those below it, each once, without recursion: a chain has as many levels as a message has room
+// for. Circles, which no graph has, are cut.
+func inputsFirst(ops map[graph.Digest]*pb.Op, root graph.Digest, visit func(graph.Digest)) {
+	seen := map[graph.Digest]bool{}
+	type frame struct {
+		d    graph.Digest
+		next int
+	}
+	var stack []frame
+	enter := func(d graph.Digest) {
+		if ops[d] != nil && !seen[d] {
+			seen[d] = true
+			stack = append(stack, frame{d: d})
+		}
+	}
+	enter(root)
+	for len(stack) > 0 {
+		top := &stack[len(stack)-1]
+		if in := ops[top.d].Inputs; top.next < len(in) {
+			top.next++
+			enter(graph.Digest(in[top.next-1].GetDigest()))
+			continue
+		}
+		visit(top.d)
+		stack = stack[:len(stack)-1]
+	}
+}
+
+// unmarshal decodes an op, which may hold definitions, to a bounded depth.
+func unmarshal(raw []byte, op *pb.Op) error {
+	const maxNesting = 100
+	return proto.UnmarshalOptions{RecursionLimit: maxNesting}.Unmarshal(raw, op)
 }
 
 // places says where the steps of a definition were written. A file that was read more than once is one.

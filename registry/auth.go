@@ -3,8 +3,6 @@ package registry
 import (
 	"context"
 	"encoding/base64"
-	"encoding/json"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -14,6 +12,7 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/session"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // login is what a client knows of authentication at one endpoint.
@@ -154,7 +153,7 @@ func (c *Client) fetchToken(ctx context.Context, ep *endpoint, ch challenge, sco
 		AccessToken string `json:"access_token"`
 		ExpiresIn   int    `json:"expires_in"`
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&answer); err != nil {
+	if err := (strictjson.Limits{Bytes: 1 << 20}).Read(resp.Body, &answer); err != nil {
 		return "", 0, diag.Errorf(diag.Unavailable, "the token server %s gave no valid answer: %w", Redact(realm), err)
 	}
 	value := answer.Token

@@ -3,8 +3,6 @@ package registry
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
-	"io"
 	"mime"
 	"strings"
 
@@ -12,6 +10,7 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // Limits of documents, in bytes. The distribution specification names 4 MiB for manifests.
@@ -45,7 +44,7 @@ func Decode(data []byte, mediaType string) (*Document, error) {
 	if len(data) > MaxManifest {
 		return nil, diag.Errorf(diag.Exhausted, "the manifest has more than %d bytes", MaxManifest)
 	}
-	if err := checkKeys(data, manifestKeys); err != nil {
+	if err := isObject(data); err != nil {
 		return nil, err
 	}
 	var head struct {
@@ -56,8 +55,8 @@ func Decode(data []byte, mediaType string) (*Document, error) {
 		Config        json.RawMessage `json:"config"`
 		FSLayers      json.RawMessage `json:"fsLayers"`
 	}
-	if err := json.Unmarshal(data, &head); err != nil {
-		return nil, diag.Errorf(diag.Invalid, "invalid manifest: %w", err)
+	if err := manifestLimits.Unmarshal(data, &head); err != nil {
+		return nil, diag.Errorf(diag.KindOf(err), "invalid manifest: %w", err)
 	}
 	mediaType = plainType(mediaType)
 	if head.SchemaVersion == 1 || strings.HasPrefix(mediaType, "application/vnd.docker.distribution.manifest.v1") || head.FSLayers != nil {
@@ -95,8 +94,8 @@ func Decode(data []byte, mediaType string) (*Document, error) {
 
 // decodeInto decodes and checks every descriptor that will be used as a name.
 func decodeInto(data []byte, v any) error {
-	if err := json.Unmarshal(data, v); err != nil {
-		return diag.Errorf(diag.Invalid, "invalid manifest: %w", err)
+	if err := manifestLimits.Unmarshal(data, v); err != nil {
+		return diag.Errorf(diag.KindOf(err), "invalid manifest: %w", err)
 	}
 	var all []ocispec.Descriptor
 	switch v := v.(type) {
@@ -124,12 +123,12 @@ func DecodeConfig(data []byte) (*image.Config, error) {
 	if len(data) > MaxConfig {
 		return nil, diag.Errorf(diag.Exhausted, "the image configuration has more than %d bytes", MaxConfig)
 	}
-	if err := checkKeys(data, configKeys); err != nil {
+	if err := isObject(data); err != nil {
 		return nil, err
 	}
 	var c image.Config
-	if err := json.Unmarshal(data, &c); err != nil {
-		return nil, diag.Errorf(diag.Invalid, "invalid image configuration: %w", err)
+	if err := configLimits.Unmarshal(data, &c); err != nil {
+		return nil, diag.Errorf(diag.KindOf(err), "invalid image configuration: %w", err)
 	}
 	for _, d := range c.RootFS.DiffIDs {
 		if err := d.Validate(); err != nil {
@@ -138,6 +137,14 @@ func DecodeConfig(data []byte) (*image.Config, error) {
 	}
 	c.Extra = bytes.Clone(data)
 	return &c, nil
+}
+
+// isObject refuses null and lists, of which a decoder would make an empty document or a confusing error.
+func isObject(data []byte) error {
+	if start := bytes.TrimLeft(data, " \t\r\n"); len(start) == 0 || start[0] != '{' {
+		return diag.Errorf(diag.Invalid, "not a JSON object")
+	}
+	return nil
 }
 
 // plainType drops parameters and the types that say nothing.
@@ -153,92 +160,14 @@ func plainType(s string) string {
 	return t
 }
 
-// keySet holds, per depth class, the keys that decoding cares about. free names the objects whose keys are data.
-type keySet struct {
-	known map[string]bool // in any object that is not free
-	free  map[string]bool
-}
-
-func words(s string) map[string]bool {
-	m := map[string]bool{}
-	for w := range strings.FieldsSeq(s) {
-		m[w] = true
-	}
-	return m
-}
-
-var manifestKeys = keySet{
-	known: words("schemaVersion mediaType artifactType config layers manifests subject digest size urls data platform annotations architecture os os.version os.features variant"),
-	free:  words("annotations"),
-}
-
-var configKeys = keySet{
-	known: words("architecture os os.version os.features variant rootfs diff_ids history created_by empty_layer"),
-	free:  words("Labels Volumes ExposedPorts annotations config container_config"),
-}
-
-// checkKeys reads the tokens of a JSON document of one object and refuses ambiguous keys.
-func checkKeys(data []byte, keys keySet) error {
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.UseNumber()
-	t, err := d.Token()
-	if err != nil {
-		return diag.Errorf(diag.Invalid, "not a JSON document: %w", err)
-	}
-	if t != json.Delim('{') {
-		return diag.Errorf(diag.Invalid, "not a JSON object")
-	}
-	if err := checkObject(d, keys, false); err != nil {
-		return err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return diag.Errorf(diag.Invalid, "there is data after the JSON document")
-	}
-	return nil
-}
-
-func checkObject(d *json.Decoder, keys keySet, free bool) error {
-	folded := map[string]string{}
-	for known := range keys.known {
-		folded[strings.ToLower(known)] = known
-	}
-	seen := map[string]bool{}
-	for d.More() {
-		t, err := d.Token()
-		if err != nil {
-			return diag.Errorf(diag.Invalid, "invalid JSON: %w", err)
-		}
-		key, _ := t.(string)
-		if seen[key] {
-			return diag.Errorf(diag.Invalid, "the key %q stands twice in one object", key)
-		}
-		seen[key] = true
-		if want := folded[strings.ToLower(key)]; !free && want != "" && want != key {
-			return diag.Errorf(diag.Invalid, "the key %q is not %q", key, want)
-		}
-		if err := checkValue(d, keys, free || keys.free[key]); err != nil {
-			return err
-		}
-	}
-	_, err := d.Token()
-	return err
-}
-
-func checkValue(d *json.Decoder, keys keySet, free bool) error {
-	t, err := d.Token()
-	if err != nil {
-		return diag.Errorf(diag.Invalid, "invalid JSON: %w", err)
-	}
-	switch t {
-	case json.Delim('{'):
-		return checkObject(d, keys, free)
-	case json.Delim('['):
-		for d.More() {
-			if err := checkValue(d, keys, free); err != nil {
-				return err
-			}
-		}
-		_, err = d.Token()
-	}
-	return err
-}
+// Limits of the two documents. A manifest with a value in twenty bytes has the most that MaxManifest has room for.
+var (
+	manifestLimits = strictjson.Limits{Bytes: MaxManifest, Keys: strictjson.NewKeys(
+		"schemaVersion mediaType artifactType config layers manifests subject digest size urls data platform annotations architecture os os.version os.features variant",
+		"annotations",
+	)}
+	configLimits = strictjson.Limits{Bytes: MaxConfig, Keys: strictjson.NewKeys(
+		"architecture os os.version os.features variant rootfs diff_ids history created_by empty_layer",
+		"Labels Volumes ExposedPorts annotations config container_config",
+	)}
+)

@@ -77,6 +77,33 @@ func TestDecodeConfig(t *testing.T) {
 	}
 }
 
+// A registry answers with a manifest or a configuration of a million levels. A parser that recurses needs a gigabyte of stack.
+func TestDocumentOfMillionLevels(t *testing.T) {
+	for _, unit := range []string{"[", `{"a":`} {
+		deep := func(most int) []byte {
+			return []byte(`{"schemaVersion":2,"x":` + strings.Repeat(unit, (most-100)/len(unit)))
+		}
+		_, err := Decode(deep(MaxManifest), manifest)
+		wantKind(t, err, diag.Exhausted, "levels")
+		_, err = DecodeConfig(deep(MaxConfig))
+		wantKind(t, err, diag.Exhausted, "levels")
+	}
+}
+
+// A manifest of a million empty descriptors: three bytes each, and 200 in memory.
+func TestManifestOfMillionDescriptors(t *testing.T) {
+	_, err := Decode([]byte(`{"schemaVersion":2,"config":`+aDesc+`,"layers":[`+strings.Repeat("{},", 1_000_000)+`{}]}`), manifest)
+	wantKind(t, err, diag.Exhausted, "values")
+	_, err = DecodeConfig([]byte(`{"rootfs":{"diff_ids":[` + strings.Repeat(`"",`, 1_000_000) + `""]}}`))
+	wantKind(t, err, diag.Exhausted, "values")
+}
+
+// encoding/json takes the long s and the Kelvin sign for s and k.
+func TestKeysInLettersThatFold(t *testing.T) {
+	_, err := Decode([]byte("{\"schemaVersion\":2,\"config\":{\"mediaType\":\"a\",\"dige\u017ft\":"+aDigest+",\"size\":1},\"layers\":[]}"), manifest)
+	wantKind(t, err, diag.Invalid, "is not")
+}
+
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"schemaVersion":2,"config":`+aDesc+`,"layers":[]}`), manifest)
 	f.Fuzz(func(_ *testing.T, data []byte, mt string) {

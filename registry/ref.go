@@ -1,12 +1,11 @@
 package registry
 
 import (
-	"strings"
-
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/graph"
 )
 
 // DockerHub is the registry that references without a host name mean.
@@ -21,17 +20,17 @@ type Ref struct {
 	Digest digest.Digest // "" when only a tag was given
 }
 
-// ParseRef parses what people write: debian, debian:12, host:5000/a/b@sha256:…. The rules are those of Docker.
+// ParseRef parses what people write: debian, debian:12, host:5000/a/b@sha256:…. The rules are those of Docker,
+// and one server has one name: see graph.NormalRef.
 func ParseRef(s string) (Ref, error) {
-	named, err := reference.ParseNormalizedNamed(s)
+	full, err := graph.NormalRef(s)
 	if err != nil {
-		e := diag.Errorf(diag.Invalid, "invalid image reference %q: %w", s, err)
-		if low := strings.ToLower(s); low != s {
-			return Ref{}, e.WithHint("repository names are in lower case: %s", low)
-		}
-		return Ref{}, e
+		return Ref{}, err
 	}
-	named = reference.TagNameOnly(named)
+	named, err := reference.ParseNormalizedNamed(full)
+	if err != nil {
+		return Ref{}, diag.Errorf(diag.Invalid, "invalid image reference %q: %w", s, err)
+	}
 	r := Ref{Host: reference.Domain(named), Repo: reference.Path(named)}
 	if t, ok := named.(reference.Tagged); ok {
 		r.Tag = t.Tag()

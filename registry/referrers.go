@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 
 	"github.com/opencontainers/go-digest"
@@ -10,6 +9,7 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // Referrers lists the manifests of ref's repository that say that they belong to the one named d: signatures, attestations. A
@@ -60,7 +60,7 @@ func (c *Client) taggedReferrers(ctx context.Context, ep *endpoint, ref Ref, d d
 
 func readReferrers(raw []byte) ([]image.Descriptor, error) {
 	var index ocispec.Index
-	if err := json.Unmarshal(raw, &index); err != nil {
+	if err := strictjson.Unmarshal(raw, &index); err != nil {
 		return nil, diag.Errorf(diag.Invalid, "the list of referrers cannot be read: %w", err)
 	}
 	return index.Manifests, nil

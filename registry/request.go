@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 	"time"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // request is one call of the protocol, without its body's life cycle: a body is opened for every attempt.
@@ -163,7 +163,7 @@ func failure(ep *endpoint, u *url.URL, err error) error {
 		return err
 	case errors.As(err, &t), errors.As(err, &d):
 		return err
-	case errors.Is(err, errRedirect):
+	case errors.Is(err, ErrRedirect):
 		return diag.Errorf(diag.Denied, "%s: %w", ep.name, err)
 	}
 	e := unreachable(ep, u, err)
@@ -213,7 +213,7 @@ func serverSays(resp *http.Response) string {
 	var doc struct {
 		Errors []struct{ Code, Message string }
 	}
-	if json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&doc) != nil || len(doc.Errors) == 0 {
+	if (strictjson.Limits{Bytes: 64 << 10}).Read(resp.Body, &doc) != nil || len(doc.Errors) == 0 {
 		return ""
 	}
 	msg := doc.Errors[0].Message

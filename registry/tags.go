@@ -2,12 +2,12 @@ package registry
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"net/url"
 	"strings"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // tagPage reads one page of a tag list and where the next one is.
@@ -24,7 +24,7 @@ func (c *Client) tagPage(ctx context.Context, ep *endpoint, ref Ref, u *url.URL)
 		return nil, nil, err
 	}
 	var doc struct{ Tags []string }
-	if err := json.Unmarshal(raw, &doc); err != nil {
+	if err := strictjson.Unmarshal(raw, &doc); err != nil {
 		return nil, nil, diag.Errorf(diag.Unavailable, "%s: %s sent an invalid list of tags: %w", ref.Name(), ep.name, err)
 	}
 	next, err := nextPage(u, resp.Header.Get("Link"))

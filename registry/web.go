@@ -38,8 +38,10 @@ type WebOptions struct {
 }
 
 var (
-	errHeader   = errors.New("no answer within the time limit")
-	errRedirect = errors.New("redirect refused")
+	errHeader = errors.New("no answer within the time limit")
+
+	// ErrRedirect is why a Web does not go where a server sends it.
+	ErrRedirect = errors.New("redirect refused")
 )
 
 // NewWeb makes a Web.
@@ -134,9 +136,9 @@ func (w *Web) checkForeign(_, addr string, _ syscall.RawConn) error {
 	ip := addrIP(addr)
 	switch {
 	case !ip.IsValid(), ip.IsLinkLocalUnicast(), ip.IsMulticast(), ip.IsUnspecified():
-		return fmt.Errorf("%w: %s is no public address", errRedirect, ip)
+		return fmt.Errorf("%w: %s is no public address", ErrRedirect, ip)
 	case (ip.IsPrivate() || ip.IsLoopback()) && (!w.private.Load() || w.public.Load()):
-		return fmt.Errorf("%w: a public server leads to the private address %s", errRedirect, ip)
+		return fmt.Errorf("%w: a public server leads to the private address %s", ErrRedirect, ip)
 	}
 	return w.checkMetadata(ip)
 }
@@ -172,15 +174,15 @@ func (w *Web) follow(req *http.Request, origin *url.URL, rt *http.Transport) (*h
 		loc, err := resp.Location()
 		Drain(resp.Body)
 		if err != nil {
-			return nil, fmt.Errorf("%w: no location", errRedirect)
+			return nil, fmt.Errorf("%w: no location", ErrRedirect)
 		}
 		switch {
 		case hop == 10:
-			return nil, fmt.Errorf("%w: more than 10 in a row", errRedirect)
+			return nil, fmt.Errorf("%w: more than 10 in a row", ErrRedirect)
 		case loc.Scheme != "https" && loc.Scheme != "http", loc.Scheme == "http" && req.URL.Scheme == "https":
-			return nil, fmt.Errorf("%w: from %s to %s", errRedirect, Redact(req.URL), Redact(loc))
+			return nil, fmt.Errorf("%w: from %s to %s", ErrRedirect, Redact(req.URL), Redact(loc))
 		case req.Body != nil && req.Body != http.NoBody:
-			return nil, fmt.Errorf("%w: an upload was sent on to %s", errRedirect, Redact(loc))
+			return nil, fmt.Errorf("%w: an upload was sent on to %s", ErrRedirect, Redact(loc))
 		}
 		next := req.Clone(req.Context())
 		next.URL, next.Host = loc, ""

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/csv"
-	"encoding/json"
 	"errors"
 	"io"
 	"net/textproto"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // python finds installed distributions. Source: PyPA specifications, "Recording installed projects" and "Core metadata".
@@ -102,7 +102,7 @@ func (node) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 			Dependencies  map[string]string
 			Optional      map[string]string `json:"optionalDependencies"`
 		}
-		if json.Unmarshal(data, &m) != nil || m.Name == "" {
+		if strictjson.Unmarshal(data, &m) != nil || m.Name == "" {
 			continue // a file of that name, not a package
 		}
 		x := module{dir: dir, name: "npm:" + m.Name + "@" + m.Version}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // nix finds the store paths of a closure. The references between them come, in this order, from the graph that was given,
@@ -112,14 +113,14 @@ func readGraph(data []byte) (map[string][]string, error) {
 		References []string `json:"references"`
 	}
 	var list []node
-	if json.Unmarshal(data, &list) != nil {
+	if strictjson.Unmarshal(data, &list) != nil {
 		var object map[string]json.RawMessage
-		if err := json.Unmarshal(data, &object); err != nil {
+		if err := strictjson.Unmarshal(data, &object); err != nil {
 			return nil, diag.Errorf(diag.Invalid, "the reference graph: %w", err)
 		}
 		for _, raw := range object {
 			var more []node
-			if json.Unmarshal(raw, &more) == nil {
+			if strictjson.Unmarshal(raw, &more) == nil {
 				list = append(list, more...)
 			}
 		}

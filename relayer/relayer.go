@@ -12,6 +12,7 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // Component is a part of a file system that changes as a whole.
@@ -103,7 +104,7 @@ func ReadPlan(layers []map[string]string) (Plan, error) {
 			continue
 		}
 		b := Bin{New: m[KindAnnotation] == kindNew}
-		if err := json.Unmarshal([]byte(text), &b.Components); err != nil {
+		if err := strictjson.Unmarshal([]byte(text), &b.Components); err != nil {
 			return nil, diag.Errorf(diag.Invalid, "layer %d: annotation %s: %w", i+1, ComponentsAnnotation, err)
 		}
 		p = append(p, b)

@@ -3,7 +3,6 @@ package sandbox
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -20,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // runc drives the command line of an OCI runtime.
@@ -191,7 +191,7 @@ func lastError(name string) string {
 	last := ""
 	for line := range bytes.Lines(data) {
 		var entry struct{ Level, Msg string }
-		if json.Unmarshal(line, &entry) == nil && (entry.Level == "error" || entry.Level == "fatal") {
+		if strictjson.Unmarshal(line, &entry) == nil && (entry.Level == "error" || entry.Level == "fatal") {
 			last = entry.Msg
 		}
 	}

@@ -28,6 +28,12 @@ type Session interface {
 	Output(ctx context.Context, id string) (Output, error)
 }
 
+// Owner is a session of the user whom the engine's state belongs to, on the engine's machine. He may read all of the state: what
+// is kept there is his without asking anybody again.
+type Owner interface {
+	OwnsState()
+}
+
 // Syncer is a session whose directories are on another machine: Sync brings what op selects of one to this machine. The
 // directory holds that and nothing else, and does not change until the session ends. progress is told the bytes so far, seldom, and the end.
 type Syncer interface {

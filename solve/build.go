@@ -18,6 +18,7 @@ import (
 type Build[R Result, E any] struct {
 	s      *Solver[R, E]
 	id     int64
+	tenant string
 	env    E
 	sink   event.Sink
 	parent context.Context
@@ -45,7 +46,8 @@ type node[R Result] struct {
 	pin     Pin
 	pre     *Preimage
 	key     graph.Digest
-	anew    string // why a cached result must not be used; "" = it may be
+	anew    string   // why a cached result must not be used; "" = it may be
+	claims  []string // caches that have said what is in the key
 	keyErr  error
 
 	runOnce sync.Once
@@ -57,10 +59,16 @@ type node[R Result] struct {
 	ended bool // Done was sent
 }
 
+// BuildOptions are of one build.
+type BuildOptions struct {
+	Tenant string // part of every key: builds of different tenants share nothing
+	Sink   event.Sink
+}
+
 // Build starts a build. The results of Solve are good until Close.
-func (s *Solver[R, E]) Build(ctx context.Context, env E, sink event.Sink) *Build[R, E] {
+func (s *Solver[R, E]) Build(ctx context.Context, env E, opt BuildOptions) *Build[R, E] {
 	ctx, stop := context.WithCancelCause(ctx)
-	b := &Build[R, E]{s: s, id: s.builds.Add(1), env: env, sink: sink, parent: ctx, stop: stop, nodes: map[graph.Digest]*node[R]{}}
+	b := &Build[R, E]{s: s, id: s.builds.Add(1), tenant: opt.Tenant, env: env, sink: opt.Sink, parent: ctx, stop: stop, nodes: map[graph.Digest]*node[R]{}}
 	b.ctx, b.cancel = context.WithCancelCause(ctx)
 	return b
 }
@@ -108,15 +116,14 @@ func (b *Build[R, E]) Known(e graph.Edge) (R, bool) {
 		return none, false
 	}
 	if !n.done.Load() && !n.forced() {
-		if outs, err := b.s.cache.Lookup(n.ctx, n.key); err == nil {
-			found := newShared(outs)
+		if found, ok := b.lookup(n); ok {
 			n.runOnce.Do(func() { n.res, found = found, nil; n.done.Store(true) })
 			if found != nil {
 				found.release()
 			}
 		}
 	}
-	if !n.done.Load() || e.Out >= len(n.res.outs) {
+	if !n.done.Load() || e.Out >= len(n.res.outs) || absent(n.res.outs[e.Out]) {
 		return none, false
 	}
 	return n.res.outs[e.Out], true

@@ -8,7 +8,7 @@
 // keys above it. A flight is one run under way; every build that needs the same key waits for the same flight.
 //
 //	s := solve.New[tree.Tree, *env](runner, cache, solve.Options{Parallel: 4})
-//	b := s.Build(ctx, env, sink)
+//	b := s.Build(ctx, env, solve.BuildOptions{Sink: sink})
 //	defer b.Close()
 //	trees, err := b.Solve(plan.Targets[0].Root)
 package solve

@@ -10,6 +10,7 @@ import (
 
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // Preimage is everything that a cache key depends on. Its canonical JSON is kept with the result, so that a later miss
@@ -92,7 +93,7 @@ func short(pin string) string {
 // explainOp names the fields of the op that differ.
 func explainOp(before, now json.RawMessage) string {
 	var a, b map[string]json.RawMessage
-	if json.Unmarshal(before, &a) != nil || json.Unmarshal(now, &b) != nil {
+	if strictjson.Unmarshal(before, &a) != nil || strictjson.Unmarshal(now, &b) != nil {
 		return "its definition changed"
 	}
 	var fields []string

@@ -16,8 +16,20 @@ func PartKey(key graph.Digest, out int) graph.Digest {
 }
 
 // lookup returns the kept outputs of a node: all, or those of a vertex with several that the build wants.
-func (b *Build[R, E]) lookup(n *node[R]) ([]R, bool) {
-	if outs, err := b.s.cache.Lookup(n.ctx, n.key); err == nil {
+func (b *Build[R, E]) lookup(n *node[R]) (res *shared[R], ok bool) {
+	b.Trusted(n.ctx, func(origins []string) bool {
+		var outs []R
+		if outs, ok = b.lookupFrom(n, OriginKey(n.key, origins)); ok {
+			res = newShared(outs, Union(n.claims, origins))
+		}
+		return ok
+	})
+	return res, ok
+}
+
+// lookupFrom is lookup under one key.
+func (b *Build[R, E]) lookupFrom(n *node[R], key graph.Digest) ([]R, bool) {
+	if outs, err := b.s.cache.Lookup(n.ctx, key); err == nil {
 		return outs, true
 	}
 	if n.whole || n.v.Op.Outputs() < 2 {
@@ -25,9 +37,9 @@ func (b *Build[R, E]) lookup(n *node[R]) ([]R, bool) {
 	}
 	outs := make([]R, n.v.Op.Outputs())
 	for _, i := range b.wantedOf(n) {
-		part, err := b.s.cache.Lookup(n.ctx, PartKey(n.key, i))
+		part, err := b.s.cache.Lookup(n.ctx, PartKey(key, i))
 		if err != nil || len(part) != 1 {
-			newShared(outs).release()
+			newShared(outs, nil).release()
 			return nil, false
 		}
 		outs[i] = part[0]
@@ -59,8 +71,8 @@ func (b *Build[R, E]) reached(e graph.Edge) bool {
 	if r == nil || b.keyOf(n) != nil || n.forced() {
 		return false
 	}
-	if outs, ok := b.lookup(n); ok {
-		newShared(outs).release()
+	if res, ok := b.lookup(n); ok {
+		res.release()
 		return false
 	}
 	return (*r).Has(n.ctx, e)
@@ -99,17 +111,19 @@ func (b *Build[R, E]) elsewhere(n *node[R]) (res *shared[R], retry bool) {
 	if found == nil {
 		return nil, retry
 	}
-	if err := b.keep(n, found); err != nil {
-		newShared(found.Outputs).release()
+	res = newShared(found.Outputs, Union(n.claims, OriginOf(found.Origin)))
+	if err := b.keep(n, found, res.origins); err != nil {
+		res.release()
 		return nil, false // it is made here instead, and a lasting fault of the cache is told then
 	}
 	b.end(n, true, nil)
-	return newShared(found.Outputs), false
+	return res, false
 }
 
-// keep stores what was found elsewhere: under the vertex's key, or, if there is only a part of it, under keys of the parts.
-func (b *Build[R, E]) keep(n *node[R], f *Found[R]) error {
-	e := &Entry[R]{Key: n.key, Preimage: n.pre, Name: n.v.Name, Outputs: f.Outputs, Created: f.Created}
+// keep stores what was found elsewhere: under the vertex's key and its origins, or, if there is only a part of it, under keys
+// of the parts.
+func (b *Build[R, E]) keep(n *node[R], f *Found[R], origins []string) error {
+	e := &Entry[R]{Key: OriginKey(n.key, origins), Preimage: n.pre, Name: n.v.Name, Outputs: f.Outputs, Origins: origins, Created: f.Created}
 	if !slices.ContainsFunc(f.Outputs, absent) {
 		return b.s.cache.Store(n.ctx, e)
 	}
@@ -118,7 +132,7 @@ func (b *Build[R, E]) keep(n *node[R], f *Found[R]) error {
 			continue
 		}
 		part := *e
-		part.Key, part.Outputs = PartKey(n.key, i), []R{r}
+		part.Key, part.Outputs = PartKey(e.Key, i), []R{r}
 		if err := b.s.cache.Store(n.ctx, &part); err != nil {
 			return err
 		}

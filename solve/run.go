@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/strata-build/strata/event"
+	"github.com/strata-build/strata/graph"
 )
 
 // resultOf returns a node's outputs: found, joined, or run.
@@ -29,13 +31,11 @@ func (b *Build[R, E]) solve(n *node[R]) (*shared[R], error) {
 	if err := b.keyOf(n); err != nil {
 		return nil, err
 	}
-	fkey := string(n.key)
-	if n.forced() {
-		// A forced run is not the run that another build began earlier.
-		fkey += "@" + strconv.FormatInt(b.id, 10)
-	} else if outs, ok := b.lookup(n); ok {
-		b.end(n, true, nil)
-		return newShared(outs), nil
+	if !n.forced() {
+		if res, ok := b.lookup(n); ok {
+			b.end(n, true, nil)
+			return res, nil
+		}
 	}
 	res, retry := b.elsewhere(n)
 	if res != nil {
@@ -51,6 +51,17 @@ func (b *Build[R, E]) solve(n *node[R]) (*shared[R], error) {
 			return res, nil
 		}
 	}
+	return b.fly(n, in)
+}
+
+// fly joins the run of a node that is under way, or starts it.
+func (b *Build[R, E]) fly(n *node[R], in *held[R]) (*shared[R], error) {
+	in.origins = Union(n.claims, in.origins)
+	fkey := string(OriginKey(n.key, in.origins))
+	if n.forced() {
+		// A forced run is not the run that another build began earlier.
+		fkey += "@" + strconv.FormatInt(b.id, 10)
+	}
 	for {
 		if err := context.Cause(n.ctx); err != nil {
 			return nil, err
@@ -58,7 +69,7 @@ func (b *Build[R, E]) solve(n *node[R]) (*shared[R], error) {
 		in.retain() // for the flight, which may outlive this build
 		f, id := b.s.board(n.ctx, fkey, b.sink, func(ctx context.Context, f *flight[R]) {
 			defer in.release()
-			b.run(ctx, n, in.outs, f)
+			b.run(ctx, n, in, f)
 		})
 		if id != 1 {
 			in.release()
@@ -80,8 +91,9 @@ func (n *node[R]) forced() bool { return n.pin.Volatile || n.anew != "" }
 
 // held is what a run reads: the inputs, and the shares that keep them alive.
 type held[R Result] struct {
-	outs []R
-	from []*shared[R]
+	outs    []R
+	from    []*shared[R]
+	origins []string // of all that the result is made from
 }
 
 func (h *held[R]) retain() {
@@ -105,7 +117,8 @@ func (b *Build[R, E]) inputs(n *node[R]) (*held[R], error) {
 	h := &held[R]{outs: outs}
 	for _, e := range n.v.In {
 		if e.V != nil {
-			h.from = append(h.from, b.node(e.V).res)
+			res := b.node(e.V).res
+			h.from, h.origins = append(h.from, res), Union(h.origins, res.origins)
 		}
 	}
 	h.retain()
@@ -113,11 +126,11 @@ func (b *Build[R, E]) inputs(n *node[R]) (*held[R], error) {
 }
 
 // run is the body of a flight.
-func (b *Build[R, E]) run(ctx context.Context, n *node[R], in []R, f *flight[R]) {
+func (b *Build[R, E]) run(ctx context.Context, n *node[R], in *held[R], f *flight[R]) {
 	if !n.forced() {
 		// Another flight may have ended between the look-up and this one's start.
-		if outs, err := b.s.cache.Lookup(ctx, n.key); err == nil {
-			f.res, f.cached = newShared(outs), true
+		if outs, err := b.s.cache.Lookup(ctx, OriginKey(n.key, in.origins)); err == nil {
+			f.res, f.cached = newShared(outs, in.origins), true
 			return
 		}
 	}
@@ -131,9 +144,9 @@ func (b *Build[R, E]) run(ctx context.Context, n *node[R], in []R, f *flight[R])
 		}
 	}
 	f.emit(event.Event{Kind: event.Started, Time: time.Now(), Vertex: n.v.ID, Reason: b.why(ctx, n)})
-	outs, err := b.runAndStore(ctx, n, in, f)
+	outs, origins, err := b.runAndStore(ctx, n, in, f)
 	if err == nil {
-		f.res = newShared(outs)
+		f.res = newShared(outs, origins)
 		return
 	}
 	for _, r := range outs {
@@ -152,10 +165,23 @@ func (b *Build[R, E]) why(ctx context.Context, n *node[R]) string {
 	return b.s.cache.Why(ctx, n.v.Name, n.pre)
 }
 
-func (b *Build[R, E]) runAndStore(ctx context.Context, n *node[R], in []R, f *flight[R]) ([]R, error) {
+func (b *Build[R, E]) runAndStore(ctx context.Context, n *node[R], in *held[R], f *flight[R]) ([]R, []string, error) {
 	start := time.Now()
+	var mu sync.Mutex
+	origins := in.origins
 	outs, err := b.s.runner.Run(ctx, &Step[R, E]{
-		V: n.v, Pin: n.pin, Key: n.key, In: in, Env: b.env, Solve: b.nested,
+		V: n.v, Pin: n.pin, Key: n.key, In: in.outs, Env: b.env,
+		Solve: func(edges ...graph.Edge) ([]R, error) {
+			outs, err := b.nested(edges...)
+			mu.Lock()
+			defer mu.Unlock()
+			for _, e := range edges {
+				if err == nil && e.V != nil {
+					origins = Union(origins, b.Origins(e))
+				}
+			}
+			return outs, err
+		},
 		Emit: func(e event.Event) {
 			if e.Vertex == "" {
 				e.Vertex = n.v.ID
@@ -164,13 +190,15 @@ func (b *Build[R, E]) runAndStore(ctx context.Context, n *node[R], in []R, f *fl
 		},
 	})
 	if err != nil {
-		return outs, err
+		return outs, nil, err
 	}
 	if len(outs) < n.v.Op.Outputs() {
-		return outs, fmt.Errorf("%s made %d outputs instead of %d", n.v.Name, len(outs), n.v.Op.Outputs())
+		return outs, nil, fmt.Errorf("%s made %d outputs instead of %d", n.v.Name, len(outs), n.v.Op.Outputs())
 	}
 	if n.pin.Volatile {
-		return outs, nil
+		return outs, origins, nil
 	}
-	return outs, b.s.cache.Store(ctx, &Entry[R]{Key: n.key, Preimage: n.pre, Name: n.v.Name, Outputs: outs, Cost: time.Since(start)})
+	return outs, origins, b.s.cache.Store(ctx, &Entry[R]{
+		Key: OriginKey(n.key, origins), Preimage: n.pre, Name: n.v.Name, Outputs: outs, Origins: origins, Cost: time.Since(start),
+	})
 }

@@ -190,7 +190,7 @@ func project() graph.Edge {
 
 func solveOnce(t *testing.T, s *Solver[files, *world], w *world, sink event.Sink, e graph.Edge) error {
 	t.Helper()
-	b := s.Build(t.Context(), w, sink)
+	b := s.Build(t.Context(), w, BuildOptions{Sink: sink})
 	defer b.Close()
 	_, err := b.Solve(e)
 	return err
@@ -303,7 +303,7 @@ func TestSharedWorkOutlivesHalfOfItsWaiters(t *testing.T) {
 	start := func(i int) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancels[i] = cancel
-		b := s.Build(ctx, &world{block: block, begun: begun, gone: t.Context()}, nil)
+		b := s.Build(ctx, &world{block: block, begun: begun, gone: t.Context()}, BuildOptions{})
 		go func() {
 			defer b.Close()
 			_, err := b.Solve(leaf)
@@ -337,7 +337,7 @@ func TestLastWaiterStopsTheRun(t *testing.T) {
 	s, f := newWorld()
 	begun := make(chan struct{}, 1)
 	ctx, cancel := context.WithCancel(t.Context())
-	b := s.Build(ctx, &world{block: make(chan struct{}), begun: begun, gone: t.Context()}, nil)
+	b := s.Build(ctx, &world{block: make(chan struct{}), begun: begun, gone: t.Context()}, BuildOptions{})
 	go func() { <-begun; cancel() }()
 	_, err := b.Solve(exec("slow", "slow", graph.Edge{}))
 	b.Close()
@@ -355,11 +355,11 @@ func TestOrphanedRunIsDoneAgain(t *testing.T) {
 	block, begun := make(chan struct{}), make(chan struct{}, 2)
 	leaf := exec("slow", "slow", graph.Edge{})
 	first, leave := context.WithCancel(t.Context())
-	b1 := s.Build(first, &world{block: block, begun: begun, gone: first}, nil)
+	b1 := s.Build(first, &world{block: block, begun: begun, gone: first}, BuildOptions{})
 	go b1.Solve(leaf)
 	<-begun
 	done := make(chan error, 1)
-	b2 := s.Build(t.Context(), &world{block: block, begun: begun, gone: t.Context()}, nil)
+	b2 := s.Build(t.Context(), &world{block: block, begun: begun, gone: t.Context()}, BuildOptions{})
 	go func() { _, err := b2.Solve(leaf); done <- err }()
 	waitFor(t, func() bool { return waiters(s) == 2 })
 	leave() // the session of the run ends, and the run fails for it
@@ -491,7 +491,7 @@ func TestFailureNamesItsPlaceOnce(t *testing.T) {
 
 func TestSolveGoesOnAfterAFailure(t *testing.T) {
 	s, f := newWorld()
-	b := s.Build(t.Context(), &world{}, nil)
+	b := s.Build(t.Context(), &world{}, BuildOptions{})
 	base := exec("base", "b", graph.Edge{})
 	good, bad := exec("good", "g", base), exec("fails", "f", base)
 	forced := graph.Edge{V: graph.New(base.V.Op, nil, graph.Named("forced"), graph.NoCache)}

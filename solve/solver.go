@@ -51,6 +51,7 @@ type Entry[R Result] struct {
 	Preimage *Preimage
 	Name     string
 	Outputs  []R
+	Origins  []string // see OriginKey; Key contains them
 	Cost     time.Duration
 	Created  time.Time // zero = now
 }
@@ -68,32 +69,39 @@ type Cache[R Result] interface {
 // Remote finds results in caches elsewhere, which know vertices by keys of their own. It is asked when the cache has nothing.
 type Remote[R Result] interface {
 	// Token returns what stands for the content of input i in v's key, if such a cache knows v by how that input is made: then
-	// the input need not be there. "" stands for how it is made.
-	Token(ctx context.Context, v *graph.Vertex, i int) (graph.Digest, bool)
+	// the input need not be there. An empty digest stands for how it is made.
+	Token(ctx context.Context, v *graph.Vertex, i int) (Claim, bool)
 	// Find returns the wanted outputs of a vertex. Others are the zero R. With more inputs at hand (see Build.At) it may find
 	// more: then it is asked again, and retry is true.
 	Find(ctx context.Context, v *graph.Vertex, wanted []int) (found *Found[R], retry bool)
 	// Has reports whether Find would find an output, without bringing it here.
 	Has(ctx context.Context, e graph.Edge) bool
+	// Origins returns the names of the caches whose earlier results this build may use.
+	Origins(ctx context.Context) []string
+}
+
+// Claim is what a cache says of the content of an input. Nobody has seen the input.
+type Claim struct {
+	Content graph.Digest
+	Origin  string // the cache; "" = one that the operator trusts
 }
 
 // Found is a result from elsewhere.
 type Found[R Result] struct {
 	Outputs []R
 	Created time.Time
+	Origin  string // the cache; "" = one that the operator trusts
 }
 
 // Options bound a solver.
 type Options struct {
-	Parallel int    // steps at once; 0 = 4
-	Tenant   string // part of every key
+	Parallel int // steps at once; 0 = 4
 }
 
 // Solver runs the vertices of many builds.
 type Solver[R Result, E any] struct {
 	runner Runner[R, E]
 	cache  Cache[R]
-	tenant string
 	slots  chan struct{}
 	builds atomic.Int64
 
@@ -106,17 +114,18 @@ func New[R Result, E any](r Runner[R, E], c Cache[R], o Options) *Solver[R, E] {
 	if o.Parallel <= 0 {
 		o.Parallel = 4
 	}
-	return &Solver[R, E]{runner: r, cache: c, tenant: o.Tenant, slots: make(chan struct{}, o.Parallel), flights: map[string]*flight[R]{}}
+	return &Solver[R, E]{runner: r, cache: c, slots: make(chan struct{}, o.Parallel), flights: map[string]*flight[R]{}}
 }
 
 // shared counts the users of a vertex's outputs.
 type shared[R Result] struct {
-	outs []R
-	n    atomic.Int32
+	outs    []R
+	origins []string // see OriginKey
+	n       atomic.Int32
 }
 
-func newShared[R Result](outs []R) *shared[R] {
-	s := &shared[R]{outs: outs}
+func newShared[R Result](outs []R, origins []string) *shared[R] {
+	s := &shared[R]{outs: outs, origins: origins}
 	s.n.Store(1)
 	return s
 }

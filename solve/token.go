@@ -24,22 +24,22 @@ func (b *Build[R, E]) computeKey(n *node[R]) error {
 	if pin.Volatile {
 		pin.Value = fmt.Sprintf("build %d", b.id)
 	}
-	p := &Preimage{Tenant: b.s.tenant, Kind: v.Op.Kind(), Platform: v.Platform, Pin: pin.Value, Inputs: make([]Input, len(v.In))}
+	p := &Preimage{Tenant: b.tenant, Kind: v.Op.Kind(), Platform: v.Platform, Pin: pin.Value, Inputs: make([]Input, len(v.In))}
 	if !pin.Complete {
 		p.Op = graph.Canonical(graph.Identity(v.Op))
 	}
 	for i := range p.Inputs {
 		p.Inputs[i] = Input{Name: "scratch"}
 	}
-	in := make([]*node[R], len(v.In))
+	in, claims := make([]*node[R], len(v.In)), make([][]string, len(v.In))
 	if err := b.together(v.In, func(i int) (err error) {
 		in[i] = b.node(v.In[i].V)
-		p.Inputs[i], err = b.token(n, in[i], i)
+		p.Inputs[i], claims[i], err = b.token(n, in[i], i)
 		return err
 	}); err != nil {
 		return err
 	}
-	n.pre, n.key = p, p.Key()
+	n.pre, n.key, n.claims = p, p.Key(), Union(claims...)
 	n.anew = b.anew(n, in)
 	return nil
 }
@@ -72,15 +72,15 @@ type ContentError struct {
 func (e *ContentError) Error() string { return e.Err.Error() }
 func (e *ContentError) Unwrap() error { return e.Err }
 
-// token says what an input contributes to the key of the node that uses it.
-func (b *Build[R, E]) token(user, in *node[R], i int) (Input, error) {
+// token says what an input contributes to the key of the node that uses it, and which caches have said so.
+func (b *Build[R, E]) token(user, in *node[R], i int) (Input, []string, error) {
 	out, sel := user.v.In[i].Out, user.v.Op.Uses(i)
 	if err := b.keyOf(in); err != nil {
-		return Input{}, err
+		return Input{}, nil, err
 	}
 	if sel == nil {
 		if !in.pin.Volatile {
-			return Input{Key: in.key, Out: out, Name: in.v.Name}, nil
+			return Input{Key: in.key, Out: out, Name: in.v.Name}, in.claims, nil
 		}
 		sel = graph.All()
 	}
@@ -91,30 +91,51 @@ func (b *Build[R, E]) token(user, in *node[R], i int) (Input, error) {
 			Out int
 			Sel *graph.Selector
 		}{in.key, out, sel}))
-		if d, err := b.s.cache.Memo(user.ctx, memo); err == nil && !in.forced() {
-			return Input{Content: d, Name: in.v.Name}, nil
-		}
-		if r := b.remote.Load(); r != nil && !in.forced() {
-			if d, ok := (*r).Token(user.ctx, user.v, i); ok {
-				if d == "" {
-					d = digest.FromString("as it was made: " + memo.String())
-				}
-				return Input{Content: d, Name: in.v.Name}, b.s.cache.SetMemo(user.ctx, memo, d)
-			}
+		if d, claims, ok := b.recall(user, in, i, memo); ok {
+			return Input{Content: d, Name: in.v.Name}, claims, nil
 		}
 	}
 	r, err := b.output(user.v.In[i])
 	if err != nil {
-		return Input{}, err
+		return Input{}, nil, err
 	}
 	d, err := r.Content(user.ctx, *sel)
 	if err != nil {
-		return Input{}, b.fail(user, &ContentError{Input: in.key, Index: i, Err: err})
+		return Input{}, nil, b.fail(user, &ContentError{Input: in.key, Index: i, Err: err})
 	}
+	// What the files are is a fact, but that they are the input's may be a cache's word.
 	if memo != "" {
-		if err := b.s.cache.SetMemo(user.ctx, memo, d); err != nil {
-			return Input{}, err
+		if err := b.s.cache.SetMemo(user.ctx, OriginKey(memo, Union(in.claims, b.Origins(user.v.In[i]))), d); err != nil {
+			return Input{}, nil, err
 		}
 	}
-	return Input{Content: d, Name: in.v.Name}, nil
+	return Input{Content: d, Name: in.v.Name}, nil, nil
+}
+
+// recall finds the content of an input that need not be there: in a memo, or in what caches elsewhere say.
+func (b *Build[R, E]) recall(user, in *node[R], i int, memo graph.Digest) (d graph.Digest, claims []string, ok bool) {
+	if in.forced() {
+		return "", nil, false
+	}
+	b.Trusted(user.ctx, func(origins []string) bool {
+		m, err := b.s.cache.Memo(user.ctx, OriginKey(memo, origins))
+		if ok = err == nil; ok {
+			d, claims = m, Union(in.claims, origins)
+		}
+		return ok
+	})
+	r := b.remote.Load()
+	if ok || r == nil {
+		return d, claims, ok
+	}
+	c, ok := (*r).Token(user.ctx, user.v, i)
+	if !ok {
+		return "", nil, false
+	}
+	d, claims = c.Content, Union(in.claims, OriginOf(c.Origin))
+	if d == "" {
+		d = digest.FromString("as it was made: " + memo.String())
+	}
+	// A memo that is not kept is asked for again.
+	return d, claims, b.s.cache.SetMemo(user.ctx, OriginKey(memo, claims), d) == nil
 }

@@ -2,7 +2,6 @@ package source
 
 import (
 	"context"
-	"encoding/json"
 	"slices"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -11,6 +10,7 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/registry"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // AttestationChain is what a registry has to say about who made an image: the index, the attestations that it has for the image, and their
@@ -132,7 +132,7 @@ func (c *chaining) document(ctx context.Context, d image.Descriptor, v any) erro
 			return err
 		}
 	}
-	if err := json.Unmarshal(raw, v); err != nil {
+	if err := strictjson.Unmarshal(raw, v); err != nil {
 		return diag.Errorf(diag.Invalid, "%s: the manifest %s cannot be read: %w", c.ref, d.Digest, err)
 	}
 	c.chain.Blobs = append(c.chain.Blobs, ChainBlob{d, raw})

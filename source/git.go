@@ -2,9 +2,6 @@ package source
 
 import (
 	"context"
-	"encoding/base64"
-	"net/url"
-	"path"
 	"regexp"
 	"strings"
 	"sync"
@@ -13,23 +10,24 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
-	"github.com/strata-build/strata/registry"
 )
 
 // Git checks repositories out for one build, with the git program, which is looked for when it is first needed. Objects
-// are kept in one bare repository per remote below the store's root.
+// are kept in one bare repository per remote below the store's root. A remote is never on this machine's file system: no
+// client of an engine, and no submodule, can name a directory of the host.
 type Git struct {
-	env       Env
-	puller    *Puller
-	locks     *locks // shared by all builds: one git per repository
-	allowFile bool
-	mu        sync.Mutex
-	seen      map[string]*commit
+	env    Env
+	puller *Puller
+	locks  *locks // shared by all builds: one git per repository
+	mu     sync.Mutex
+	seen   map[string]*commit
+	reach  map[string]bool   // remotes that this build's own login reads
+	moved  map[string]string // where the servers of remotes send their readers
 }
 
-// NewGit starts a build's checkouts. allowFile lets remotes be paths of this machine, which a server must not offer.
-func (p *Puller) NewGit(env Env, allowFile bool) *Git {
-	return &Git{env: env, puller: p, locks: &p.locks, allowFile: allowFile, seen: map[string]*commit{}}
+// NewGit starts a build's checkouts.
+func (p *Puller) NewGit(env Env) *Git {
+	return &Git{env: env, puller: p, locks: &p.locks, seen: map[string]*commit{}, reach: map[string]bool{}, moved: map[string]string{}}
 }
 
 // commit is what a ref means.
@@ -40,61 +38,6 @@ type commit struct {
 }
 
 var shaPattern = regexp.MustCompile(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
-
-// remoteURL is a remote, checked and without secrets.
-type remoteURL struct {
-	arg    string // as git takes it
-	origin string // scheme://host/ of http remotes, to bind credentials to; "" else
-	login  *url.Userinfo
-	ssh    bool
-}
-
-var scpPattern = regexp.MustCompile(`^([A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9.-]*:[^:]`)
-
-// parseRemote accepts http, https, git and ssh URLs and the host:path form; file URLs and paths only if file is set.
-func parseRemote(s string, file bool) (remoteURL, error) {
-	if s == "" || s[0] == '-' || strings.ContainsAny(s, "\x00\n\r") {
-		return remoteURL{}, diag.Errorf(diag.Invalid, "%q is no git remote", s)
-	}
-	if !strings.Contains(s, "://") {
-		switch {
-		case file && path.IsAbs(s):
-			return remoteURL{arg: s}, nil
-		case scpPattern.MatchString(s) && !strings.Contains(s, "::"):
-			return remoteURL{arg: s, ssh: true}, nil
-		}
-		return remoteURL{}, diag.Errorf(diag.Invalid, "%q is no git remote", s).WithHint("use a URL such as https://host/repository.git or git@host:repository.git")
-	}
-	u, err := url.Parse(s)
-	if err != nil {
-		return remoteURL{}, diag.Errorf(diag.Invalid, "the git remote is no URL").WithHint("use a URL such as https://host/repository.git")
-	}
-	r := remoteURL{}
-	u.Fragment, u.RawFragment = "", ""
-	switch u.Scheme {
-	case "http", "https":
-		r.login, u.User = u.User, nil
-		r.origin = u.Scheme + "://" + u.Host + "/"
-	case "git":
-		u.User = nil
-	case "ssh":
-		r.ssh = true
-		if u.User != nil {
-			u.User = url.User(u.User.Username())
-		}
-	case "file":
-		if !file {
-			return r, diag.Errorf(diag.Denied, "%s: git remotes on this machine are not allowed", registry.Redact(u))
-		}
-	default:
-		return r, diag.Errorf(diag.Invalid, "git remotes of the protocol %q are not allowed", u.Scheme).WithHint("http, https, git and ssh are")
-	}
-	if u.Scheme != "file" && (u.Hostname() == "" || u.Hostname()[0] == '-') {
-		return r, diag.Errorf(diag.Invalid, "%s names no host", registry.Redact(u))
-	}
-	r.arg = u.String()
-	return r, nil
-}
 
 // checkRef refuses what git would take for an option, a pattern or a second ref.
 func checkRef(ref string) error {
@@ -131,7 +74,7 @@ func (g *Git) Commit(ctx context.Context, op *graph.Git) (string, error) {
 
 var hexPattern = regexp.MustCompile(`^[0-9a-fA-F]+$`)
 
-// commit asks the remote once per build, and not at all for a full commit id.
+// commit asks the remote once per build. A full commit id is only believed after the build has reached the remote.
 func (g *Git) commit(ctx context.Context, op *graph.Git) (*commit, error) {
 	if err := checkRef(op.Ref); err != nil {
 		return nil, err
@@ -142,12 +85,16 @@ func (g *Git) commit(ctx context.Context, op *graph.Git) (*commit, error) {
 	if op.BundleFrom != "" {
 		return bundled(op)
 	}
-	remote, err := parseRemote(op.Remote, g.allowFile)
+	remote, err := g.remote(ctx, op)
 	if err != nil {
 		return nil, err
 	}
 	if op.FetchByCommit && !shaPattern.MatchString(op.Ref) {
-		return byCommit(op)
+		c, err := byCommit(op)
+		if err != nil {
+			return nil, err
+		}
+		return c, g.mayRead(ctx, op, remote)
 	}
 	id := remote.arg + "\n" + op.Ref
 	release, err := g.locks.take(ctx, "git "+id)
@@ -160,7 +107,9 @@ func (g *Git) commit(ctx context.Context, op *graph.Git) (*commit, error) {
 	g.mu.Unlock()
 	if c == nil {
 		if shaPattern.MatchString(op.Ref) {
-			c = &commit{sha: op.Ref}
+			if c, err = &(commit{sha: op.Ref}), g.mayRead(ctx, op, remote); err != nil {
+				return nil, err
+			}
 		} else if c, err = g.ask(ctx, op, remote); err != nil {
 			return nil, err
 		}
@@ -209,7 +158,11 @@ func (g *Git) ask(ctx context.Context, op *graph.Git, remote remoteURL) (*commit
 		return nil, err
 	}
 	defer done()
-	args := []string{"ls-remote", "--symref", "--", remote.arg}
+	at, err := g.address(ctx, remote)
+	if err != nil {
+		return nil, err
+	}
+	args := []string{"ls-remote", "--symref", "--", at}
 	if op.Ref == "" {
 		args = append(args, "HEAD")
 	} else {
@@ -219,6 +172,7 @@ func (g *Git) ask(ctx context.Context, op *graph.Git, remote remoteURL) (*commit
 	if err != nil {
 		return nil, err
 	}
+	g.reached(remote)
 	c := chooseRef(out, op.Ref)
 	if c == nil {
 		return nil, diag.Errorf(diag.NotFound, "%s: repository does not contain ref %s", remote.arg, refName(op.Ref)).WithHint("a branch, a tag, a full commit id or a ref such as refs/pull/1/head is meant")
@@ -257,42 +211,4 @@ func chooseRef(out, ref string) *commit {
 		return &commit{sha: sha, ref: name}
 	}
 	return nil
-}
-
-// authorization returns the header for the remote's own host, "" without a login.
-func (g *Git) authorization(ctx context.Context, op *graph.Git, remote remoteURL) (string, error) {
-	if remote.origin == "" {
-		return "", nil
-	}
-	if remote.login != nil {
-		password, _ := remote.login.Password()
-		return "basic " + base64.StdEncoding.EncodeToString([]byte(remote.login.Username()+":"+password)), nil
-	}
-	if g.env.Session == nil {
-		return "", nil
-	}
-	token := func(v string) string {
-		return "basic " + base64.StdEncoding.EncodeToString([]byte("x-access-token:"+v))
-	}
-	header := func(v string) string { return v }
-	host := strings.TrimSuffix(remote.origin[strings.Index(remote.origin, "://")+len("://"):], "/")
-	for _, s := range []struct {
-		id, host string
-		form     func(string) string
-	}{
-		{op.AuthHeader, "." + host, header}, {op.AuthToken, "." + host, token}, {op.AuthHeader, "", header}, {op.AuthToken, "", token},
-	} {
-		if s.id == "" {
-			continue
-		}
-		v, err := g.env.Session.Secret(ctx, s.id+s.host)
-		if diag.KindOf(err) == diag.NotFound && err != nil {
-			continue // the default names are asked for whether they exist or not
-		}
-		if err != nil {
-			return "", err
-		}
-		return s.form(strings.TrimSpace(string(v))), nil
-	}
-	return "", nil
 }

@@ -23,8 +23,34 @@ import (
 
 // repo is a repository that a test makes.
 type repo struct {
-	t   *testing.T
-	dir string
+	t    *testing.T
+	dir  string
+	base string // of the server of it, once there is one
+}
+
+// backend serves the repositories in a directory.
+func backend(t *testing.T, dir string) http.Handler {
+	t.Helper()
+	out, err := exec.Command("git", "--exec-path").Output()
+	path := filepath.Join(strings.TrimSpace(string(out)), "git-http-backend")
+	if _, serr := os.Stat(path); err != nil || serr != nil {
+		t.Skip("no git-http-backend")
+	}
+	return &cgi.Handler{Path: path, Env: []string{
+		"GIT_PROJECT_ROOT=" + dir, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_COUNT=2", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*",
+		"GIT_CONFIG_KEY_1=uploadpack.allowAnySHA1InWant", "GIT_CONFIG_VALUE_1=true",
+	}}
+}
+
+// url is the address of the repository on a server.
+func (r *repo) url() string {
+	r.t.Helper()
+	if r.base == "" {
+		srv := httptest.NewServer(backend(r.t, filepath.Dir(r.dir)))
+		r.t.Cleanup(srv.Close)
+		r.base = srv.URL
+	}
+	return r.base + "/" + filepath.Base(r.dir)
 }
 
 func newRepo(t *testing.T) *repo {
@@ -32,7 +58,7 @@ func newRepo(t *testing.T) *repo {
 	if _, err := exec.LookPath("git"); err != nil {
 		t.Skip("no git")
 	}
-	r := &repo{t, filepath.Join(t.TempDir(), "repo")}
+	r := &repo{t: t, dir: filepath.Join(t.TempDir(), "repo")}
 	if err := os.Mkdir(r.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -45,6 +71,19 @@ func (r *repo) git(args ...string) string {
 	cmd := exec.Command("git", append([]string{"-c", "user.name=T", "-c", "user.email=t@example.com", "-c", "protocol.file.allow=always"}, args...)...)
 	cmd.Dir = r.dir
 	cmd.Env = append(os.Environ(), "GIT_COMMITTER_DATE=2020-01-01T00:00:00Z", "GIT_AUTHOR_DATE=2020-01-01T00:00:00Z", "GIT_CONFIG_GLOBAL=/dev/null", "HOME="+r.t.TempDir())
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		r.t.Fatalf("git %v: %s", args, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// input runs git with a text as its input.
+func (r *repo) input(text string, args ...string) string {
+	r.t.Helper()
+	cmd := exec.Command("git", append([]string{"-c", "user.name=T", "-c", "user.email=t@example.com"}, args...)...)
+	cmd.Dir, cmd.Stdin = r.dir, strings.NewReader(text)
+	cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		r.t.Fatalf("git %v: %s", args, out)
@@ -100,10 +139,10 @@ func TestGit(t *testing.T) {
 	r.write("f", "second")
 	second := r.commit("two")
 	p := NewPuller(f.store)
-	git := func() *Git { return p.NewGit(f.env(), true) }
+	git := func() *Git { return p.NewGit(f.env()) }
 
 	for ref, want := range map[string]string{"": "second", "main": "second", "v1": "first", "refs/tags/v1": "first", first: "first", "pull/7/head": "first", "refs/heads/main": "second"} {
-		dir := f.checkoutOf(git(), &graph.Git{Remote: r.dir, Ref: ref})
+		dir := f.checkoutOf(git(), &graph.Git{Remote: r.url(), Ref: ref})
 		if got := slurp(dir, "f"); got != want {
 			t.Errorf("%q: %q", ref, got)
 		}
@@ -112,46 +151,46 @@ func TestGit(t *testing.T) {
 		}
 	}
 	for sub, want := range map[string]string{"sub": "below", "/sub/": "below", "link": "below"} {
-		if got := slurp(f.checkoutOf(git(), &graph.Git{Remote: r.dir, Subdir: sub}), "g"); got != want {
+		if got := slurp(f.checkoutOf(git(), &graph.Git{Remote: r.url(), Subdir: sub}), "g"); got != want {
 			t.Errorf("%s: %q", sub, got)
 		}
 	}
 	for _, sub := range []string{"evil", "none", "f"} {
-		if _, err := git().Fetch(t.Context(), &graph.Git{Remote: r.dir, Subdir: sub}, ""); err == nil {
+		if _, err := git().Fetch(t.Context(), &graph.Git{Remote: r.url(), Subdir: sub}, ""); err == nil {
 			t.Errorf("%s: no error", sub)
 		}
 	}
 	for _, sub := range []string{"../..", "up", "up/up"} { // stay at the top
-		if got := slurp(f.checkoutOf(git(), &graph.Git{Remote: r.dir, Subdir: sub}), "f"); got != "second" {
+		if got := slurp(f.checkoutOf(git(), &graph.Git{Remote: r.url(), Subdir: sub}), "f"); got != "second" {
 			t.Errorf("%s: %q", sub, got)
 		}
 	}
 	for sum, ok := range map[string]bool{second[:8]: true, second: true, first: false} {
-		_, err := git().Pin(t.Context(), &graph.Git{Remote: r.dir, Ref: "main", Checksum: sum})
+		_, err := git().Pin(t.Context(), &graph.Git{Remote: r.url(), Ref: "main", Checksum: sum})
 		if (err == nil) != ok {
 			t.Errorf("checksum %s: %v", sum, err)
 		}
 	}
-	if _, err := git().Pin(t.Context(), &graph.Git{Remote: r.dir, Ref: "v1", Checksum: tag[:10]}); err != nil {
+	if _, err := git().Pin(t.Context(), &graph.Git{Remote: r.url(), Ref: "v1", Checksum: tag[:10]}); err != nil {
 		t.Error(err)
 	}
-	dir := f.checkoutOf(git(), &graph.Git{Remote: r.dir, MTimeCommit: true})
+	dir := f.checkoutOf(git(), &graph.Git{Remote: r.url(), MTimeCommit: true})
 	if info, err := os.Stat(filepath.Join(dir, "f")); err != nil || !info.ModTime().Equal(time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)) {
 		t.Errorf("%v %v", info.ModTime(), err)
 	}
 	// One build sees one commit, whatever happens meanwhile.
 	g := git()
-	pin, err := g.Pin(t.Context(), &graph.Git{Remote: r.dir, Ref: "main"})
+	pin, err := g.Pin(t.Context(), &graph.Git{Remote: r.url(), Ref: "main"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.write("f", "third")
 	r.commit("three")
 	r.git("commit", "-q", "--amend", "-m", "forced")
-	if got := slurp(f.checkoutOf(g, &graph.Git{Remote: r.dir, Ref: "main"}), "f"); got != "second" {
+	if got := slurp(f.checkoutOf(g, &graph.Git{Remote: r.url(), Ref: "main"}), "f"); got != "second" {
 		t.Errorf("after the pin: %q", got)
 	}
-	if later, err := git().Pin(t.Context(), &graph.Git{Remote: r.dir, Ref: "main"}); err != nil || later == pin {
+	if later, err := git().Pin(t.Context(), &graph.Git{Remote: r.url(), Ref: "main"}); err != nil || later == pin {
 		t.Error("the pin did not move", err)
 	}
 }
@@ -163,8 +202,8 @@ func TestGitKeepDirAndBundle(t *testing.T) {
 	r.write("f", "2")
 	sha := r.commit("two")
 	p := NewPuller(f.store)
-	dir := f.checkoutOf(p.NewGit(f.env(), true), &graph.Git{Remote: r.dir, Ref: "main", KeepDir: true})
-	in := &repo{t, dir}
+	dir := f.checkoutOf(p.NewGit(f.env()), &graph.Git{Remote: r.url(), Ref: "main", KeepDir: true})
+	in := &repo{t: t, dir: dir}
 	if got := in.git("rev-parse", "HEAD"); got != sha {
 		t.Errorf("HEAD is %s", got)
 	}
@@ -180,10 +219,10 @@ func TestGitKeepDirAndBundle(t *testing.T) {
 		}
 		return nil
 	})
-	dir = f.checkoutOf(p.NewGit(f.env(), true), &graph.Git{Remote: r.dir, Ref: "main", Bundle: true})
-	clone := &repo{t, t.TempDir()}
+	dir = f.checkoutOf(p.NewGit(f.env()), &graph.Git{Remote: r.url(), Ref: "main", Bundle: true})
+	clone := &repo{t: t, dir: t.TempDir()}
 	clone.git("clone", "-q", "-b", "main", filepath.Join(dir, "bundle"), "x")
-	if got := (&repo{t, clone.dir + "/x"}).git("rev-list", "--count", "HEAD"); got != "2" {
+	if got := (&repo{t: t, dir: clone.dir + "/x"}).git("rev-list", "--count", "HEAD"); got != "2" {
 		t.Errorf("%s commits", got)
 	}
 }
@@ -194,10 +233,10 @@ func TestGitSubmodules(t *testing.T) {
 	m.commit("m")
 	r.write("f", "1")
 	r.commit("one")
-	r.git("submodule", "add", "-q", m.dir, "mod")
+	r.git("submodule", "add", "-q", m.url(), "mod")
 	r.commit("with module")
 	p := NewPuller(f.store)
-	dir := f.checkoutOf(p.NewGit(f.env(), true), &graph.Git{Remote: r.dir})
+	dir := f.checkoutOf(p.NewGit(f.env()), &graph.Git{Remote: r.url()})
 	if slurp(dir, "mod/inner") != "in" {
 		t.Error("no submodule")
 	}
@@ -207,7 +246,7 @@ func TestGitSubmodules(t *testing.T) {
 		}
 		return nil
 	})
-	dir = f.checkoutOf(p.NewGit(f.env(), true), &graph.Git{Remote: r.dir, SkipSubmodules: true})
+	dir = f.checkoutOf(p.NewGit(f.env()), &graph.Git{Remote: r.url(), SkipSubmodules: true})
 	if _, err := os.Stat(filepath.Join(dir, "mod/inner")); err == nil {
 		t.Error("the submodule was not skipped")
 	}
@@ -215,7 +254,7 @@ func TestGitSubmodules(t *testing.T) {
 
 func TestGitRefuses(t *testing.T) {
 	f := setup(t)
-	g := NewPuller(f.store).NewGit(f.env(), false)
+	g := NewPuller(f.store).NewGit(f.env())
 	marker := filepath.Join(t.TempDir(), "owned")
 	for _, op := range []*graph.Git{
 		{Remote: "https://example.invalid/x", Ref: "--upload-pack=touch " + marker},
@@ -244,15 +283,11 @@ func TestGitRefuses(t *testing.T) {
 
 func TestGitHTTP(t *testing.T) {
 	f, r := setup(t), newRepo(t)
-	out, err := exec.Command("git", "--exec-path").Output()
-	backend := filepath.Join(strings.TrimSpace(string(out)), "git-http-backend")
-	if _, serr := os.Stat(backend); err != nil || serr != nil {
-		t.Skip("no git-http-backend")
-	}
 	r.write("f", "private")
 	first := r.commit("one")
 	r.write("f", "public")
 	r.commit("two")
+	git := backend(t, filepath.Dir(r.dir))
 	var authorized atomic.Bool
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if u, p, _ := req.BasicAuth(); u != "x-access-token" || p != "canary" {
@@ -261,23 +296,23 @@ func TestGitHTTP(t *testing.T) {
 			return
 		}
 		authorized.Store(true)
-		(&cgi.Handler{Path: backend, Env: []string{"GIT_PROJECT_ROOT=" + filepath.Dir(r.dir), "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"}}).ServeHTTP(w, req)
+		git.ServeHTTP(w, req)
 	}))
 	defer srv.Close()
 	env := f.env()
 	env.Session = client{secrets: map[string]string{"GIT_AUTH_TOKEN": "canary"}}
 	op := &graph.Git{Remote: srv.URL + "/repo", AuthToken: "GIT_AUTH_TOKEN", AuthHeader: "GIT_AUTH_HEADER", KeepDir: true}
 	p := NewPuller(f.store)
-	if got := slurp(f.checkoutOf(p.NewGit(env, false), op), "f"); got != "public" || !authorized.Load() {
+	if got := slurp(f.checkoutOf(p.NewGit(env), op), "f"); got != "public" || !authorized.Load() {
 		t.Errorf("%q", got)
 	}
-	if got := slurp(f.checkoutOf(p.NewGit(env, false), &graph.Git{Remote: op.Remote, Ref: first, AuthToken: op.AuthToken}), "f"); got != "private" {
+	if got := slurp(f.checkoutOf(p.NewGit(env), &graph.Git{Remote: op.Remote, Ref: first, AuthToken: op.AuthToken}), "f"); got != "private" {
 		t.Errorf("by commit: %q", got)
 	}
 	grep(t, f.store, "canary")
-	_, err = p.NewGit(f.env(), false).Pin(t.Context(), op)
+	_, err := p.NewGit(f.env()).Pin(t.Context(), op)
 	wantKind(t, err, diag.Denied, srv.URL, "GIT_AUTH_TOKEN")
-	_, err = p.NewGit(env, false).Pin(t.Context(), &graph.Git{Remote: op.Remote, Ref: "none", AuthToken: op.AuthToken})
+	_, err = p.NewGit(env).Pin(t.Context(), &graph.Git{Remote: op.Remote, Ref: "none", AuthToken: op.AuthToken})
 	wantKind(t, err, diag.NotFound, "does not contain ref none")
 }
 
@@ -303,7 +338,7 @@ func TestGitSignature(t *testing.T) {
 	r.git("-c", "gpg.format=ssh", "-c", "user.signingkey="+other, "tag", "-s", "-m", "tag", "v2")
 	r.git("tag", "-a", "-m", "tag", "v3")
 	fetch := func(ref string, v graph.GitVerify) error {
-		s, err := p.NewGit(f.env(), true).Fetch(t.Context(), &graph.Git{Remote: r.dir, Ref: ref, Signature: &v}, "")
+		s, err := p.NewGit(f.env()).Fetch(t.Context(), &graph.Git{Remote: r.url(), Ref: ref, Signature: &v}, "")
 		if err == nil {
 			s.Discard()
 		}
@@ -355,23 +390,23 @@ func TestGitFromBundle(t *testing.T) {
 	op := &graph.Git{Remote: "https://nowhere.invalid/x.git", Checksum: first, BundleFrom: "docker-image+blob://" + f.host + "/bundles@" + desc.Digest.String()}
 	for sha, want := range map[string]string{first: "1", second: "2"} {
 		op.Checksum = sha
-		if got := slurp(f.checkoutOf(p.NewGit(env, false), op), "f"); got != want {
+		if got := slurp(f.checkoutOf(p.NewGit(env), op), "f"); got != want {
 			t.Errorf("%s: %q", sha, got)
 		}
 	}
 	op.Checksum = strings.Repeat("0", 40)
-	_, err = p.NewGit(env, false).Fetch(t.Context(), op, "")
+	_, err = p.NewGit(env).Fetch(t.Context(), op, "")
 	wantKind(t, err, diag.NotFound, "has no commit")
 	op.Checksum = first[:10]
-	_, err = p.NewGit(env, false).Pin(t.Context(), op)
+	_, err = p.NewGit(env).Pin(t.Context(), op)
 	wantKind(t, err, diag.Invalid, "full commit id")
 	op.Checksum, op.Ref, op.KeepDir = second, "main", true
-	in := &repo{t, f.checkoutOf(p.NewGit(env, false), op)}
+	in := &repo{t: t, dir: f.checkoutOf(p.NewGit(env), op)}
 	if got := in.git("rev-parse", "refs/heads/main", "HEAD"); got != second+"\n"+second {
 		t.Errorf("%s", got)
 	}
 	op.Checksum = first
-	_, err = p.NewGit(env, false).Fetch(t.Context(), op, "")
+	_, err = p.NewGit(env).Fetch(t.Context(), op, "")
 	wantKind(t, err, diag.Invalid, "expected checksum to match")
 }
 
@@ -406,22 +441,22 @@ func TestGitDumbServer(t *testing.T) {
 		p := NewPuller(f.store)
 		for ref, want := range map[string]string{"": "2", "v1": "1", first: "1"} {
 			for _, keep := range []bool{false, true} {
-				dir := f.checkoutOf(p.NewGit(f.env(), false), &graph.Git{Remote: remote, Ref: ref, KeepDir: keep})
+				dir := f.checkoutOf(p.NewGit(f.env()), &graph.Git{Remote: remote, Ref: ref, KeepDir: keep})
 				if got := slurp(dir, "f") + slurp(dir, "mod/inner"); got != want+"in" {
 					t.Errorf("%s %q: %q", format, ref, got)
 				}
 			}
 		}
-		c, err := p.NewGit(f.env(), false).Meta(t.Context(), &graph.Git{Remote: remote}, true)
+		c, err := p.NewGit(f.env()).Meta(t.Context(), &graph.Git{Remote: remote}, true)
 		if err != nil || c.Ref != "refs/heads/main" || c.ID != second || c.Commit != "" || c.TagObject != nil || !strings.Contains(string(c.CommitObject), "\n\ntwo") {
 			t.Errorf("%+v %v", c, err)
 		}
-		c, err = p.NewGit(f.env(), false).Meta(t.Context(), &graph.Git{Remote: remote, Ref: "v1"}, true)
+		c, err = p.NewGit(f.env()).Meta(t.Context(), &graph.Git{Remote: remote, Ref: "v1"}, true)
 		if err != nil || c.Ref != "refs/tags/v1" || c.ID != r.git("rev-parse", "v1") || c.Commit != first || !strings.Contains(string(c.TagObject), "tag v1") || !strings.Contains(string(c.CommitObject), "\n\none") {
 			t.Errorf("%+v %v", c, err)
 		}
 		// The id of a tag is as good as that of its commit.
-		if got := slurp(f.checkoutOf(p.NewGit(f.env(), false), &graph.Git{Remote: remote, Ref: c.ID}), "f"); got != "1" {
+		if got := slurp(f.checkoutOf(p.NewGit(f.env()), &graph.Git{Remote: remote, Ref: c.ID}), "f"); got != "1" {
 			t.Errorf("%q", got)
 		}
 	}
@@ -439,7 +474,7 @@ func TestGitAdvice(t *testing.T) {
 				said.Write(ev.Data)
 			}
 		}
-		s, err := NewPuller(f.store).NewGit(env, true).Fetch(t.Context(), &graph.Git{Remote: r.dir, KeepDir: true, Advice: on}, "v")
+		s, err := NewPuller(f.store).NewGit(env).Fetch(t.Context(), &graph.Git{Remote: r.url(), KeepDir: true, Advice: on}, "v")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -454,8 +489,8 @@ func TestGitChecksumKeepsIdentity(t *testing.T) {
 	f, r := setup(t), newRepo(t)
 	r.write("f", "1")
 	sha := r.commit("one")
-	a, b := &graph.Git{Remote: r.dir, Ref: "main"}, &graph.Git{Remote: r.dir, Ref: "main", Checksum: sha}
-	g := NewPuller(f.store).NewGit(f.env(), true)
+	a, b := &graph.Git{Remote: r.url(), Ref: "main"}, &graph.Git{Remote: r.url(), Ref: "main", Checksum: sha}
+	g := NewPuller(f.store).NewGit(f.env())
 	pa, err := g.Pin(t.Context(), a)
 	if err != nil {
 		t.Fatal(err)
@@ -464,9 +499,9 @@ func TestGitChecksumKeepsIdentity(t *testing.T) {
 	if err != nil || pa != pb || string(graph.Canonical(a.Identity())) != string(graph.Canonical(b.Identity())) {
 		t.Errorf("%s %s %v", pa, pb, err)
 	}
-	_, err = g.Pin(t.Context(), &graph.Git{Remote: r.dir, Ref: "main", Checksum: "foobar"})
+	_, err = g.Pin(t.Context(), &graph.Git{Remote: r.url(), Ref: "main", Checksum: "foobar"})
 	wantKind(t, err, diag.Invalid, "invalid checksum", "expected hex commit hash")
-	_, err = g.Pin(t.Context(), &graph.Git{Remote: r.dir, Ref: "main", FetchByCommit: true})
+	_, err = g.Pin(t.Context(), &graph.Git{Remote: r.url(), Ref: "main", FetchByCommit: true})
 	wantKind(t, err, diag.Invalid, "fetch-by-commit")
 }
 
@@ -477,22 +512,22 @@ func TestGitRepositories(t *testing.T) {
 		x.commit("one")
 	}
 	p := NewPuller(f.store)
-	f.checkoutOf(p.NewGit(f.env(), true), &graph.Git{Remote: r.dir})
-	f.checkoutOf(p.NewGit(f.env(), true), &graph.Git{Remote: other.dir})
+	f.checkoutOf(p.NewGit(f.env()), &graph.Git{Remote: r.url()})
+	f.checkoutOf(p.NewGit(f.env()), &graph.Git{Remote: other.url()})
 	all, err := p.Repositories()
 	if err != nil || len(all) != 2 {
 		t.Fatalf("%+v %v", all, err)
 	}
 	old := time.Now().Add(-time.Hour)
 	for _, x := range all {
-		if x.Remote == other.dir {
+		if x.Remote == other.url() {
 			if err := os.Chtimes(filepath.Join(p.gitDir(), x.ID), old, old); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 	all, err = p.Repositories()
-	if err != nil || len(all) != 2 || all[0].Remote != other.dir || all[1].Remote != r.dir || all[0].Size == 0 || all[0].InUse {
+	if err != nil || len(all) != 2 || all[0].Remote != other.url() || all[1].Remote != r.url() || all[0].Size == 0 || all[0].InUse {
 		t.Fatalf("%+v %v", all, err)
 	}
 	// One that is in use stays, and the oldest goes first.
@@ -508,19 +543,19 @@ func TestGitRepositories(t *testing.T) {
 		t.Fatalf("%+v %v", left, err)
 	}
 	release()
-	f.checkoutOf(p.NewGit(f.env(), true), &graph.Git{Remote: r.dir})
+	f.checkoutOf(p.NewGit(f.env()), &graph.Git{Remote: r.url()})
 	if err := p.trimRepositories(t.Context(), all[1].Size); err != nil {
 		t.Fatal(err)
 	}
 	left, err = p.Repositories()
-	if err != nil || len(left) != 1 || left[0].Remote != r.dir {
+	if err != nil || len(left) != 1 || left[0].Remote != r.url() {
 		t.Fatalf("%+v %v", left, err)
 	}
 	// What is left of one that was being removed is no repository.
 	if err := os.Remove(filepath.Join(p.gitDir(), left[0].ID, "HEAD")); err != nil {
 		t.Fatal(err)
 	}
-	if got := slurp(f.checkoutOf(p.NewGit(f.env(), true), &graph.Git{Remote: r.dir}), "f"); got != "1" {
+	if got := slurp(f.checkoutOf(p.NewGit(f.env()), &graph.Git{Remote: r.url()}), "f"); got != "1" {
 		t.Error(got)
 	}
 }

@@ -60,7 +60,7 @@ func (g *Git) open(ctx context.Context, op *graph.Git) (*checkout, func(), error
 	if err != nil {
 		return nil, nil, err
 	}
-	remote, err := parseRemote(op.Remote, g.allowFile)
+	remote, err := g.remote(ctx, op)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -74,7 +74,8 @@ func (g *Git) open(ctx context.Context, op *graph.Git) (*checkout, func(), error
 		return nil, nil, err
 	}
 	k := &checkout{g: g, op: op, c: *c, remote: remote, run: run, temp: temp}
-	k.bare = filepath.Join(g.puller.gitDir(), digest.FromString(remote.arg+k.format()).Encoded())
+	// What a bundle brings is kept apart: who has a bundle need not be able to read the remote that it is said to be of.
+	k.bare = filepath.Join(g.puller.gitDir(), digest.FromString(remote.arg+k.format()+op.BundleFrom).Encoded())
 	release, err := g.locks.take(ctx, "repository "+filepath.Base(k.bare))
 	if err != nil {
 		cleanup()
@@ -287,12 +288,16 @@ func (k *checkout) haveCommit(ctx context.Context) bool {
 
 // fetch asks for refs. A server of mere files cannot give a part of the history: then all of it is asked for.
 func (k *checkout) fetch(ctx context.Context, flags []string, specs ...string) error {
+	at, err := k.g.address(ctx, k.remote)
+	if err != nil {
+		return err
+	}
 	args := func(flags []string) []string {
 		a := append([]string{"fetch", "-q", "--no-tags", "--force", "--no-recurse-submodules"}, flags...)
-		return append(append(a, "--", k.remote.arg), specs...)
+		return append(append(a, "--", at), specs...)
 	}
 	k.fetched = true
-	_, err := k.run.git(ctx, k.bare, args(flags)...)
+	_, err = k.run.git(ctx, k.bare, args(flags)...)
 	if len(flags) > 0 && dumb(err) {
 		_, err = k.run.git(ctx, k.bare, args(nil)...)
 	}

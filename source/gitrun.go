@@ -31,22 +31,11 @@ func (g *Git) runner(ctx context.Context, op *graph.Git, remote remoteURL) (*git
 	if err != nil {
 		return nil, nil, diag.Errorf(diag.Unsupported, "a git source needs the git program, which is not installed on the builder").WithHint("install git, or use an http archive of the repository")
 	}
-	protocols := "http:https:git:ssh"
-	if g.allowFile {
-		protocols += ":file"
-	}
-	run := &gitRunner{path: program, name: remote.arg, env: []string{
-		"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "LC_ALL=C",
-		"GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=/dev/null", "GIT_TERMINAL_PROMPT=0", "GIT_ASKPASS=true", "GIT_ALLOW_PROTOCOL=" + protocols,
-	}}
-	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"} {
-		if v, ok := os.LookupEnv(name); ok {
-			run.env = append(run.env, name+"="+v)
-		}
-	}
+	run := &gitRunner{path: program, name: remote.arg, env: gitEnviron()}
 	config := [][2]string{
 		{"core.hooksPath", "/dev/null"},
 		{"core.fsmonitor", "false"},
+		{"core.alternateRefsCommand", "true"},
 		{"safe.directory", "*"},
 		{"gc.auto", "0"},
 		{"maintenance.auto", "false"},
@@ -54,58 +43,84 @@ func (g *Git) runner(ctx context.Context, op *graph.Git, remote remoteURL) (*git
 		{"init.defaultBranch", "main"},
 		{"protocol.version", "2"},
 		{"core.untrackedCache", "false"},
+		{"transfer.bundleURI", "false"}, // a server does not choose further addresses
+		{"fetch.uriProtocols", ""},
+		{"credential.helper", ""},
+		{"submodule.recurse", "false"},
 	}
-	if g.allowFile {
-		config = append(config, [2]string{"protocol.file.allow", "always"})
-	}
-	header, err := g.authorization(ctx, op, remote)
-	if err != nil {
-		return nil, nil, err
-	}
-	if header != "" { // bound to the host: no submodule or redirect elsewhere gets it
-		config = append(config, [2]string{"http." + remote.origin + ".extraHeader", "Authorization: " + header})
+	if remote.header != "" { // bound to the host: no submodule elsewhere gets it, and no redirect is followed with it
+		config = append(config, [2]string{"http." + remote.origin + ".extraHeader", "Authorization: " + remote.header},
+			[2]string{"http." + remote.origin + ".followRedirects", "false"})
 	}
 	run.env = append(run.env, fmt.Sprintf("GIT_CONFIG_COUNT=%d", len(config)))
 	for i, kv := range config {
 		run.env = append(run.env, fmt.Sprintf("GIT_CONFIG_KEY_%d=%s", i, kv[0]), fmt.Sprintf("GIT_CONFIG_VALUE_%d=%s", i, kv[1]))
 	}
-	done := func() {}
-	if remote.ssh {
-		if done, err = g.ssh(ctx, op, run); err != nil {
-			return nil, nil, err
-		}
+	done, err := g.ssh(ctx, op, remote, run)
+	if err != nil {
+		return nil, nil, err
 	}
 	return run, done, nil
 }
 
-// ssh lets git reach the client's agent. Without known hosts the first key that a host shows is taken.
-func (g *Git) ssh(ctx context.Context, op *graph.Git, run *gitRunner) (func(), error) {
-	if err := g.checkAgent(ctx, op); err != nil {
-		return nil, err
+// gitEnviron is the environment of git: of the engine's own it has the way to programs, proxies and certificates. No file of
+// the machine configures it, and no protocol but these is spoken, by submodules neither: "file" and "ext" would read the host
+// and run programs.
+func gitEnviron() []string {
+	env := []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "LC_ALL=C",
+		"GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=/dev/null", "GIT_ATTR_NOSYSTEM=1", "GIT_TERMINAL_PROMPT=0", "GIT_ASKPASS=true",
+		"GIT_ALLOW_PROTOCOL=http:https:git:ssh", "GIT_NO_LAZY_FETCH=1",
 	}
+	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"} {
+		if v, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+v)
+		}
+	}
+	return env
+}
+
+// ssh says how git reaches ssh servers, those of submodules too: without any configuration or key of this machine, and with the
+// client's agent only if the source itself is reached by ssh. Without known hosts the first key that a host shows is taken.
+func (g *Git) ssh(ctx context.Context, op *graph.Git, remote remoteURL, run *gitRunner) (func(), error) {
 	dir, err := os.MkdirTemp("", "strata-ssh-") // short: a socket's path has 107 bytes
 	if err != nil {
 		return nil, err
 	}
-	command := "ssh -F /dev/null"
+	end := func() { os.RemoveAll(dir) }
+	command := "ssh -F /dev/null -o BatchMode=yes -o IdentityFile=none"
 	known := filepath.Join(dir, "known_hosts")
 	if op.KnownHosts != "" {
 		if err := os.WriteFile(known, []byte(op.KnownHosts), 0o600); err != nil {
-			os.RemoveAll(dir)
+			end()
 			return nil, err
 		}
-		command += " -o StrictHostKeyChecking=yes"
+		command += " -o StrictHostKeyChecking=yes -o GlobalKnownHostsFile=/dev/null"
 	} else {
 		command += " -o StrictHostKeyChecking=accept-new"
 	}
-	run.env = append(run.env, "GIT_SSH_COMMAND="+command+" -o BatchMode=yes -o UserKnownHostsFile="+known)
-	if g.env.Session == nil {
-		return func() { os.RemoveAll(dir) }, nil
+	command += " -o UserKnownHostsFile=" + known
+	if !remote.ssh || g.env.Session == nil {
+		run.env = append(run.env, "GIT_SSH_VARIANT=ssh", "GIT_SSH_COMMAND="+command+" -o IdentityAgent=none")
+		return end, nil
+	}
+	run.env = append(run.env, "GIT_SSH_VARIANT=ssh", "GIT_SSH_COMMAND="+command)
+	stop, err := g.agent(ctx, op, dir, run)
+	if err != nil {
+		end()
+		return nil, err
+	}
+	return func() { stop(); end() }, nil
+}
+
+// agent lets ssh reach the client's agent.
+func (g *Git) agent(ctx context.Context, op *graph.Git, dir string, run *gitRunner) (func(), error) {
+	if err := g.checkAgent(ctx, op); err != nil {
+		return nil, err
 	}
 	sock := filepath.Join(dir, "agent")
 	l, err := net.Listen("unix", sock)
 	if err != nil {
-		os.RemoveAll(dir)
 		return nil, diag.Errorf(diag.Internal, "cannot forward the ssh agent: %w", err)
 	}
 	run.env = append(run.env, "SSH_AUTH_SOCK="+sock)
@@ -119,7 +134,7 @@ func (g *Git) ssh(ctx context.Context, op *graph.Git, run *gitRunner) (func(), e
 			go g.forward(ctx, op.SSH, conn)
 		}
 	}()
-	return func() { cancel(); l.Close(); os.RemoveAll(dir) }, nil
+	return func() { cancel(); l.Close() }, nil
 }
 
 // checkAgent refuses to begin without the agent that the source names: ssh would only say that permission was denied.

@@ -66,6 +66,25 @@ func (p *Puller) RemoveRepository(r Repository) (bool, error) {
 	return true, os.RemoveAll(dir)
 }
 
+// Distrust removes all that is kept of remotes, in use or not, in the background: the disk may have damaged it.
+func (p *Puller) Distrust() {
+	entries, err := os.ReadDir(p.gitDir())
+	if err != nil {
+		return // there is nothing
+	}
+	for _, e := range entries {
+		go func() {
+			release, err := p.locks.take(context.Background(), "repository "+e.Name())
+			if err != nil {
+				return
+			}
+			defer release()
+			_ = os.Remove(filepath.Join(p.gitDir(), e.Name(), "HEAD")) // without it the rest is not a repository
+			_ = os.RemoveAll(filepath.Join(p.gitDir(), e.Name()))
+		}()
+	}
+}
+
 // share is the part of the store's cap that repositories may have.
 const share = 10
 

@@ -168,17 +168,26 @@ func (h *HTTP) Sum(ctx context.Context, op *graph.HTTP, algorithm digest.Algorit
 
 // get returns what the URL has, and the file is in the store and held then.
 func (h *HTTP) get(ctx context.Context, op *graph.HTTP, vertex graph.Digest) (*download, error) {
+	n, err := graph.Normalize(op)
+	if err != nil {
+		return nil, err
+	}
+	op = n.(*graph.HTTP)
 	id := op.URL + "\n" + op.AuthHeader
 	for _, k := range slices.Sorted(maps.Keys(op.Header)) {
 		id += "\n" + k + ":" + op.Header[k]
 	}
-	release, err := h.locks.take(ctx, id)
+	once := id
+	if op.Login != nil {
+		once += "\n" + op.Login.String() // one build may ask with several logins
+	}
+	release, err := h.locks.take(ctx, once)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
 	h.mu.Lock()
-	d := h.seen[id]
+	d := h.seen[once]
 	h.mu.Unlock()
 	if d == nil {
 		options := fmt.Sprintf("%s %o %d:%d", op.Filename, op.Mode, op.UID, op.GID) // each is asked for on its own, as in BuildKit
@@ -187,7 +196,7 @@ func (h *HTTP) get(ctx context.Context, op *graph.HTTP, vertex graph.Digest) (*d
 			return nil, err
 		}
 		h.mu.Lock()
-		h.seen[id] = d
+		h.seen[once] = d
 		h.mu.Unlock()
 	}
 	if op.Checksum != "" && op.Checksum != d.Digest {

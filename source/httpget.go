@@ -18,6 +18,7 @@ import (
 	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/session"
 	"github.com/strata-build/strata/store"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // getting is one download.
@@ -45,10 +46,9 @@ func (g *getting) run(ctx context.Context) (*download, error) {
 	if err != nil {
 		return nil, diag.Errorf(diag.Invalid, "%s: %w", registry.Redact(u), err)
 	}
-	if u.User != nil {
-		password, _ := u.User.Password()
-		req.SetBasicAuth(u.User.Username(), password)
-		req.URL.User = nil
+	if login := g.op.Login; login != nil {
+		password, _ := login.Password()
+		req.SetBasicAuth(login.Username(), password)
 	}
 	req.Header.Set("User-Agent", cmp.Or(g.h.env.Agent, "strata"))
 	for k, v := range g.op.Header {
@@ -92,7 +92,7 @@ func (g *getting) known(ctx context.Context) *download {
 	}
 	defer r.Close()
 	var d download
-	if json.NewDecoder(io.LimitReader(r, 64<<10)).Decode(&d) != nil || d.Digest.Validate() != nil {
+	if (strictjson.Limits{Bytes: 64 << 10}).Read(r, &d) != nil || d.Digest.Validate() != nil {
 		return nil
 	}
 	g.h.env.Hold.Blobs(d.Digest)

@@ -2,7 +2,6 @@ package source
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"maps"
 
@@ -13,6 +12,7 @@ import (
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/store"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // provider is where blobs and documents of an image are read.
@@ -132,7 +132,7 @@ func (im *Images) LayerBlobs(ctx context.Context, img *Image) []graph.Digest {
 	if len(layers) == 0 && img.Manifest != nil {
 		raw, err := im.blob(ctx, *img.Manifest, registry.MaxConfig, nil)
 		var m ocispec.Manifest
-		if err == nil && json.Unmarshal(raw, &m) == nil {
+		if err == nil && strictjson.Unmarshal(raw, &m) == nil {
 			layers = m.Layers
 		}
 	}

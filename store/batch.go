@@ -136,11 +136,18 @@ func (s *Store) commit(b *Batch) error {
 		return s.fail("cannot update the store", ErrClosed)
 	}
 	for _, d := range b.drafts {
-		if !s.drafts[d.ID] {
+		epoch, ok := s.drafts[d.ID]
+		if !ok {
 			return diag.Errorf(diag.Internal, "layer %d is not a draft any more", d.ID)
+		}
+		if err := s.begunBefore(epoch); err != nil {
+			return err
 		}
 	}
 	for _, id := range b.named {
+		if s.failures.dropped[id] {
+			return s.diskError()
+		}
 		if !s.present(id) && !b.commits(id) {
 			return diag.Errorf(diag.Internal, "layer %d is named but does not exist", id)
 		}
@@ -160,8 +167,12 @@ func (s *Store) commit(b *Batch) error {
 	}
 	for _, c := range changes {
 		s.cur.set(c)
+		if kind(c.key[0]) == kindBlob && c.val != nil {
+			s.cur.made[c.key] = true
+		}
 	}
 	for _, d := range b.drafts {
+		s.cur.made[layerKey(d.ID)] = true
 		delete(s.drafts, d.ID)
 		s.presence.set(d.ID, layerThere)
 	}

@@ -81,7 +81,7 @@ func (s *Store) adopt(ctx context.Context, d graph.Digest) (int64, bool) {
 	if ok {
 		return size, true
 	}
-	path := s.blobPath(d)
+	path, epoch := s.blobPath(d), s.failures.epoch.Load()
 	size, err := hashFile(ctx, path, d)
 	var bad *diag.Error
 	switch {
@@ -94,6 +94,9 @@ func (s *Store) adopt(ctx context.Context, d graph.Digest) (int64, bool) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.begunBefore(epoch) != nil {
+		return 0, false
+	}
 	b := &Batch{s: s}
 	b.put(kindBlob, string(d), encodeUint(uint64(size)))
 	return size, s.commit(b) == nil

@@ -24,6 +24,7 @@ type BlobWriter struct {
 	expected graph.Digest
 	offset   int64
 	complete bool
+	epoch    uint64 // that the writing was begun in
 	finish   func() // lets the next writer of the digest in
 }
 
@@ -39,7 +40,11 @@ func (s *Store) NewBlob(ctx context.Context, expected graph.Digest) (*BlobWriter
 	if err := s.makeRoom(ctx); err != nil {
 		return nil, err
 	}
-	w := &BlobWriter{s: s, expected: expected, finish: func() {}}
+	return s.newWriter(ctx, expected)
+}
+
+func (s *Store) newWriter(ctx context.Context, expected graph.Digest) (*BlobWriter, error) {
+	w := &BlobWriter{s: s, expected: expected, epoch: s.failures.epoch.Load(), finish: func() {}}
 	if expected == "" {
 		f, err := os.CreateTemp(s.path("ingest"), unnamed+"*")
 		if err != nil {
@@ -157,7 +162,7 @@ func (w *BlobWriter) Commit(ctx context.Context) (graph.Digest, int64, error) {
 		err = diag.Errorf(diag.Invalid, "the content of blob %s is not what it should be: its digest is %s", w.expected, d)
 	}
 	if err == nil {
-		err = w.s.install(name, d, w.offset)
+		err = w.install(name, d)
 	}
 	if err != nil {
 		os.Remove(name)
@@ -168,10 +173,14 @@ func (w *BlobWriter) Commit(ctx context.Context) (graph.Digest, int64, error) {
 }
 
 // install moves a finished file to its place and records it. A file of the same name has the same content.
-func (s *Store) install(name string, d graph.Digest, size int64) error {
+func (w *BlobWriter) install(name string, d graph.Digest) error {
+	s := w.s
 	path := s.blobPath(d)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.begunBefore(w.epoch); err != nil {
+		return err
+	}
 	err := os.Rename(name, path)
 	if errors.Is(err, os.ErrNotExist) {
 		if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
@@ -185,7 +194,7 @@ func (s *Store) install(name string, d graph.Digest, size int64) error {
 		s.verified.note(d, fi) // it was hashed as it was written
 	}
 	b := &Batch{s: s}
-	b.put(kindBlob, string(d), encodeUint(uint64(size)))
+	b.put(kindBlob, string(d), encodeUint(uint64(w.offset)))
 	return s.commit(b)
 }
 
@@ -199,7 +208,7 @@ func (w *BlobWriter) Abort() {
 	name := w.f.Name()
 	w.f.Close()
 	w.f = nil
-	if w.expected == "" || w.offset == 0 {
+	if w.expected == "" || w.offset == 0 || w.epoch != w.s.failures.epoch.Load() {
 		os.Remove(name)
 	}
 }

@@ -200,12 +200,19 @@ func encodeResult(x Result) []byte {
 	b = binary.AppendUvarint(b, uint64(max(0, x.Cost)))
 	b = appendTime(b, x.Created)
 	b = appendBytes(b, []byte(x.Extra))
-	if len(x.Blobs) == 0 {
+	if len(x.Blobs)+len(x.Origins) == 0 { // as earlier versions have written it
 		return b
 	}
 	b = binary.AppendUvarint(b, uint64(len(x.Blobs)))
 	for _, d := range x.Blobs {
 		b = appendBytes(b, d)
+	}
+	if len(x.Origins) == 0 {
+		return b
+	}
+	b = binary.AppendUvarint(b, uint64(len(x.Origins)))
+	for _, o := range x.Origins {
+		b = appendBytes(b, o)
 	}
 	return b
 }
@@ -226,6 +233,11 @@ func decodeResult(b []byte) (Result, error) {
 	if len(r.b) > 0 {
 		for range r.count() {
 			x.Blobs = append(x.Blobs, graph.Digest(r.bytes()))
+		}
+	}
+	if len(r.b) > 0 {
+		for range r.count() {
+			x.Origins = append(x.Origins, string(r.bytes()))
 		}
 	}
 	return x, r.err()

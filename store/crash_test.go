@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -54,7 +55,7 @@ func child(root, from string) error {
 		}
 		err = s.Update(background, func(b *Batch) error {
 			b.Layer(d, LayerInfo{Size: 1, Files: 1})
-			b.Result(key("%d", n), Result{Outputs: [][]LayerID{{d.ID}}, Label: strconv.Itoa(n)})
+			b.Result(key("%d", n), Result{Outputs: [][]LayerID{{d.ID}}, Label: strconv.Itoa(n), Origins: originsOf(n)})
 			b.Memo(key("def %d", n), key("%d", n))
 			return nil
 		})
@@ -68,6 +69,11 @@ func child(root, from string) error {
 		}
 		fmt.Println(n)
 	}
+}
+
+// originsOf gives every third result an origin, and some two.
+func originsOf(n int) []string {
+	return []string{"registry.example.com/cache:main", "local:/cache of user 0"}[:max(0, 2-n%3)%3]
 }
 
 func startChild(t *testing.T, root string, from int) (*exec.Cmd, *bufio.Scanner) {
@@ -120,6 +126,9 @@ func TestKill9KeepsWhatWasAcknowledged(t *testing.T) {
 			r, err := s.Result(key("%d", n))
 			if err != nil {
 				t.Fatalf("round %d: result %d of %d: %v", round, n, acked, err)
+			}
+			if !slices.Equal(r.Origins, originsOf(n)) {
+				t.Fatalf("round %d: result %d is from %q", round, n, r.Origins)
 			}
 			b, err := os.ReadFile(filepath.Join(s.LayerDir(r.Outputs[0][0]), "file"))
 			if err != nil || string(b) != strconv.Itoa(n) || r.Label != string(b) {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"maps"
 	"os"
-	"syscall"
 	"time"
 )
 
@@ -45,16 +44,33 @@ func (s *Store) pause(d time.Duration) bool {
 	}
 }
 
-// flush makes all changes so far durable: first the files that they name, by one syncfs, then the records, by one
-// synced transaction. Then the log files that held them are deleted; updates meanwhile go to a new one.
+// maxRescues bounds how often a flush begins anew after a failed sync.
+const maxRescues = 5
+
+// flush makes all changes so far durable. If the disk does not take them, what may be damaged is dropped, images that can be
+// proven whole are written once more, and the flush begins anew.
 func (s *Store) flush() error {
+	s.durable.Lock()
+	defer s.durable.Unlock()
+	for n := 1; ; n++ {
+		bad, err := s.flushOnce()
+		if bad == nil || !s.rescue(bad, n == maxRescues) {
+			return err
+		}
+	}
+}
+
+// flushOnce makes all changes so far durable: first the files that they name, by one syncfs, then the records, by one
+// synced transaction. Then the log files that held them are deleted; updates meanwhile go to a new one. After a failed sync it
+// returns what that casts doubt on.
+func (s *Store) flushOnce() (*suspects, error) {
 	s.flushMu.Lock()
 	defer s.flushMu.Unlock()
 	s.mu.Lock()
 	s.takeTouches()
 	if len(s.cur.vals) == 0 {
 		s.mu.Unlock()
-		return nil
+		return nil, nil
 	}
 	batch := s.cur
 	s.frozen, s.cur = batch, newGeneration()
@@ -63,6 +79,7 @@ func (s *Store) flush() error {
 	s.wal.files = nil
 	db, next, clock := s.db, s.next, s.clock.Load()
 	s.mu.Unlock()
+	s.mounts.syncing()
 
 	if err := s.opt.syncfs(int(s.dir.Fd())); err != nil {
 		return s.syncFailed(batch, files, err)
@@ -77,17 +94,14 @@ func (s *Store) flush() error {
 	defer s.mu.Unlock()
 	s.frozen = nil
 	if err != nil {
-		// Take the batch back: newer changes win.
-		for k, v := range s.cur.vals {
-			batch.vals[k] = v
+		s.takeBack(batch, files)
+		if lost(err) && !isFull(err) {
+			s.damaged(&damageError{err}) // what is written to the same place may be lost too: a new file is made
 		}
-		batch.hard = true
-		s.cur = batch
-		s.wal.files = append(files, s.wal.files...)
 		s.damaged(err)
-		return s.fail("cannot write to the metadata database", err)
+		return nil, s.fail("cannot write to the metadata database", err)
 	}
-	return s.removeLogs(files)
+	return nil, s.removeLogs(files)
 }
 
 func (s *Store) removeLogs(files []string) error {
@@ -115,32 +129,6 @@ func (s *Store) renewLog() error {
 	s.wal.rotate()
 	s.wal.files = nil
 	return s.removeLogs(files)
-}
-
-// syncFailed deals with a file system that could not write what it had taken. The kernel reports that once and then calls
-// the pages clean, so the layers and blobs of the batch can never again be told from good ones: the batch is dropped, and
-// what it held is built again. A lack of syncfs itself is not that case.
-func (s *Store) syncFailed(batch *generation, files []string, err error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.frozen = nil
-	if !errors.Is(err, syscall.EIO) && !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
-		for k, v := range s.cur.vals {
-			batch.vals[k] = v
-		}
-		batch.hard = true
-		s.cur = batch
-		s.wal.files = append(files, s.wal.files...)
-		return s.fail("cannot sync the file system", err)
-	}
-	s.presence.clear()
-	s.usage.mu.Lock()
-	s.usage.known = false
-	s.usage.mu.Unlock()
-	if rerr := s.removeLogs(files); rerr != nil {
-		s.log.Error("a dropped batch is still in the log", "cause", rerr)
-	}
-	return s.fail("the disk did not take what was written; the newest results were dropped", err)
 }
 
 // takeTouches moves what was used since the last flush into the current generation. The caller holds mu.

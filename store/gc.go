@@ -75,7 +75,7 @@ func (s *Store) grew(n int64) {
 
 // settle is called when something was released.
 func (s *Store) settle() {
-	if s.wants(0) {
+	if s.failures.unswept.Load() > 0 || s.wants(0) {
 		kick(s.tendWake)
 	}
 }
@@ -171,6 +171,7 @@ func (s *Store) tender() {
 			return
 		case <-s.tendWake:
 		}
+		s.bury()
 		s.measureMounts(s.ctx, false)
 		if err := s.count(); err != nil {
 			s.log.Warn("cannot find out how large the store is", "cause", err)

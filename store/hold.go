@@ -145,14 +145,10 @@ func (h *Hold) Chain(chainID graph.Digest) (LayerID, error) {
 
 // Image is Store.Image; the layers and blobs are held.
 func (h *Hold) Image(name string) (Image, error) {
-	h.s.mu.RLock()
-	defer h.s.mu.RUnlock()
-	im, err := h.s.image(name)
-	if err == nil {
+	return h.s.readImage(name, func(im *Image) {
 		for _, p := range im.Platforms {
 			h.Layers(p.Layers...)
 		}
 		im.blobs(func(d graph.Digest) { h.Blobs(d) })
-	}
-	return im, err
+	})
 }

@@ -35,6 +35,10 @@ func (s *Store) newLayer(ctx context.Context, h *Hold) (*Draft, error) {
 	if err := s.makeRoom(ctx); err != nil {
 		return nil, err
 	}
+	return s.makeDraft(h)
+}
+
+func (s *Store) makeDraft(h *Hold) (*Draft, error) {
 	for {
 		id, err := s.reserveDraft(h)
 		if err != nil {
@@ -70,7 +74,7 @@ func (s *Store) reserveDraft(h *Hold) (LayerID, error) {
 	}
 	id := s.next
 	s.next++
-	s.drafts[id] = true
+	s.drafts[id] = s.failures.epoch.Load()
 	if h != nil {
 		h.Layers(id)
 	}
@@ -81,7 +85,7 @@ func (s *Store) reserveDraft(h *Hold) (LayerID, error) {
 func (s *Store) endDraft(id LayerID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	was := s.drafts[id]
+	_, was := s.drafts[id]
 	delete(s.drafts, id)
 	return was
 }

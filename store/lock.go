@@ -59,6 +59,7 @@ const (
 
 // sign writes this process's number and a word into the lock.
 func (s *Store) sign(word string) error {
+	s.word.Store(word)
 	return s.writeLock(strings.TrimSpace(strconv.Itoa(os.Getpid())+" "+word) + "\n")
 }
 

@@ -33,11 +33,13 @@ type mounts struct {
 
 	measured map[string]time.Time // when a mount was last measured, in this process
 	dirty    map[string]bool      // used since
+	unsynced map[string]bool      // used since the last good sync began
 }
 
 type lease struct {
 	users     int
 	exclusive bool
+	aside     string     // where the directory went after a failed sync; "" = it is in its place
 	making    sync.Mutex // held while the directory is made
 }
 
@@ -59,7 +61,7 @@ func (s *Store) CacheMount(ctx context.Context, key string, sharing graph.Sharin
 	}
 	release = sync.OnceFunc(func() {
 		s.touch(keyOf(kindMount, name))
-		s.mounts.unlease(name, l)
+		s.endLease(name, l)
 		kick(s.tendWake)
 	})
 	dir = s.path("mounts", name)
@@ -69,6 +71,12 @@ func (s *Store) CacheMount(ctx context.Context, key string, sharing graph.Sharin
 	}
 	s.touch(keyOf(kindMount, name))
 	return dir, release, nil
+}
+
+func (s *Store) endLease(name string, l *lease) {
+	if aside := s.mounts.unlease(name, l); aside != "" {
+		s.trash.put(aside)
+	}
 }
 
 // ReadCacheMount lets read see the directory of a cache mount, if there is one. Steps that lock it, or want it for
@@ -81,7 +89,7 @@ func (s *Store) ReadCacheMount(ctx context.Context, key string, sharing graph.Sh
 	if err != nil {
 		return false, s.fail("gave up waiting for a cache mount", err)
 	}
-	defer s.mounts.unlease(name, l)
+	defer s.endLease(name, l)
 	dir := s.path("mounts", name)
 	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return false, nil
@@ -151,6 +159,10 @@ func (m *mounts) tryLease(key string, sharing graph.Sharing) (string, *lease, <-
 			l = &lease{}
 			m.leases[name] = l
 		}
+		if m.unsynced == nil {
+			m.unsynced = map[string]bool{}
+		}
+		m.unsynced[name] = true
 		if l.users == 0 || sharing != graph.SharingLocked && sharing != graph.SharingPrivate && !l.exclusive {
 			l.users++
 			l.exclusive = sharing == graph.SharingLocked || sharing == graph.SharingPrivate
@@ -165,10 +177,13 @@ func (m *mounts) tryLease(key string, sharing graph.Sharing) (string, *lease, <-
 	}
 }
 
-func (m *mounts) unlease(name string, l *lease) {
+// unlease returns a directory that is to be deleted, or "".
+func (m *mounts) unlease(name string, l *lease) (aside string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if l.users--; l.users == 0 {
+	if l.users--; l.users == 0 && l.aside != "" {
+		aside = l.aside
+	} else if l.users == 0 {
 		delete(m.leases, name)
 		if m.dirty == nil {
 			m.dirty = map[string]bool{}
@@ -179,6 +194,37 @@ func (m *mounts) unlease(name string, l *lease) {
 		close(m.freed)
 		m.freed = nil
 	}
+	return aside
+}
+
+// syncing begins the list of cache mounts anew that a failed sync casts doubt on: those in use stay on it.
+func (m *mounts) syncing() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.unsynced = map[string]bool{}
+	for name := range m.leases {
+		m.unsynced[name] = true
+	}
+}
+
+// distrust lets the cache mounts begin anew that were written to before a sync failed. Steps keep the directories that they
+// have, but nobody gets these after them.
+func (m *mounts) distrust(s *Store) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name := range m.unsynced {
+		dir, l := s.path("mounts", name), m.leases[name]
+		if l == nil {
+			s.trash.put(dir)
+			continue
+		}
+		delete(m.leases, name)
+		l.aside = s.path("tmp", "mount-"+strconv.FormatUint(s.failures.epoch.Load(), 10)+"-"+name)
+		if err := os.Rename(dir, l.aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.log.Error("a cache mount may be damaged", "path", dir, "cause", err)
+		}
+	}
+	m.unsynced = nil
 }
 
 // fillers are the functions that CacheMount is called with.

@@ -171,6 +171,9 @@ func (p *plan) readResults() error {
 			return
 		}
 		it.Label, it.Created = r.Label, r.Created
+		if len(r.Origins) > 0 {
+			it.Label += " (from " + strings.Join(r.Origins, ", ") + ")"
+		}
 		p.used(it, seq)
 		it.blobs = r.Blobs
 		for _, d := range r.Blobs {

@@ -18,10 +18,13 @@ import (
 // generation is a set of changes that are in the log but not yet in the database. Nil values are deletions.
 type generation struct {
 	vals map[string][]byte
-	hard bool // there is more than uses
+	made map[string]bool // the keys of layers and blobs whose files were made since the last flush
+	hard bool            // there is more than uses
 }
 
-func newGeneration() *generation { return &generation{vals: map[string][]byte{}} }
+func newGeneration() *generation {
+	return &generation{vals: map[string][]byte{}, made: map[string]bool{}}
+}
 
 func (g *generation) set(c change) {
 	g.vals[c.key] = c.val
@@ -118,6 +121,9 @@ func (s *Store) touch(key string) {
 func (s *Store) Layer(id LayerID) (LayerInfo, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	if s.failures.dropped[id] {
+		return LayerInfo{}, s.diskError()
+	}
 	b, err := s.lookup(layerKey(id))
 	if err != nil {
 		return LayerInfo{}, err
@@ -205,9 +211,25 @@ func (s *Store) chain(chainID graph.Digest) (LayerID, error) {
 
 // Image returns an image by its name.
 func (s *Store) Image(name string) (Image, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.image(name)
+	return s.readImage(name, func(*Image) {})
+}
+
+// readImage reads an image. then is called with one that is there, before the collector can see that it is not held.
+func (s *Store) readImage(name string, then func(*Image)) (Image, error) {
+	read := func() (Image, error) {
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		im, err := s.image(name)
+		if err == nil {
+			then(&im)
+		}
+		return im, err
+	}
+	im, err := read()
+	if err != nil && s.saved(name) {
+		return read()
+	}
+	return im, err
 }
 
 func (s *Store) image(name string) (Image, error) {

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -27,6 +28,11 @@ type Options struct {
 	// Orphaned is called when the last owner did not end well, before what it left is cleared: its processes may still be
 	// writing there. nil = nothing can be.
 	Orphaned func()
+	// Copy copies the directory of a layer that was made here to an empty one, and returns the diff_id of what it has read.
+	// Differs compares a layer's directory with the blob that it was unpacked from, and returns what is not the same, or "".
+	// With them images survive a disk that fails for a moment. nil = they do not.
+	Copy    func(ctx context.Context, from, to string) (graph.Digest, error)
+	Differs func(ctx context.Context, blob io.Reader, dir string) (string, error)
 
 	flushDelay  time.Duration        // for tests; 0 = defaultFlushDelay
 	incarnation string               // for tests; "" = incarnation(root)
@@ -44,7 +50,8 @@ type Store struct {
 	opt    Options
 	log    *slog.Logger
 	lock   *os.File
-	dir    *os.File // the root, for syncfs
+	word   atomic.Value // the string that the lock was signed with
+	dir    *os.File     // the root, for syncfs
 	opened time.Time
 
 	// mu guards the records. Reading holds it shared, so that the garbage collector, which holds it alone, never decides
@@ -55,8 +62,8 @@ type Store struct {
 	cur    *generation // changes since the last flush began
 	frozen *generation // changes that are being flushed; nil if none
 	wal    wal
-	next   LayerID // never given out yet
-	drafts map[LayerID]bool
+	next   LayerID            // never given out yet
+	drafts map[LayerID]uint64 // with the epoch that each was begun in
 
 	clock    atomic.Uint64 // counts updates and uses
 	touchMu  sync.Mutex
@@ -67,9 +74,11 @@ type Store struct {
 	writers  writers
 	mounts   mounts
 	usage    usage
+	failures failures
 	trash    trash
 	swept    chan struct{} // closed when there is nothing left to sweep; nil if there never was
 
+	durable  sync.Mutex // held by a flush until what it has to say of a failed disk is done
 	flushMu  sync.Mutex
 	wake     chan struct{} // a flush is due
 	tendWake chan struct{} // the collector should look
@@ -93,7 +102,7 @@ func Open(root string, opt Options) (*Store, error) {
 		return nil, diag.Errorf(diag.Invalid, "cannot use the root %s: %w", root, err)
 	}
 	s := &Store{
-		root: root, opt: opt, log: opt.Log, drafts: map[LayerID]bool{}, touched: map[string]use{}, next: 1, opened: time.Now(),
+		root: root, opt: opt, log: opt.Log, drafts: map[LayerID]uint64{}, touched: map[string]use{}, next: 1, opened: time.Now(),
 		cur: newGeneration(), wake: make(chan struct{}, 1), tendWake: make(chan struct{}, 1),
 	}
 	if s.log == nil {
@@ -266,6 +275,9 @@ func (s *Store) replayed(seq uint64, changes []change) {
 			s.next = max(s.next, id+1)
 		}
 		s.cur.set(c)
+		if k := kind(c.key[0]); c.val != nil && (k == kindLayer || k == kindBlob) {
+			s.cur.made[c.key] = true // for all that is known
+		}
 	}
 }
 
@@ -284,6 +296,17 @@ func (s *Store) Close() error {
 		s.mu.Unlock()
 		return nil
 	}
+	hard := s.cur.hard
+	s.mu.Unlock()
+	var err error
+	if hard {
+		err = s.flush() // while what it may have to do about a failed disk is still allowed
+	}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
 	s.closed = true
 	s.mu.Unlock()
 	s.bgMu.Lock()
@@ -293,9 +316,11 @@ func (s *Store) Close() error {
 	s.wg.Wait()
 	unfinished := !s.trash.stop()
 
-	err := s.saveTouches()
+	if terr := s.saveTouches(); err == nil {
+		err = terr
+	}
 	s.mu.RLock()
-	hard := s.cur.hard
+	hard = s.cur.hard
 	unfinished = unfinished || len(s.drafts) > 0
 	s.mu.RUnlock()
 	if hard {

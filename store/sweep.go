@@ -120,7 +120,7 @@ func (s *Store) abandoned(name string) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if v, err := strconv.ParseUint(name, 10, 64); err == nil {
-		if s.drafts[LayerID(v)] {
+		if _, ok := s.drafts[LayerID(v)]; ok {
 			return false
 		}
 		if b, err := s.value(layerKey(LayerID(v))); b != nil || err != nil && err != errDamaged {

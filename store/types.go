@@ -35,6 +35,7 @@ type Result struct {
 	Created time.Time       // with a resolution of 1 s
 	Extra   json.RawMessage // the op's own facts; the store does not look into it
 	Blobs   []graph.Digest  // that the result needs: kept as long as it is, and without one of them it is a miss
+	Origins []string        // caches elsewhere that it came from; none = it was made here
 }
 
 // Image is a named image: a root of garbage collection.

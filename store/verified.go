@@ -48,6 +48,12 @@ func (v *verified) has(d graph.Digest, fi os.FileInfo) bool {
 	return ok && known == stateOf(fi)
 }
 
+func (v *verified) clear() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.files = nil
+}
+
 func (v *verified) forget(d graph.Digest) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -136,14 +136,12 @@ func (f *Files) notFound(p string, at *Entry, rel, name string) error {
 }
 
 // glob returns the paths that a pattern matches, sorted. The part before the first wildcard may lead through symlinks;
-// the rest does not. A directory that matches is not searched further.
+// the rest does not. A directory that matches is not searched further. If the part before the first wildcard does not exist,
+// that is diag.NotFound.
 func (f *Files) glob(pattern string, follow bool) ([]found, error) {
 	parts := strings.Split(strings.TrimPrefix(path.Clean("/"+pattern), "/"), "/")
 	n := slices.IndexFunc(parts, graph.HasWildcard)
 	base, err := f.find(strings.Join(parts[:n], "/"), follow)
-	if diag.KindOf(err) == diag.NotFound && err != nil {
-		return nil, nil
-	}
 	if err != nil {
 		return nil, err
 	}

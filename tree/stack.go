@@ -114,7 +114,11 @@ func (t *Stack) Content(ctx context.Context, sel graph.Selector) (graph.Digest, 
 	if err != nil {
 		return "", err
 	}
-	return f.content(ctx, sel)
+	d, err := f.content(ctx, sel)
+	if err == nil {
+		err = t.s.Sound(t.IDs()...)
+	}
+	return d, err
 }
 
 func (t *Stack) overlay() overlay {

@@ -190,6 +190,9 @@ func (u *Upper) Glob(pattern string) ([]string, error) {
 		return []string{pattern}, nil
 	}
 	matches, err := f.glob(pattern, false)
+	if diag.KindOf(err) == diag.NotFound {
+		return nil, nil
+	}
 	var out []string
 	for _, m := range matches {
 		out = append(out, "/"+m.rel)

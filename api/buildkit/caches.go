@@ -13,6 +13,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/event"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // oldCaches turns the fields of earlier clients into today's.
@@ -95,7 +96,7 @@ func frontendCaches(attrs map[string]string) ([]engine.CacheSpec, error) {
 	var out []engine.CacheSpec
 	if v := attrs["cache-imports"]; v != "" {
 		var all []*control.CacheOptionsEntry
-		if err := json.Unmarshal([]byte(v), &all); err != nil {
+		if err := strictjson.Unmarshal([]byte(v), &all); err != nil {
 			return nil, diag.Errorf(diag.Invalid, "failed to unmarshal cache-imports (%q): %w", v, err)
 		}
 		out = controlSpecs(all)

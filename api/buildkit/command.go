@@ -2,7 +2,6 @@ package buildkit
 
 import (
 	"context"
-	"encoding/json"
 	"log/slog"
 
 	control "github.com/moby/buildkit/api/services/control"
@@ -15,6 +14,7 @@ import (
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/llb"
 	"github.com/strata-build/strata/policy"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // Frontend runs the frontends of Dockerfiles that strata build is given, in their images. The client is the command: its session
@@ -66,7 +66,7 @@ func fromStatus(err error) error {
 	}
 	for _, d := range st.Proto().GetDetails() {
 		var src errdefs.Source
-		if d.GetTypeUrl() == typeURL+"Source+json" && json.Unmarshal(d.GetValue(), &src) == nil {
+		if d.GetTypeUrl() == typeURL+"Source+json" && strictjson.Unmarshal(d.GetValue(), &src) == nil {
 			out.At = append(out.At, llb.Spans(src.Info, src.Ranges)...)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // frontendCaps are the capabilities of the Dockerfile frontend that a request may insist on.
@@ -108,12 +109,12 @@ func (b *bridge) decodeInputs(ctx context.Context, attrs map[string]string, defs
 		in := engine.Input{Edge: e}
 		if raw := attrs["input-metadata:"+name]; raw != "" {
 			var meta map[string][]byte
-			if err := json.Unmarshal([]byte(raw), &meta); err != nil {
+			if err := strictjson.Unmarshal([]byte(raw), &meta); err != nil {
 				return nil, diag.Errorf(diag.Invalid, "failed to unmarshal input metadata %s: %w", name, err)
 			}
 			if conf := meta[metaConfig]; len(conf) > 0 {
 				in.Config = &image.Config{}
-				if err := json.Unmarshal(conf, in.Config); err != nil {
+				if err := strictjson.Unmarshal(conf, in.Config); err != nil {
 					return nil, diag.Errorf(diag.Invalid, "the image configuration of input %s: %w", name, err)
 				}
 				in.Config.Extra = conf

@@ -103,7 +103,7 @@ func (b *bridge) keep(t engine.Tree) (string, error) {
 
 // opOf is a vertex as clients know it.
 func opOf(v *graph.Vertex) (*pb.Op, error) {
-	def, err := llb.Encode(graph.Edge{V: v})
+	def, _, err := llb.EncodeNamed(graph.Edge{V: v})
 	if err != nil {
 		return nil, err
 	}

@@ -29,6 +29,7 @@ import (
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/llb"
 	"github.com/strata-build/strata/session/remote"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // Labels of a frontend's image.
@@ -146,7 +147,7 @@ func (b *bridge) findFrontend(ctx context.Context, source string, attrs map[stri
 		return nil, unsupported("%s is no image", source)
 	}
 	var conf image.Config
-	if err := json.Unmarshal(meta.Image.Config, &conf); err != nil {
+	if err := strictjson.Unmarshal(meta.Image.Config, &conf); err != nil {
 		return nil, diag.Errorf(diag.Invalid, "the configuration of the image %s: %w", source, err)
 	}
 	src := meta.Source

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -26,6 +25,7 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/history"
+	"github.com/strata-build/strata/strictjson"
 	"github.com/strata-build/strata/tracing"
 )
 
@@ -265,7 +265,7 @@ func (s *Server) putImage(ctx context.Context, d *control.Descriptor) ([]history
 		Config    ocispec.Descriptor
 		Layers    []ocispec.Descriptor
 	}
-	if err := json.Unmarshal(data, &below); err != nil {
+	if err := strictjson.Unmarshal(data, &below); err != nil {
 		return out, err
 	}
 	next := append(below.Manifests, below.Config)

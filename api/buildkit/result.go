@@ -1,7 +1,6 @@
 package buildkit
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -17,6 +16,7 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/llb"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // Keys of a result's metadata.
@@ -217,7 +217,7 @@ func platformsOf(meta map[string][]byte) (ps platforms, err error) {
 	if !ok {
 		return ps, nil
 	}
-	if err := json.Unmarshal(raw, &ps); err != nil {
+	if err := strictjson.Unmarshal(raw, &ps); err != nil {
 		return ps, diag.Errorf(diag.Invalid, "the result's platforms cannot be read: %w", err)
 	}
 	if len(ps.Platforms) == 0 {
@@ -277,7 +277,7 @@ func target(made *ref, p platform, r *result) (image.Target, error) {
 	}
 	if ok && len(raw) > 0 {
 		var c *image.Config
-		if err := json.Unmarshal(raw, &c); err != nil {
+		if err := strictjson.Unmarshal(raw, &c); err != nil {
 			return t, diag.Errorf(diag.Invalid, "failed to parse image config: %w", err)
 		}
 		switch {

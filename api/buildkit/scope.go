@@ -8,6 +8,7 @@ import (
 
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/llb"
 	"github.com/strata-build/strata/provenance"
 )
 
@@ -122,7 +123,7 @@ func head(def *pb.Definition) string {
 		return ""
 	}
 	var last pb.Op
-	if last.UnmarshalVT(def.Def[len(def.Def)-1]) != nil || len(last.Inputs) == 0 {
+	if llb.Unmarshal(def.Def[len(def.Def)-1], &last) != nil || len(last.Inputs) == 0 {
 		return ""
 	}
 	return last.Inputs[0].Digest

@@ -66,6 +66,7 @@ func New(e *engine.Engine, opt Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	e.OnDiskFailure(m.Distrust)
 	past, err := newHistory(filepath.Join(e.Root(), "history"), opt.History, opt.Log)
 	if err != nil {
 		return nil, err

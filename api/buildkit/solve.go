@@ -3,7 +3,6 @@ package buildkit
 import (
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"maps"
 	"slices"
@@ -21,6 +20,7 @@ import (
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/session/remote"
+	"github.com/strata-build/strata/strictjson"
 	"github.com/strata-build/strata/tracing"
 )
 
@@ -278,7 +278,7 @@ func outputs(exporters []*control.Exporter, epoch *time.Time) (engine.Outputs, e
 func descriptorOf(said map[string]string) *control.Descriptor {
 	raw, err := base64.StdEncoding.DecodeString(said["containerimage.descriptor"])
 	var d ocispec.Descriptor
-	if err != nil || json.Unmarshal(raw, &d) != nil || d.Digest == "" {
+	if err != nil || strictjson.Unmarshal(raw, &d) != nil || d.Digest == "" {
 		return nil
 	}
 	return &control.Descriptor{MediaType: d.MediaType, Digest: d.Digest.String(), Size: d.Size, Annotations: d.Annotations}

@@ -97,7 +97,7 @@ func parseCall(s string) (string, error) {
 func (b *buildFlags) imageFlags(fs *pflag.FlagSet) {
 	r := &b.req
 	fs.StringArrayVarP(&r.Tags, "tag", "t", nil, `Name of the image: "name" or "name:tag"`)
-	pairFlag(fs, "label", "Set a label of the image: NAME=VALUE", r.Labels)
+	labelFlag(fs, "Set a label of the image: NAME[=VALUE]", r.Labels)
 	fs.StringArrayVar(&r.Annotations, "annotation", nil, "Add an annotation to the manifest: [TYPE:]NAME=VALUE")
 	fs.StringVar(&b.epoch, "source-date-epoch", "", "Time of the image and its files, in seconds since 1970 (default $SOURCE_DATE_EPOCH)")
 }

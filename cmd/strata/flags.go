@@ -62,6 +62,18 @@ func pairFlag(fs *pflag.FlagSet, name, usage string, to map[string]string) {
 	}}, name, usage)
 }
 
+// labelFlag adds a repeatable NAME[=VALUE] flag. A name alone has the empty value, as docker build has it.
+func labelFlag(fs *pflag.FlagSet, usage string, to map[string]string) {
+	fs.Var(&parsed{kind: "list", set: func(s string) error {
+		k, v, _ := strings.Cut(s, "=")
+		if k == "" {
+			return invalid("it must be NAME=VALUE or NAME")
+		}
+		to[k] = v
+		return nil
+	}}, "label", usage)
+}
+
 // badFlag turns pflag's errors into ones with a hint. cmd is the command whose flags were read.
 func badFlag(cmd *cobra.Command, err error) error {
 	if e, ok := errors.AsType[*pflag.NotExistError](err); ok {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +18,7 @@ import (
 	"github.com/strata-build/strata/layer"
 	"github.com/strata-build/strata/pack"
 	"github.com/strata-build/strata/registry"
+	"github.com/strata-build/strata/strictjson"
 )
 
 func newLayer(c *cli) *cobra.Command {
@@ -284,7 +284,7 @@ func (f *configuration) flags(fs *pflag.FlagSet) {
 	fs.StringVar(&f.entry, "entrypoint", "", "Entry point, as JSON or as words; it resets the command")
 	fs.StringVarP(&f.change.User, "user", "u", "", "User, as NAME or UID[:GID]")
 	fs.StringVarP(&f.change.WorkingDir, "workdir", "w", "", "Working directory")
-	pairFlag(fs, "label", "Set a label: NAME=VALUE", f.labels)
+	labelFlag(fs, "Set a label: NAME[=VALUE]", f.labels)
 	fs.StringArrayVar(&f.change.Ports, "expose", nil, "Port that the image listens on: 80 or 53/udp")
 	fs.StringArrayVar(&f.change.Volumes, "volume", nil, "Directory with data of its own")
 	fs.StringVar(&f.change.StopSignal, "stop-signal", "", "Signal that ends a container")
@@ -328,7 +328,7 @@ func commandLine(s string) ([]string, error) {
 		return strings.Fields(s), nil
 	}
 	var out []string
-	if err := json.Unmarshal([]byte(s), &out); err != nil {
+	if err := strictjson.Unmarshal([]byte(s), &out); err != nil {
 		return nil, diag.Errorf(diag.Invalid, "%w", err)
 	}
 	return out, nil

@@ -172,6 +172,9 @@ func (c *cli) engineOptions() (engine.Options, error) {
 		opt.AllowMetadata = allow
 	}
 	var err error
+	if opt.Caches, err = cacheRules(c.config); err != nil {
+		return opt, err
+	}
 	opt.Tracer, err = tracing.New(context.Background(), version, false)
 	return opt, err
 }

@@ -163,7 +163,7 @@ func TestUsageErrors(t *testing.T) {
 		"build --progress fancy .":    "--progress fancy|auto, tty, plain, rawjson, quiet",
 		"build --platform linux//x .": "--platform linux//x|os/arch",
 		"build --add-host a:b .":      "--add-host a:b|not an IP address",
-		"build --label x .":           "--label x: it must be NAME=VALUE",
+		"build --label =x .":          "--label =x: it must be NAME=VALUE or NAME",
 		"build --cpu-shares x .":      "--cpu-shares x",
 		"build --no-cache=x .":        "--no-cache x",
 		"build -f - -":                "cannot both come from standard input",

@@ -47,6 +47,7 @@ type serveConfig struct {
 	Provenance string `toml:"provenanceEnvDir"`
 
 	Frontends frontendsConfig `toml:"frontend"`
+	Caches    cachesConfig    `toml:"caches"` // read by cacheRules
 
 	Log    any `toml:"log"`
 	OTEL   any `toml:"otel"`

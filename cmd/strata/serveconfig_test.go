@@ -171,3 +171,27 @@ func TestServeConfigFrontends(t *testing.T) {
 		t.Errorf("a repository that is none: %v", err)
 	}
 }
+
+func TestCacheRules(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "strata.toml")
+	read := func(text string) (engine.CacheRules, error) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return cacheRules(path)
+	}
+	got, err := read("[registry.\"r\"]\nhttp = true\n[caches]\ntrusted = [\"r/ci/*\"]\ncredentials = [\"https://b.s3.eu.amazonaws.com\"]\n")
+	want := engine.CacheRules{Trusted: []string{"r/ci/*"}, Credentials: []string{"https://b.s3.eu.amazonaws.com"}}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := read("[caches]\ncredentials = [\"bucket\"]\n"); diag.KindOf(err) != diag.Invalid || !strings.Contains(err.Error(), "bucket") {
+		t.Errorf("error %v", err)
+	}
+	if got, err := cacheRules(filepath.Join(t.TempDir(), "none")); err != nil || got.Trusted != nil {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, _, _, _, err := configured(t, "[caches]\ntrust = [\"r\"]\n"); err == nil || !strings.Contains(err.Error(), "caches.trust") {
+		t.Errorf("a misspelt setting: %v", err)
+	}
+}

@@ -1,13 +1,13 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"maps"
 	"os"
 	"path/filepath"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/strictjson"
 )
 
 // builderFacts reads what provenance tells of this builder: the members of the JSON objects in a directory's *.json files, as
@@ -30,7 +30,7 @@ func builderFacts(dir string) (map[string]any, error) {
 			return nil, diag.Errorf(diag.Invalid, "provenanceEnvDir: %w", err)
 		}
 		var facts map[string]any
-		if err := json.Unmarshal(data, &facts); err != nil {
+		if err := strictjson.Unmarshal(data, &facts); err != nil {
 			return nil, diag.Errorf(diag.Invalid, "provenanceEnvDir: %s is no JSON object: %w", name, err)
 		}
 		for k := range facts {

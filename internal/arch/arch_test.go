@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -22,7 +23,7 @@ const module = "github.com/strata-build/strata/"
 // layer that beside names.
 var rooms = [][]string{
 	{"diag", "span", "netguard"},
-	{"graph"},
+	{"graph", "strictjson"},
 	{"image", "event", "sandbox/spawn", "sandbox/bpf", "sandbox/reexec"},
 	{"layer/inflate", "layer", "store", "registry", "session", "sandbox", "tree", "history", "tracing", "proxy", "solve", "dockerfile/lint", "dockerfile", "llb", "signature", "provenance"},
 	{"archive", "relayer", "policy", "session/remote"},
@@ -138,7 +139,9 @@ func TestImports(t *testing.T) {
 			if !ok {
 				continue
 			}
-			count++
+			if other != "strictjson" { // it stands for encoding/json
+				count++
+			}
 			switch l := layerOf(other); {
 			case contains(leavesOnly, room) && l > 2 && !contains(beside[room], other):
 				t.Errorf("%s imports %s, but may import leaves only", room, other)
@@ -150,6 +153,48 @@ func TestImports(t *testing.T) {
 		if count > maxImports && !contains(roots, room) {
 			t.Errorf("%s imports %d packages of the module, more than %d", room, count, maxImports)
 		}
+	}
+}
+
+// ownJSON are the rooms and files that decode only JSON that this program wrote itself, or check it first.
+var ownJSON = []string{
+	"store/", "history/", "api/local/", "bench/", "conformance/", "tools/", "internal/", "strictjson/", "testdata/",
+	"engine/cache.go", "image/image.go", "policy/policy.go", "op/layersdir.go",
+}
+
+// TestJSONFromOutside requires that JSON of others is decoded within the limits of strictjson.
+func TestJSONFromOutside(t *testing.T) {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		rel, _ := filepath.Rel(root, path)
+		own := func(prefix string) bool {
+			return strings.HasPrefix(rel, prefix) || strings.Contains(rel, "/"+prefix) && prefix == "testdata/"
+		}
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") || slices.ContainsFunc(ownJSON, own) {
+			return err
+		}
+		set := token.NewFileSet()
+		f, err := parser.ParseFile(set, path, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			sel, ok := n.(*ast.SelectorExpr)
+			if !ok || sel.Sel.Name != "Unmarshal" && sel.Sel.Name != "NewDecoder" {
+				return true
+			}
+			if x, ok := sel.X.(*ast.Ident); ok && x.Name == "json" {
+				t.Errorf("%s: json.%s has no limits: use strictjson, or list the file in ownJSON if the program wrote the JSON itself", set.Position(n.Pos()), sel.Sel.Name)
+			}
+			return true
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

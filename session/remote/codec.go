@@ -1,15 +1,20 @@
 package remote
 
 import (
+	control "github.com/moby/buildkit/api/services/control"
+	gateway "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/tonistiigi/fsutil/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/llb"
 )
 
-// Codec uses the generated encoders, which are faster than reflection, and takes other messages that have their methods.
+// Codec uses the generated encoders, which are faster than reflection, and takes other messages that have their methods. The
+// generated decoders recurse as deep as a message says: they decode the messages that come often, none of which can nest.
 type Codec struct{}
 
 var _ encoding.Codec = Codec{}
@@ -28,10 +33,16 @@ func (Codec) Marshal(v any) ([]byte, error) {
 
 func (Codec) Unmarshal(b []byte, v any) error {
 	switch m := v.(type) {
-	case interface{ UnmarshalVT([]byte) error }:
+	case *control.BytesMessage:
+		return m.UnmarshalVT(b)
+	case *types.Packet:
+		return m.UnmarshalVT(b)
+	case *gateway.ExecMessage:
 		return m.UnmarshalVT(b)
 	case proto.Message:
-		return proto.Unmarshal(b, m)
+		return llb.Unmarshal(b, m)
+	case interface{ UnmarshalVT([]byte) error }: // that of a room of this program
+		return m.UnmarshalVT(b)
 	}
 	return diag.Errorf(diag.Internal, "%T is no message", v)
 }

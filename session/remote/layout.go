@@ -21,6 +21,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/session"
+	"github.com/strata-build/strata/strictjson"
 )
 
 var _ session.Layouts = (*Session)(nil)
@@ -131,7 +132,7 @@ func (f *layoutFetch) image(ctx context.Context, d digest.Digest, p graph.Platfo
 		return 0, err
 	}
 	var doc document
-	if err := json.Unmarshal(raw, &doc); err != nil {
+	if err := strictjson.Unmarshal(raw, &doc); err != nil {
 		return 0, diag.Errorf(diag.Invalid, "%s is neither a manifest nor an index: %w", d, err)
 	}
 	if top {

@@ -225,5 +225,8 @@ func (m *Manager) Open(ctx context.Context, id string, peer Peer) (*Session, err
 // Usage returns the bytes that directories of clients take which no build uses, and Prune removes them.
 func (m *Manager) Usage() ([]Slot, error) { return m.slots.list() }
 
+// Distrust removes all kept directories, those in use when they are given back: the disk may have damaged them.
+func (m *Manager) Distrust() { m.slots.distrust() }
+
 // Prune removes the directories that no build uses and that keep does not want kept.
 func (m *Manager) Prune(keep func(Slot) bool) ([]Slot, error) { return m.slots.prune(keep) }

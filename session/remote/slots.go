@@ -25,6 +25,7 @@ type slots struct {
 	root string
 	mu   sync.Mutex
 	busy map[string]bool // by name
+	bad  map[string]bool // of these: the disk may have damaged them
 }
 
 // Slot is one kept directory.
@@ -48,7 +49,7 @@ func openSlots(root string) (*slots, error) {
 			return nil, err
 		}
 	}
-	return &slots{root: root, busy: map[string]bool{}}, nil
+	return &slots{root: root, busy: map[string]bool{}, bad: map[string]bool{}}, nil
 }
 
 // slot is a directory that a session uses.
@@ -125,7 +126,12 @@ func (s *slot) filled(filter string) error {
 func (s *slot) free() {
 	s.s.mu.Lock()
 	delete(s.s.busy, s.name)
+	bad := s.s.bad[s.name]
+	delete(s.s.bad, s.name)
 	s.s.mu.Unlock()
+	if bad {
+		_ = s.s.remove(s.name) // what is left of it is not known to hold anything: its filter goes with it
+	}
 	all, err := s.s.names()
 	if err != nil || len(all) <= maxSlots {
 		return
@@ -189,6 +195,25 @@ func (s *slots) prune(keep func(Slot) bool) ([]Slot, error) {
 		gone = append(gone, x)
 	}
 	return gone, err
+}
+
+// distrust removes all slots; those in use when they are given back.
+func (s *slots) distrust() {
+	all, err := s.names()
+	if err != nil {
+		return
+	}
+	for _, x := range all {
+		s.mu.Lock()
+		used := s.busy[x.Name]
+		if used {
+			s.bad[x.Name] = true
+		}
+		s.mu.Unlock()
+		if !used {
+			_ = s.remove(x.Name)
+		}
+	}
 }
 
 // remove deletes a slot that nobody uses: it is moved aside first, so that nobody begins to.
