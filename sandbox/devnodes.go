@@ -19,14 +19,9 @@ var (
 	devLinks = [][2]string{{"pts/ptmx", "ptmx"}, {"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"}, {"/proc/self/fd/2", "stderr"}}
 )
 
-// devices fills /dev. The umask must be 0.
+// devices fills the engine's /dev, whatever a step has mounted over it. The umask must be 0.
 func (m *mounter) devices(more []specs.LinuxDevice) error {
-	dev, err := m.open("/dev", unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer dev.Close()
-	fd := int(dev.Fd())
+	fd := int(m.dev.Fd())
 	for _, d := range devNodes {
 		if err := makeDevice(fd, d.name, unix.S_IFCHR|0o666, unix.Mkdev(d.major, d.minor)); err != nil {
 			return err

@@ -33,7 +33,9 @@ func (j *jail) start() (int, error) {
 		return 0, fmt.Errorf("separate the mounts: %w", err)
 	}
 	unix.Umask(0)
-	if err := j.fileSystem(); err != nil {
+	err := j.fileSystem()
+	defer j.null.Close()
+	if err != nil {
 		return 0, err
 	}
 	unix.Umask(0o022)
@@ -87,14 +89,17 @@ func (j *jail) fileSystem() error {
 	}
 	defer root.Close()
 	m := &mounter{root: root, path: s.Root.Path, cgroups: j.cgroups, group: s.Linux.CgroupsPath}
-	ownDev := false
-	for _, mount := range s.Mounts {
+	defer m.close()
+	mounts, err := m.engineDev(s.Mounts)
+	if err != nil {
+		return err
+	}
+	for _, mount := range mounts {
 		if err := m.mount(mount); err != nil {
 			return fmt.Errorf("mount %s: %w", mount.Destination, err)
 		}
-		ownDev = ownDev || mount.Type == "bind" && mount.Destination == "/dev"
 	}
-	if !ownDev {
+	if len(mounts) < len(s.Mounts) { // the step has no /dev of its own
 		if err := m.devices(s.Linux.Devices); err != nil {
 			return fmt.Errorf("make devices: %w", err)
 		}
@@ -102,6 +107,7 @@ func (j *jail) fileSystem() error {
 	if err := m.readOnly(s); err != nil {
 		return err
 	}
+	j.null, m.null = m.null, nil
 	return pivot(root)
 }
 
@@ -148,7 +154,14 @@ type mounter struct {
 	root    *os.File
 	path    string
 	cgroups *cgroups
-	group   string // control group of the container
+	group   string   // control group of the container
+	dev     *os.File // the engine's /dev, also when the step mounts something over it
+	null    *os.File // the null device in it
+}
+
+func (m *mounter) close() {
+	m.dev.Close() // nil is an error that does not matter
+	m.null.Close()
 }
 
 // open opens a path in the root. Symbolic links stay in it.
@@ -180,8 +193,8 @@ func (m *mounter) target(at string, file bool) (*os.File, error) {
 	if err == nil && (where == m.path || !below(where, m.path)) {
 		err = fmt.Errorf("the mount point leads to %s", where)
 	}
-	if inside := strings.TrimPrefix(where, m.path); err == nil && at != "/proc" && below(inside, "/proc") {
-		err = errors.New("the mount point leads into /proc")
+	if dir := inKernelFiles(strings.TrimPrefix(where, m.path)); err == nil && dir != "" && !below(cleanPath(at), dir) {
+		err = fmt.Errorf("the mount point leads into %s", dir)
 	}
 	if err != nil {
 		f.Close()

@@ -241,6 +241,7 @@ type jail struct {
 	cgroups *cgroups
 	group   *joinable
 	stdio   *stdio
+	null    *os.File // what masks are made of, while the container starts
 	pidfd   atomic.Int32
 	exit    chan ended
 }

@@ -29,6 +29,8 @@ type plan struct {
 	hosts  string // host paths of the generated files
 	resolv string
 	mounts []specs.Mount // the step's own, parents first
+
+	targets []string // where each of them will be, with no symbolic links
 }
 
 // defaultMounts are the kernel's file systems that every container gets, as Docker mounts them.

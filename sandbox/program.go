@@ -29,12 +29,12 @@ func (j *jail) program(fds [3]int) (*spawn.Program, error) {
 	for i, fd := range fds {
 		p.Call("connect the output", unix.SYS_DUP3, uintptr(fd), uintptr(i), 0)
 	}
-	// Closed, not only marked: the working directory below must not be one of them (CVE-2024-21626).
-	p.Call("close all files", unix.SYS_CLOSE_RANGE, 3, uintptr(^uint32(0)), 0)
 	p.Call("make a control group namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	if err := j.kernelFiles(p); err != nil {
 		return nil, err
 	}
+	// Closed, not only marked: the working directory below must not be one of them (CVE-2024-21626).
+	p.Call("close all files", unix.SYS_CLOSE_RANGE, 3, uintptr(^uint32(0)), 0)
 	if err := j.limits(p); err != nil {
 		return nil, err
 	}
@@ -70,12 +70,7 @@ func (j *jail) kernelFiles(p *spawn.Program) error {
 		p.Call("bind "+name, unix.SYS_MOUNT, at, at, 0, unix.MS_BIND|unix.MS_REC).On(unix.ENOENT, 2)
 		p.Call("make "+name+" read-only", unix.SYS_MOUNT, at, at, 0, unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|locked)
 	}
-	null, tmpfs := p.String("/dev/null"), p.String("tmpfs")
-	for _, name := range j.spec.Linux.MaskedPaths {
-		at := p.String(name)
-		p.Call("hide "+name, unix.SYS_MOUNT, null, at, 0, unix.MS_BIND).OK(2).On(unix.ENOENT, 2).On(unix.ENOTDIR, 1)
-		p.Call("hide "+name, unix.SYS_MOUNT, tmpfs, at, tmpfs, unix.MS_RDONLY)
-	}
+	j.hide(p, j.spec.Linux.MaskedPaths)
 	return nil
 }
 

@@ -276,6 +276,9 @@ func (s *Sandbox) start(ctx context.Context, b *bundle, p *plan) (*Exit, error) 
 	if err != nil {
 		return nil, err
 	}
+	if err := b.guardNull(oci, p); err != nil {
+		return nil, diag.Errorf(diag.Unavailable, "cannot prepare the step: %w", err)
+	}
 	if err := b.writeConfig(oci); err != nil {
 		return nil, err
 	}
@@ -338,7 +341,7 @@ func (s *Sandbox) plan(spec *Spec, b *bundle) (*plan, error) {
 		p.mounts = append(p.mounts, ownMount(m, source))
 	}
 	sortMounts(p.mounts)
-	return p, nil
+	return p, p.checkTargets()
 }
 
 func cgroupName(owner string) string { return "strata-" + owner }

@@ -144,6 +144,9 @@ func checkMounts(mounts []Mount) error {
 		if cleanPath(m.Target) == "/" {
 			return diag.Errorf(diag.Invalid, "nothing can be mounted over the root of a container")
 		}
+		if dir := inKernelFiles(cleanPath(m.Target)); dir != "" {
+			return kernelTarget(m.Target, dir)
+		}
 		if m.Size < 0 {
 			return diag.Errorf(diag.Invalid, "the mount at %s has a negative size", m.Target)
 		}
