@@ -36,6 +36,7 @@ type Options struct {
 	Network        NetworkConfig
 	AllowMetadata  bool // sources may be at link-local addresses and metadata services; Network has this for steps
 	Devices        DeviceOptions
+	Steps          StepOptions
 	Tracer         *tracing.Tracer
 	ProvenanceEnv  map[string]any // what provenance tells of this builder besides
 	Agent          string         // the User-Agent of http sources; "" = strata
@@ -118,6 +119,9 @@ func (e *Engine) openStore(ctx context.Context) error {
 
 // NetworkConfig says what the network of steps is.
 type NetworkConfig = sandbox.NetworkConfig
+
+// StepOptions are how all steps are confined.
+type StepOptions = sandbox.Steps
 
 // Network says what the default network of steps is: bridge, cni, host or none.
 func (e *Engine) Network() string { return string(e.box.Network()) }

@@ -21,7 +21,7 @@ type devicePrograms struct {
 
 // attach has the kernel ask a filter for each access to a device by a group of version 2.
 func (p *devicePrograms) attach(group string, rules []specs.LinuxDeviceCgroup) error {
-	if len(rules) == 0 || rules[0].Allow {
+	if !filters(rules) {
 		return nil // as without
 	}
 	insns, err := bpf.Devices(rules)

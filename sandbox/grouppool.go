@@ -20,10 +20,10 @@ const maxIdleGroups = 16
 
 // poolable reports whether a container's group is like those of most steps. What it counts, memory above all, does not matter to
 // the next one then.
-func poolable(s *specs.Spec, owner string) bool {
+func (n *native) poolable(s *specs.Spec) bool {
 	r := s.Linux.Resources
-	usual := r.Pids == nil || r.Pids.Limit != nil && *r.Pids.Limit == defaultPIDs
-	return usual && r.Memory == nil && r.CPU == nil && len(r.Devices) == len(allowedDevices()) && !r.Devices[0].Allow && path.Dir(s.Linux.CgroupsPath) == "/"+cgroupName(owner)
+	usual := r.Pids == nil || r.Pids.Limit != nil && *r.Pids.Limit == n.pids
+	return usual && r.Memory == nil && r.CPU == nil && len(r.Devices) == len(allowedDevices()) && !r.Devices[0].Allow && path.Dir(s.Linux.CgroupsPath) == "/"+cgroupName(n.owner)
 }
 
 func (p *groupPool) get() string {
@@ -50,7 +50,7 @@ func (p *groupPool) put(group string) bool {
 
 // enter finds or makes the container's group.
 func (n *native) enter(c *container, s *specs.Spec) (*joinable, error) {
-	if poolable(s, n.owner) {
+	if n.poolable(s) {
 		if group := n.groups.get(); group != "" {
 			if j, err := c.cgroups.open(group, s.Linux.Resources); err == nil {
 				c.cgroup, s.Linux.CgroupsPath = group, group
@@ -67,7 +67,7 @@ func (n *native) enter(c *container, s *specs.Spec) (*joinable, error) {
 
 // leave gives the group of a container that ran to its end back, or removes it.
 func (n *native) leave(c *container, s *specs.Spec, clean bool) error {
-	if clean && poolable(s, n.owner) && c.cgroups.empty(c.cgroup) && n.groups.put(c.cgroup) {
+	if clean && n.poolable(s) && c.cgroups.empty(c.cgroup) && n.groups.put(c.cgroup) {
 		return nil
 	}
 	return c.cgroups.remove(c.cgroup)

@@ -73,7 +73,7 @@ func (c *cgroups) settings(r *specs.LinuxResources) []setting {
 	if r.CPU != nil {
 		out = append(out, c.cpu(r.CPU)...)
 	}
-	if !c.unified {
+	if !c.unified && (c.has("devices") || filters(r.Devices)) {
 		for _, d := range r.Devices {
 			file := "devices.deny"
 			if d.Allow {
@@ -137,9 +137,17 @@ func deviceRule(d specs.LinuxDeviceCgroup) string {
 	return fmt.Sprintf("%s %s:%s %s", d.Type, number(d.Major), number(d.Minor), d.Access)
 }
 
+// filters reports whether rules of devices refuse anything.
+func filters(rules []specs.LinuxDeviceCgroup) bool { return len(rules) > 0 && !rules[0].Allow }
+
 // create makes a group with limits in all hierarchies. Where a hierarchy cannot be written to, it must not be needed.
 func (c *cgroups) create(group string, r *specs.LinuxResources, p *devicePrograms) error {
 	settings := c.settings(r)
+	for _, s := range settings {
+		if !c.has(s.controller) {
+			return fmt.Errorf("set %s: the cgroup controller %q is not available", s.file, s.controller)
+		}
+	}
 	for _, root := range c.roots {
 		if err := c.makeDir(root, group); err != nil {
 			if c.needed(root, settings) {

@@ -14,12 +14,12 @@ import (
 	"github.com/strata-build/strata/graph"
 )
 
-// defaultPIDs bounds the processes of a step that asks for no limit, where the machine can count them.
+// defaultPIDs bounds the processes of a step that asks for no limit.
 const defaultPIDs = 4096
 
-// resources translates limits. A limit that this machine cannot keep is an error, because a build must not run without it
-// unnoticed.
-func resources(l graph.Limits, c *cgroups) (*specs.LinuxResources, error) {
+// resources translates limits; pids is the operator's limit of processes for steps that ask for none, -1 being no limit. A limit
+// that this machine cannot keep is an error, because a build must not run without it unnoticed.
+func resources(l graph.Limits, c *cgroups, pids int64) (*specs.LinuxResources, error) {
 	if err := checkLimits(l); err != nil {
 		return nil, err
 	}
@@ -38,7 +38,7 @@ func resources(l graph.Limits, c *cgroups) (*specs.LinuxResources, error) {
 		{"memory", "the memory", l.Memory != 0 || l.MemorySwap != 0},
 		{"cpu", "the CPU time", l.CPUShares != 0 || l.CPUPeriod != 0 || l.CPUQuota != 0},
 		{"cpuset", "the CPUs", l.CPUSet != "" || l.Mems != ""},
-		{"pids", "the processes", l.PIDs != 0},
+		{"pids", "the processes", l.PIDs > 0},
 	} {
 		if err := need(n.controller, n.what, n.asked); err != nil {
 			return nil, err
@@ -56,12 +56,30 @@ func resources(l graph.Limits, c *cgroups) (*specs.LinuxResources, error) {
 	if l.CPUShares != 0 || l.CPUPeriod != 0 || l.CPUQuota != 0 || l.CPUSet != "" || l.Mems != "" {
 		r.CPU = &specs.LinuxCPU{Shares: some(l.CPUShares), Period: some(l.CPUPeriod), Quota: some(l.CPUQuota), Cpus: l.CPUSet, Mems: l.Mems}
 	}
-	if l.PIDs != 0 {
+	switch {
+	case l.PIDs != 0 && c.has("pids"):
 		r.Pids = &specs.LinuxPids{Limit: &l.PIDs}
-	} else if c.has("pids") {
-		r.Pids = &specs.LinuxPids{Limit: some(int64(defaultPIDs))}
+	case l.PIDs != 0 || pids < 0: // no limit
+	case !c.has("pids"):
+		return nil, diag.Errorf(diag.Unsupported, "cannot limit the processes of the step: the cgroup controller \"pids\" is not available").
+			WithHint("enable the controller on this machine, or run steps without that limit: set pids = -1 below [steps] in the configuration file")
+	default:
+		r.Pids = &specs.LinuxPids{Limit: &pids}
 	}
 	return r, nil
+}
+
+// confinable refuses to run a confined step on a machine that lacks what confines it.
+func (h *host) confinable() error {
+	switch {
+	case !h.cgroups.has("devices"):
+		return diag.Errorf(diag.Unsupported, "cannot keep the step from this machine's devices: the cgroup controller \"devices\" is not available").
+			WithHint("mount it: mkdir -p /sys/fs/cgroup/devices && mount -t cgroup -o devices cgroup /sys/fs/cgroup/devices")
+	case h.seccomp == nil:
+		return diag.Errorf(diag.Unsupported, "cannot filter the system calls of the step: this kernel has no seccomp").
+			WithHint("use a kernel with CONFIG_SECCOMP_FILTER")
+	}
+	return nil
 }
 
 func checkLimits(l graph.Limits) error {
@@ -124,6 +142,15 @@ func rlimits(list []graph.Ulimit, mayRaise bool) ([]specs.POSIXRlimit, error) {
 		out = append(out, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(name), Soft: soft, Hard: hard})
 	}
 	return out, nil
+}
+
+// noCore lets processes that crash leave no image of their memory, which may hold secrets, unless the step asks for that.
+func noCore(limits []specs.POSIXRlimit) []specs.POSIXRlimit {
+	const core = "RLIMIT_CORE"
+	if slices.ContainsFunc(limits, func(l specs.POSIXRlimit) bool { return l.Type == core }) {
+		return limits
+	}
+	return append(limits, specs.POSIXRlimit{Type: core})
 }
 
 // rlimitValue reads -1 as no limit.

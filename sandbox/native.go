@@ -30,6 +30,7 @@ type native struct {
 	self    *os.File // this process, whose namespaces threads go back to
 	devices devicePrograms
 	groups  groupPool
+	pids    int64 // limit of processes of a step that asks for none
 
 	mu      sync.Mutex
 	profile *specs.LinuxSeccomp // the last one that was compiled
@@ -128,6 +129,7 @@ func acceptsFields(s *specs.Spec) error {
 	rest.Version, rest.Root, rest.Process, rest.Hostname, rest.Mounts, rest.Linux = "", nil, nil, "", nil, nil
 	process.User.UID, process.User.GID, process.User.AdditionalGids = 0, 0, nil
 	process.Args, process.Env, process.Cwd, process.Capabilities, process.Rlimits, process.NoNewPrivileges = nil, nil, "", nil, nil, false
+	process.OOMScoreAdj, process.ApparmorProfile = nil, ""
 	caps.Bounding, caps.Effective, caps.Permitted, caps.Inheritable = nil, nil, nil, nil
 	linux.CgroupsPath, linux.Namespaces, linux.Devices, linux.Resources = "", nil, nil, nil
 	linux.Seccomp, linux.MaskedPaths, linux.ReadonlyPaths = nil, nil, nil

@@ -42,13 +42,14 @@ func TestAccepts(t *testing.T) {
 	if err := n.accepts(fresh()); err != nil {
 		t.Error(err)
 	}
-	yes, score := true, 5
+	yes := true
 	for name, change := range map[string]func(*specs.Spec){
 		"terminal":    func(s *specs.Spec) { s.Process.Terminal = true },
 		"hooks":       func(s *specs.Spec) { s.Hooks = &specs.Hooks{} },
 		"annotations": func(s *specs.Spec) { s.Annotations = map[string]string{"a": "b"} },
-		"oom":         func(s *specs.Spec) { s.Process.OOMScoreAdj = &score },
-		"apparmor":    func(s *specs.Spec) { s.Process.ApparmorProfile = "x" },
+		"selinux":     func(s *specs.Spec) { s.Process.SelinuxLabel = "x" },
+		"mount label": func(s *specs.Spec) { s.Linux.MountLabel = "x" },
+		"cgroup v2":   func(s *specs.Spec) { s.Linux.Resources.Unified = map[string]string{"memory.max": "max"} },
 		"ambient":     func(s *specs.Spec) { s.Process.Capabilities.Ambient = []string{"CAP_CHOWN"} },
 		"umask":       func(s *specs.Spec) { s.Process.User.Umask = new(uint32) },
 		"sysctl":      func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"a": "b"} },
@@ -110,6 +111,7 @@ func testDeviceRules(t *testing.T, b *box) {
 		t.Fatal(err)
 	}
 	b.host.cgroups = &cgroups{unified: true, roots: []string{v2}, v2: v2, controllers: map[string]string{"devices": v2}}
+	b.host.steps.PIDs = -1 // here it has no controllers
 	check("version 2")
 	out, _ := b.sh(t, "cat /proc/self/cgroup | grep ^0; ls /sys/fs/cgroup; touch /sys/fs/cgroup/x 2>&1", nil)
 	if !strings.Contains(out, "0::/\n") || !strings.Contains(out, "cgroup.procs\n") || !strings.Contains(out, "Read-only") {
@@ -119,7 +121,7 @@ func testDeviceRules(t *testing.T, b *box) {
 	if err := b.host.cgroups.remove(b.native.groups.get()); err != nil {
 		t.Error(err)
 	}
-	b.host.cgroups = before
+	b.host.cgroups, b.host.steps.PIDs = before, defaultPIDs
 }
 
 // An image need not have the directories that the kernel's file systems are mounted on, and may have links in their place.

@@ -16,8 +16,11 @@ import (
 type host struct {
 	cgroups *cgroups
 	caps    []string            // held by this process
-	seccomp *specs.LinuxSeccomp // for defaultCaps; nil = the kernel has no seccomp
+	seccomp *specs.LinuxSeccomp // for the capabilities of steps; nil = the kernel has no seccomp
 	devices Devices
+	steps   Steps // with defaults filled in
+	memory  int64 // bytes of all steps together; 0 = no limit
+	oom     int   // oom_score_adj of steps
 }
 
 // plan is a step as it will be run, every name resolved.
@@ -53,7 +56,7 @@ func defaultMounts(shm int64, sysAccess string) []specs.Mount {
 
 // ociSpec makes the runtime's configuration. It is a pure function of its arguments, but for the devices of an insecure step.
 func ociSpec(p *plan, h *host) (*specs.Spec, error) {
-	res, err := resources(p.Limits, h.cgroups)
+	res, err := resources(p.Limits, h.cgroups, h.steps.PIDs)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +68,7 @@ func ociSpec(p *plan, h *host) (*specs.Spec, error) {
 		Version: "1.0.2",
 		Root:    &specs.Root{Path: p.RootFS, Readonly: p.ReadOnlyRoot},
 		Process: &specs.Process{
-			Terminal: p.TTY, Args: p.Args, Env: environment(p.Env, p.user.Home), Cwd: p.Cwd, Rlimits: limits,
+			Terminal: p.TTY, Args: p.Args, Env: environment(p.Env, p.user.Home), Cwd: p.Cwd, Rlimits: noCore(limits), OOMScoreAdj: &h.oom,
 			User: specs.User{UID: p.user.UID, GID: p.user.GID, AdditionalGids: withGroup(p.user.Groups, p.user.GID)},
 		},
 		Hostname: p.Hostname,
@@ -84,7 +87,11 @@ func ociSpec(p *plan, h *host) (*specs.Spec, error) {
 		s.Linux.Devices = hostDevices()
 		res.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
 	} else {
-		s.Process.Capabilities = capabilities(intersect(defaultCaps, h.caps))
+		if err := h.confinable(); err != nil {
+			return nil, err
+		}
+		s.Process.Capabilities = capabilities(intersect(h.steps.Capabilities, h.caps))
+		s.Process.NoNewPrivileges, s.Process.ApparmorProfile = h.steps.NoNewPrivileges, h.steps.AppArmor
 		s.Linux.Seccomp = h.seccomp
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = maskedPaths, readonlyPaths
 		res.Devices = allowedDevices()

@@ -22,7 +22,7 @@ func testHost() *host {
 	for _, c := range []string{"memory", "cpu", "cpuset", "pids", "devices"} {
 		all[c] = "/sys/fs/cgroup"
 	}
-	return &host{cgroups: &cgroups{unified: true, roots: []string{"/sys/fs/cgroup"}, controllers: all}, caps: append(slices.Clone(defaultCaps), "CAP_SYS_ADMIN"), seccomp: &specs.LinuxSeccomp{DefaultAction: specs.ActErrno}}
+	return &host{cgroups: &cgroups{unified: true, roots: []string{"/sys/fs/cgroup"}, controllers: all}, caps: append(slices.Clone(defaultCaps), "CAP_SYS_ADMIN"), seccomp: &specs.LinuxSeccomp{DefaultAction: specs.ActErrno}, steps: Steps{Capabilities: defaultCaps, PIDs: defaultPIDs}, oom: stepOOMScore}
 }
 
 func testPlan() *plan {
@@ -57,7 +57,7 @@ func TestSpecOfAStep(t *testing.T) {
 	if len(c.Inheritable) != 0 || len(c.Ambient) != 0 || !slices.Equal(c.Bounding, defaultCaps) || !slices.Equal(c.Effective, defaultCaps) || slices.Contains(c.Bounding, "CAP_SYS_ADMIN") {
 		t.Errorf("capabilities %+v", c)
 	}
-	if p.NoNewPrivileges || p.OOMScoreAdj != nil || s.Linux.Seccomp == nil || len(s.Linux.MaskedPaths) == 0 || len(s.Linux.ReadonlyPaths) == 0 {
+	if p.NoNewPrivileges || *p.OOMScoreAdj != stepOOMScore || len(s.Annotations) > 0 || s.Linux.Seccomp == nil || len(s.Linux.MaskedPaths) == 0 || len(s.Linux.ReadonlyPaths) == 0 {
 		t.Errorf("confinement %+v %+v", p, s.Linux)
 	}
 	var spaces []string
@@ -129,7 +129,7 @@ func TestMountOrder(t *testing.T) {
 
 func TestResources(t *testing.T) {
 	l := graph.Limits{Memory: 1 << 20, MemorySwap: -1, CPUShares: 5, CPUPeriod: 6, CPUQuota: 7, CPUSet: "0-1", Mems: "0", PIDs: 9}
-	r, err := resources(l, testHost().cgroups)
+	r, err := resources(l, testHost().cgroups, 77)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,16 +137,18 @@ func TestResources(t *testing.T) {
 		t.Errorf("%+v %+v", r.Memory, r.CPU)
 	}
 	none := &cgroups{controllers: map[string]string{}}
-	if r, err := resources(graph.Limits{}, none); err != nil || r.Pids != nil {
-		t.Errorf("no limits on a machine that has none: %+v %v", r, err)
+	for _, l := range []graph.Limits{{}, {PIDs: -1}} {
+		if r, err := resources(l, none, -1); err != nil || r.Pids != nil {
+			t.Errorf("no limits on a machine that has none: %+v %v", r, err)
+		}
 	}
 	for _, l := range []graph.Limits{{Memory: 1}, {CPUShares: 1}, {CPUSet: "0"}, {PIDs: 1}} {
-		if _, err := resources(l, none); diag.KindOf(err) != diag.Unsupported {
+		if _, err := resources(l, none, -1); diag.KindOf(err) != diag.Unsupported {
 			t.Errorf("%+v cannot be kept: %v", l, err)
 		}
 	}
 	for _, l := range []graph.Limits{{Memory: -1}, {Memory: 5, MemorySwap: 4}, {CPUSet: "a"}, {CgroupParent: "../x"}, {CgroupParent: "x:y:z"}, {PIDs: -2}, {MemorySwap: -2}} {
-		if _, err := resources(l, testHost().cgroups); diag.KindOf(err) != diag.Invalid {
+		if _, err := resources(l, testHost().cgroups, 77); diag.KindOf(err) != diag.Invalid {
 			t.Errorf("%+v: %v", l, err)
 		}
 	}
@@ -277,4 +279,13 @@ devices:
 	if err := injectDevices(s, []graph.Device{{Name: "acme.com/gpu=one"}}, d); err != nil || !slices.Equal(s.Process.Env, []string{"FROM=high"}) {
 		t.Errorf("%v %v", s.Process.Env, err)
 	}
+}
+
+func mustSpec(t *testing.T, p *plan, h *host) *specs.Spec {
+	t.Helper()
+	s, err := ociSpec(p, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }

@@ -35,6 +35,7 @@ func (j *jail) program(fds [3]int) (*spawn.Program, error) {
 	}
 	// Closed, not only marked: the working directory below must not be one of them (CVE-2024-21626).
 	p.Call("close all files", unix.SYS_CLOSE_RANGE, 3, uintptr(^uint32(0)), 0)
+	j.kernelSettings(p)
 	if err := j.limits(p); err != nil {
 		return nil, err
 	}

@@ -34,27 +34,32 @@ type box struct {
 }
 
 // both runs a test with the built-in runtime and with runc: they must behave alike.
-func both(t *testing.T, f func(t *testing.T, b *box)) {
+func both(t *testing.T, f func(t *testing.T, b *box)) { bothWith(t, Steps{}, f) }
+
+// bothWith is both for steps that an operator confines.
+func bothWith(t *testing.T, steps Steps, f func(t *testing.T, b *box)) {
 	t.Run("built-in", func(t *testing.T) {
-		b := newBox(t, "")
+		b := newConfined(t, "", steps)
 		if b.native == nil {
 			t.Skip("this machine cannot use the built-in runtime")
 		}
 		b.binary = "no-such-runtime" // it must not be needed
 		f(t, b)
 	})
-	t.Run("runc", func(t *testing.T) { f(t, newBox(t, "runc")) })
+	t.Run("runc", func(t *testing.T) { f(t, newConfined(t, "runc", steps)) })
 }
 
 // newBox makes a sandbox with a runtime: "" is the built-in one.
-func newBox(t testing.TB, binary string) *box {
+func newBox(t testing.TB, binary string) *box { return newConfined(t, binary, Steps{}) }
+
+func newConfined(t testing.TB, binary string, steps Steps) *box {
 	needRoot(t)
 	if _, err := exec.LookPath("runc"); binary != "" && err != nil {
 		t.Skip("needs runc")
 	}
 	b := &box{rootfs: filepath.Join(t.TempDir(), "rootfs")}
 	var err error
-	b.Sandbox, err = New(Options{Root: t.TempDir(), Binary: binary, Warn: func(s string) { b.warned = append(b.warned, s) }})
+	b.Sandbox, err = New(Options{Root: t.TempDir(), Binary: binary, Steps: steps, Warn: func(s string) { b.warned = append(b.warned, s) }})
 	if err == nil {
 		err = b.prepare()
 	}

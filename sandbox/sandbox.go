@@ -29,6 +29,7 @@ type Options struct {
 	Network NetworkConfig
 	Devices Devices
 	Guarded bool // a process ends steps that outlive this one; the program calls Helper
+	Steps   Steps
 	Log     *slog.Logger
 	Warn    func(string) // what a user should know, such as a missing network; nil = Log
 }
@@ -42,6 +43,8 @@ type Sandbox struct {
 	binary  string // of the OCI runtime
 	forced  bool   // it runs all steps
 	devices Devices
+	confine Steps
+	warn    func(string)
 	ids     atomic.Int64
 	started string // part of every id, so that none comes twice
 
@@ -79,6 +82,10 @@ func New(opt Options) (*Sandbox, error) {
 	warn := opt.Warn
 	if warn == nil {
 		warn = func(msg string) { s.log.Warn(msg) }
+	}
+	s.warn = warn
+	if s.confine, err = opt.Steps.normal(); err != nil {
+		return nil, err
 	}
 	if s.net, err = newNetwork(opt.Network, s.owner, warn, s.log); err != nil {
 		return nil, err
@@ -172,7 +179,7 @@ func (s *Sandbox) find() error {
 		return diag.Errorf(diag.Denied, "build steps can only run as root").WithHint("run the builder as root, for example with sudo")
 	}
 	var err error
-	h := &host{devices: s.devices}
+	h := &host{devices: s.devices, steps: s.confine, oom: oomScore()}
 	if h.cgroups, err = findCgroups(); err != nil {
 		return diag.Errorf(diag.Unavailable, "cannot read how control groups are mounted: %w", err)
 	}
@@ -180,15 +187,27 @@ func (s *Sandbox) find() error {
 		return diag.Errorf(diag.Unavailable, "cannot read this process's capabilities: %w", err)
 	}
 	if _, err := os.Stat("/proc/sys/kernel/seccomp"); err == nil {
-		if h.seccomp, err = seccompProfile(intersect(defaultCaps, h.caps)); err != nil {
+		if h.seccomp, err = seccompProfile(intersect(s.confine.Capabilities, h.caps)); err != nil {
 			return diag.Errorf(diag.Internal, "the seccomp profile: %w", err)
 		}
-	} else {
-		s.log.Warn("this kernel has no seccomp: build steps run without a system call filter")
+	}
+	switch total := totalMemory(h.cgroups); {
+	case s.confine.Memory > 0:
+		h.memory = s.confine.Memory
+	case s.confine.Memory == 0 && total > 0:
+		h.memory = stepMemory(total)
+	}
+	if h.memory > 0 && !h.cgroups.has("memory") {
+		if s.confine.Memory > 0 {
+			return diag.Errorf(diag.Unsupported, "cannot limit the memory of steps: the cgroup controller \"memory\" is not available")
+		}
+		s.warn("the memory of steps is not limited: the cgroup controller \"memory\" is not available")
 	}
 	if !s.forced {
 		if s.native, s.lacks = newNative(s.owner); s.lacks != nil {
 			s.log.Info("build steps cannot use the built-in container runtime", "reason", s.lacks)
+		} else {
+			s.native.pids = s.confine.PIDs
 		}
 	}
 	s.host = h
@@ -263,6 +282,9 @@ func (s *Sandbox) start(ctx context.Context, b *bundle, p *plan) (*Exit, error) 
 	oci, err := ociSpec(p, s.host)
 	if err != nil {
 		return nil, err
+	}
+	if err := s.host.ceiling(p.cgroup); err != nil {
+		return nil, diag.Errorf(diag.Unavailable, "cannot limit the memory of steps: %w", err)
 	}
 	c := &container{bundle: b, cgroup: p.cgroup, cgroups: s.host.cgroups, spec: p.Spec, started: make(chan struct{}), log: b.file("log.json")}
 	why := s.lacks

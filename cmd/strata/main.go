@@ -175,6 +175,9 @@ func (c *cli) engineOptions() (engine.Options, error) {
 	if opt.Caches, err = cacheRules(c.config); err != nil {
 		return opt, err
 	}
+	if opt.Steps, err = loadSteps(c.config); err != nil {
+		return opt, err
+	}
 	opt.Tracer, err = tracing.New(context.Background(), version, false)
 	return opt, err
 }

@@ -30,6 +30,8 @@ type serving struct {
 	parallel     int
 	net          netConfig
 	devices      engine.DeviceOptions
+	appArmor     string // profile of steps
+	seLinux      bool
 	proxied      bool
 	metadata     bool // builds may reach link-local addresses and metadata services
 	asBuildKit   bool
@@ -71,6 +73,9 @@ func newServe(c *cli) *cobra.Command {
 	_ = fs.MarkHidden("as-buildkitd") // these fail for unknown flags only
 	_ = fs.MarkHidden("version")
 	fs.StringVar(&v.provenance, "provenance-env-dir", "", "Directory of JSON files with what provenance tells of this builder (default /etc/buildkit/provenance.d)")
+	fs.StringVar(&v.appArmor, "oci-worker-apparmor-profile", "", "AppArmor profile of steps; the kernel must have it")
+	fs.BoolVar(&v.seLinux, "oci-worker-selinux", false, "")
+	_ = fs.MarkHidden("oci-worker-selinux") // it is refused
 	networkFlags(fs, &v.net, &v.devices)
 	foreignFlags(fs)
 	return cmd
@@ -82,7 +87,7 @@ var foreign = map[string]string{
 	"oci-worker-snapshotter": "layers are always stacked with overlayfs", "oci-worker-platform": "",
 	"oci-worker-gc-keepstorage": "use --gc-bytes", "oci-worker-rootless": "", "rootless": "", "otel-socket-path": "", "save-cache-debug": "",
 	"oci-worker-no-process-sandbox": "steps keep a process namespace of their own",
-	"oci-worker-binary":             "use --runtime", "oci-worker-proxy-snapshotter-path": "", "oci-worker-apparmor-profile": "", "oci-worker-selinux": "",
+	"oci-worker-binary":             "use --runtime", "oci-worker-proxy-snapshotter-path": "",
 }
 
 // foreignFlags adds them, hidden.
@@ -118,6 +123,9 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 			return diag.Errorf(diag.Invalid, "invalid entitlement: %s", e).WithHint("it must be network.host, security.insecure or device")
 		}
 	}
+	if v.seLinux {
+		return diag.Errorf(diag.Unsupported, "steps cannot have SELinux labels").WithHint("leave out --oci-worker-selinux and worker.oci.selinux; docs/security.md says what confines steps")
+	}
 	labels := map[string]string{}
 	for _, l := range v.labels {
 		k, val, ok := strings.Cut(l, "=")
@@ -130,6 +138,7 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 	if err != nil {
 		return err
 	}
+	opt.Steps.AppArmor = firstOf(v.appArmor, opt.Steps.AppArmor)
 	opt.Serves, opt.MaxParallel, opt.Log, opt.Devices = true, v.parallel, log, v.devices
 	if opt.ProvenanceEnv, err = builderFacts(v.provenance); err != nil {
 		return err

@@ -44,6 +44,8 @@ type serveConfig struct {
 	DNS     dnsConfig      `toml:"dns"`
 	History *historyConfig `toml:"history"`
 
+	Steps any `toml:"steps"` // see stepsConfig
+
 	Provenance string `toml:"provenanceEnvDir"`
 
 	Frontends frontendsConfig `toml:"frontend"`
@@ -88,8 +90,8 @@ type ociWorker struct {
 	Snapshotter any               `toml:"snapshotter"`
 	Rootless    any               `toml:"rootless"`
 	NoSandbox   any               `toml:"noProcessSandbox"`
-	AppArmor    any               `toml:"apparmor-profile"`
-	SELinux     any               `toml:"selinux"`
+	AppArmor    string            `toml:"apparmor-profile"`
+	SELinux     bool              `toml:"selinux"`
 	Proxy       any               `toml:"proxySnapshotterPath"`
 	Default     any               `toml:"defaultCgroupParent"`
 }
@@ -137,8 +139,8 @@ func (c *serveConfig) unused() map[string]any {
 		"worker.oci.gcpolicy": o.GCPolicy, "worker.oci.gckeepstorage": o.KeepStorage, "worker.oci.reservedSpace": o.Reserved,
 		"worker.oci.maxUsedSpace": o.MaxUsed, "worker.oci.minFreeSpace": o.MinFree, "worker.oci.snapshotter": o.Snapshotter,
 		"worker.oci.platforms": o.Platforms, "worker.oci.bridgeName": o.Bridge,
-		"worker.oci.rootless": o.Rootless, "worker.oci.noProcessSandbox": o.NoSandbox, "worker.oci.apparmor-profile": o.AppArmor,
-		"worker.oci.selinux": o.SELinux, "worker.oci.proxySnapshotterPath": o.Proxy, "worker.oci.defaultCgroupParent": o.Default,
+		"worker.oci.rootless": o.Rootless, "worker.oci.noProcessSandbox": o.NoSandbox,
+		"worker.oci.proxySnapshotterPath": o.Proxy, "worker.oci.defaultCgroupParent": o.Default,
 	}
 }
 
@@ -165,6 +167,7 @@ func (c *serveConfig) apply(cli *cli, v *serving, fs *pflag.FlagSet) {
 		v.provenance = c.Provenance
 	}
 	v.proxied = v.proxied || c.Proxied
+	v.appArmor, v.seLinux = firstOf(v.appArmor, c.Worker.OCI.AppArmor), v.seLinux || c.Worker.OCI.SELinux
 	if v.parallel == 0 {
 		v.parallel = c.Worker.OCI.Parallel
 	}
