@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"io"
-	"os"
 	"path"
 	"slices"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/outfile"
 )
 
 // Blob is content of known digest and size: bytes, or whatever Copy writes.
@@ -186,48 +186,26 @@ func writeHeader(w io.Writer, h *tar.Header) error {
 	return err
 }
 
-// WriteDir writes files below a directory, which is made if need be. Blobs that are there already, with the right size,
-// stay.
+// WriteDir writes files below a directory, which is made if need be. A reader sees an old file or a new one. Blobs that are there
+// already, with the right size, stay.
 func WriteDir(ctx context.Context, dir string, files []Output) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	root, err := os.OpenRoot(dir)
+	at, err := outfile.OpenDir(dir)
 	if err != nil {
 		return err
 	}
-	defer root.Close()
+	defer at.Close()
 	for _, f := range files {
 		isBlob := path.Dir(f.Name) != "." || hexName.MatchString(f.Name)
-		if st, err := root.Lstat(f.Name); err == nil && isBlob && st.Mode().IsRegular() && st.Size() == f.Size {
+		if size, err := at.Size(f.Name); err == nil && isBlob && size == f.Size {
 			continue
 		}
-		if err := root.MkdirAll(path.Dir(f.Name), 0o755); err != nil {
-			return err
+		err := at.MkdirAll(path.Dir(f.Name))
+		if err == nil {
+			err = at.WriteFrom(f.Name, func(w io.Writer) error { return f.Write(ctx, w) })
 		}
-		if err := writeFile(ctx, root, f); err != nil {
+		if err != nil {
 			return diag.Errorf(diag.KindOf(err), "%s: %w", f.Name, err)
 		}
 	}
 	return nil
-}
-
-// writeFile replaces a file: a reader sees the old one or the new one.
-func writeFile(ctx context.Context, root *os.Root, f Output) error {
-	part := f.Name + ".part"
-	w, err := root.OpenFile(part, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
-	err = f.Write(ctx, w)
-	if cerr := w.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = root.Rename(part, f.Name)
-	}
-	if err != nil {
-		_ = root.Remove(part) // the first error matters
-	}
-	return err
 }

@@ -9,7 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"path"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -18,6 +18,7 @@ import (
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/outfile"
 	"github.com/strata-build/strata/session"
 	"github.com/strata-build/strata/strictjson"
 )
@@ -100,39 +101,65 @@ func (c clientStore) write(ctx context.Context, d image.Descriptor, r io.Reader)
 	return c.WriteContent(ctx, c.id, d, r)
 }
 
-// layout is a directory that is an OCI layout.
+// layout is a directory that is an OCI layout. Its user may change it at any time.
 type layout struct{ dir string }
 
-func (l layout) path(d graph.Digest) string {
-	return filepath.Join(l.dir, "blobs", d.Algorithm().String(), d.Encoded())
+const blobsDir = "blobs/sha256"
+
+// path is a blob's name in the directory.
+func (l layout) path(d graph.Digest) (string, error) {
+	if err := d.Validate(); err != nil {
+		return "", err
+	}
+	return path.Join("blobs", d.Algorithm().String(), d.Encoded()), nil
+}
+
+// read opens a file of the directory.
+func (l layout) read(name string) (*os.File, error) {
+	dir, err := outfile.OpenExisting(l.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return dir.Open(name)
+}
+
+// blob opens a blob.
+func (l layout) blob(d graph.Digest) (*os.File, error) {
+	name, err := l.path(d)
+	if err != nil {
+		return nil, err
+	}
+	f, err := l.read(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, diag.Errorf(diag.NotFound, "%s has no blob %s", l.dir, d)
+	}
+	return f, err
 }
 
 func (l layout) stat(_ context.Context, d graph.Digest) (int64, error) {
-	if err := d.Validate(); err != nil {
-		return 0, err
-	}
-	st, err := os.Stat(l.path(d))
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, diag.Errorf(diag.NotFound, "%s has no blob %s", l.dir, d)
-	}
+	f, err := l.blob(d)
 	if err != nil {
 		return 0, err
 	}
-	return st.Size(), nil
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return fi.Size(), nil
 }
 
 func (l layout) open(_ context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error) {
-	if err := d.Digest.Validate(); err != nil {
+	f, err := l.blob(d.Digest)
+	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(l.path(d.Digest))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, diag.Errorf(diag.NotFound, "%s has no blob %s", l.dir, d.Digest)
+	if _, err := f.Seek(offset, io.SeekStart); err != nil {
+		f.Close()
+		return nil, err
 	}
-	if err == nil {
-		_, err = f.Seek(offset, io.SeekStart)
-	}
-	return f, err
+	return f, nil
 }
 
 // write adds a blob; one that is there stays.
@@ -140,31 +167,47 @@ func (l layout) write(ctx context.Context, d image.Descriptor, r io.Reader) erro
 	if n, err := l.stat(ctx, d.Digest); err == nil && n == d.Size {
 		return nil
 	}
-	if err := os.MkdirAll(filepath.Dir(l.path(d.Digest)), 0o755); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(l.path(d.Digest)), ".part-")
+	name, err := l.path(d.Digest)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name())
-	defer f.Close()
-	h := digest.SHA256.Digester()
-	if _, err := io.Copy(io.MultiWriter(f, h.Hash()), r); err != nil {
+	dir, err := outfile.OpenDir(l.dir)
+	if err != nil {
 		return err
 	}
-	if h.Digest() != d.Digest {
-		return diag.Errorf(diag.Conflict, "a blob of the cache has the digest %s, not %s", h.Digest(), d.Digest)
+	defer dir.Close()
+	if err := dir.MkdirAll(path.Dir(name)); err != nil {
+		return err
 	}
-	return errors.Join(f.Chmod(0o644), f.Close(), os.Rename(f.Name(), l.path(d.Digest)))
+	return dir.WriteFrom(name, func(w io.Writer) error {
+		h := digest.SHA256.Digester()
+		if _, err := io.Copy(io.MultiWriter(w, h.Hash()), r); err != nil {
+			return err
+		}
+		if h.Digest() != d.Digest {
+			return diag.Errorf(diag.Conflict, "a blob of the cache has the digest %s, not %s", h.Digest(), d.Digest)
+		}
+		return nil
+	})
 }
+
+// maxIndex is the size of the largest index.json, in bytes.
+const maxIndex = 4 << 20
 
 func (l layout) index() (ocispec.Index, error) {
 	ix := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex}
 	ix.SchemaVersion = 2
-	raw, err := os.ReadFile(filepath.Join(l.dir, ocispec.ImageIndexFile))
+	f, err := l.read(ocispec.ImageIndexFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return ix, nil
+	}
+	if err != nil {
+		return ix, err
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, maxIndex+1))
+	if err == nil && len(raw) > maxIndex {
+		err = diag.Errorf(diag.Invalid, "%s of %s is larger than %d bytes", ocispec.ImageIndexFile, l.dir, maxIndex)
 	}
 	if err == nil {
 		err = strictjson.Unmarshal(raw, &ix)
@@ -191,9 +234,14 @@ func (l layout) tag(tag string, m *manifest, reset []graph.Digest) error {
 	if err != nil {
 		return err
 	}
+	dir, err := outfile.OpenDir(l.dir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
 	err = errors.Join(
-		os.WriteFile(filepath.Join(l.dir, ocispec.ImageLayoutFile), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o644),
-		os.WriteFile(filepath.Join(l.dir, ocispec.ImageIndexFile), raw, 0o644))
+		dir.Write(ocispec.ImageLayoutFile, []byte(`{"imageLayoutVersion":"1.0.0"}`)),
+		dir.Write(ocispec.ImageIndexFile, raw))
 	if err != nil || reset == nil {
 		return err
 	}
@@ -201,10 +249,10 @@ func (l layout) tag(tag string, m *manifest, reset []graph.Digest) error {
 	for _, d := range reset {
 		needed[d.Encoded()] = true
 	}
-	all, err := os.ReadDir(filepath.Join(l.dir, "blobs/sha256"))
-	for _, e := range all {
-		if !needed[e.Name()] {
-			err = errors.Join(err, os.Remove(filepath.Join(l.dir, "blobs/sha256", e.Name())))
+	all, err := dir.Names(blobsDir)
+	for _, name := range all {
+		if !needed[name] {
+			err = errors.Join(err, dir.Remove(path.Join(blobsDir, name)))
 		}
 	}
 	return err

@@ -247,7 +247,7 @@ func TestMountsGoAndComeBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(place.path(list.Chunks[5].Blob), []byte("other"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(place.dir, blobsDir, list.Chunks[5].Blob.Encoded()), []byte("other"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	to = t.TempDir()

@@ -10,7 +10,6 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
-	"github.com/strata-build/strata/provenance"
 )
 
 // Names of the form in which BuildKit attaches statements to images, which scanners and buildx read.
@@ -87,7 +86,7 @@ func (e *Env) attest(ctx context.Context, out *packedImage, im *Image, o *packin
 func subjects(names []string, p graph.Platform, d graph.Digest) []subject {
 	var out []subject
 	for _, n := range names {
-		out = append(out, subject{provenance.PackageURL("docker", n, &p), digestSet(d)})
+		out = append(out, subject{image.PackageURL("docker", n, &p), digestSet(d)})
 	}
 	if out == nil {
 		out = append(out, subject{"_", digestSet(d)})

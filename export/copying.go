@@ -7,7 +7,6 @@ import (
 	"os"
 	"path"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/event"
+	"github.com/strata-build/strata/outfile"
 	"github.com/strata-build/strata/tree"
 )
 
@@ -32,6 +32,7 @@ type copying struct {
 
 	mu    sync.Mutex
 	dirs  []madeDir
+	left  []string               // what was not written as it is in the result
 	links map[tree.FileID]string // where the first name of a file with several went
 	later []hardlink
 }
@@ -55,23 +56,32 @@ func (c *copying) dir(p *tree.Pick, src, dst string) error {
 	c.mu.Lock()
 	c.dirs = append(c.dirs, madeDir{dst, p.Entry})
 	c.mu.Unlock()
-	to, err := beneath(c.dst.fd, dst, unix.O_DIRECTORY|unix.O_PATH)
+	var plain []*tree.Entry
+	err := c.dst.Owner.Do(func() error {
+		to, err := outfile.Beneath(c.dst.Fd(), dst, unix.O_DIRECTORY|unix.O_PATH)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(to)
+		for i := range p.Kids {
+			k := &p.Kids[i]
+			left := c.leftOut(k.Entry, path.Join(dst, k.Name))
+			switch {
+			case k.IsDir():
+				if err := mkdirAt(to, k.Name); err != nil {
+					return &os.PathError{Op: "mkdir", Path: path.Join(dst, k.Name), Err: err}
+				}
+			case left:
+				continue
+			default:
+				plain = append(plain, k.Entry)
+			}
+			c.dst.keep(path.Join(dst, k.Name), k.IsDir())
+		}
+		return nil
+	})
 	if err != nil {
 		return err
-	}
-	var plain []*tree.Entry
-	for i := range p.Kids {
-		k := &p.Kids[i]
-		c.dst.keep(path.Join(dst, k.Name))
-		if !k.IsDir() {
-			plain = append(plain, k.Entry)
-		} else if err = c.dst.mkdirAt(to, k.Name); err != nil {
-			break
-		}
-	}
-	unix.Close(to)
-	if err != nil {
-		return &os.PathError{Op: "mkdir", Path: dst, Err: err}
 	}
 	for part := range slices.Chunk(plain, batch) {
 		if err := c.task(func() error { return c.batch(part, src, dst) }); err != nil {
@@ -96,12 +106,16 @@ func (c *copying) task(f func() error) error {
 }
 
 func (c *copying) batch(part []*tree.Entry, src, dst string) error {
-	from, err := beneath(c.src, path.Join(".", src), unix.O_DIRECTORY|unix.O_PATH)
+	from, err := outfile.Beneath(c.src, path.Join(".", src), unix.O_DIRECTORY|unix.O_PATH)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(from)
-	to, err := beneath(c.dst.fd, dst, unix.O_DIRECTORY|unix.O_PATH)
+	to := -1
+	err = c.dst.Owner.Do(func() (err error) {
+		to, err = outfile.Beneath(c.dst.Fd(), dst, unix.O_DIRECTORY|unix.O_PATH)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -113,7 +127,7 @@ func (c *copying) batch(part []*tree.Entry, src, dst string) error {
 		if c.linked(e, path.Join(dst, e.Name)) {
 			continue
 		}
-		if err := c.file(from, to, e); err != nil {
+		if err := c.file(from, to, e, path.Join(dst, e.Name)); err != nil {
 			return &os.PathError{Op: "write", Path: path.Join(dst, e.Name), Err: err}
 		}
 	}
@@ -137,25 +151,26 @@ func (c *copying) linked(e *tree.Entry, dst string) bool {
 	return true
 }
 
-func (c *copying) file(from, to int, e *tree.Entry) error {
-	err := c.create(from, to, e)
-	if errors.Is(err, unix.EEXIST) {
-		if err = unlink(to, e.Name); err == nil {
-			err = c.create(from, to, e)
-		}
-	}
-	if err != nil {
-		return err
-	}
-	if err := c.dst.own(to, e.Name); err != nil {
-		return err
-	}
-	if !e.IsLink() {
-		if err := unix.Fchmodat(to, e.Name, e.Mode&0o7777, 0); err != nil {
+// file copies one file. It is read with the rights of this process, and written with those of the directory's owner.
+func (c *copying) file(from, to int, e *tree.Entry, rel string) error {
+	var in *os.File
+	if e.IsRegular() {
+		fd, err := unix.Openat(from, e.Name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
 			return err
 		}
+		in = os.NewFile(uintptr(fd), rel)
+		defer in.Close()
 	}
-	return unix.UtimesNanoAt(to, e.Name, c.times(e), unix.AT_SYMLINK_NOFOLLOW)
+	return c.dst.Owner.Do(func() error {
+		err := c.create(in, to, e)
+		if errors.Is(err, unix.EEXIST) {
+			if err = outfile.RemoveAll(to, e.Name); err == nil {
+				err = c.create(in, to, e)
+			}
+		}
+		return err
+	})
 }
 
 func (c *copying) times(e *tree.Entry) []unix.Timespec {
@@ -168,79 +183,88 @@ func (c *copying) times(e *tree.Entry) []unix.Timespec {
 }
 
 // create makes a file of any type; EEXIST if the name is taken.
-func (c *copying) create(from, to int, e *tree.Entry) error {
+func (c *copying) create(in *os.File, to int, e *tree.Entry) error {
+	var err error
 	switch e.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
-		return c.regular(from, to, e)
+		return c.regular(in, to, e)
 	case unix.S_IFLNK:
-		return unix.Symlinkat(e.Link, to, e.Name)
-	case unix.S_IFSOCK:
-		return unix.Mknodat(to, e.Name, unix.S_IFSOCK|0o600, 0)
+		err = unix.Symlinkat(e.Link, to, e.Name)
+	default:
+		if err = unix.Mknodat(to, e.Name, e.Mode&unix.S_IFMT|0o600, int(e.Rdev)); err == nil {
+			err = outfile.Chmod(to, e.Name, c.dst.mode(e.Mode))
+		}
 	}
-	return unix.Mknodat(to, e.Name, e.Mode&unix.S_IFMT|0o600, int(e.Rdev))
-}
-
-func (c *copying) regular(from, to int, e *tree.Entry) (err error) {
-	in, err := unix.Openat(from, e.Name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	r := os.NewFile(uintptr(in), e.Name)
-	defer r.Close()
+	return unix.UtimesNanoAt(to, e.Name, c.times(e), unix.AT_SYMLINK_NOFOLLOW)
+}
+
+func (c *copying) regular(in *os.File, to int, e *tree.Entry) (err error) {
 	out, err := unix.Openat(to, e.Name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
 	w := os.NewFile(uintptr(out), e.Name)
-	defer func() {
-		if cerr := w.Close(); err == nil {
-			err = cerr
+	defer func() { err = errors.Join(err, w.Close()) }()
+	if e.Size > 0 {
+		n, err := io.Copy(w, in)
+		c.bytes.Add(n)
+		c.report(false)
+		if err != nil {
+			return err
 		}
-	}()
-	if e.Size == 0 {
-		return nil
 	}
-	n, err := io.Copy(w, r)
-	c.bytes.Add(n)
-	c.report(false)
-	return err
+	if err := c.attributes(in, w); err != nil {
+		return err
+	}
+	return errors.Join(unix.Fchmod(out, c.dst.mode(e.Mode)), setTimes(out, c.times(e)))
 }
 
-// wait ends the copy: links to files with several names, then the modes and times of directories, deepest first.
+// wait ends the copy of what is no directory: links to files with several names come last.
 func (c *copying) wait() error {
 	if err := c.g.Wait(); err != nil {
 		return err
 	}
 	for _, l := range c.later {
-		if err := c.link(l); err != nil {
+		if err := c.dst.Owner.Do(func() error { return c.link(l) }); err != nil {
 			return &os.LinkError{Op: "link", Old: l.from, New: l.to, Err: err}
 		}
 	}
+	return nil
+}
+
+// finishDirs gives directories their modes and times, deepest first, when nothing below them changes any more.
+func (c *copying) finishDirs() error {
 	slices.SortFunc(c.dirs, func(a, b madeDir) int { return len(b.rel) - len(a.rel) })
 	for _, d := range c.dirs {
 		if d.rel == "." {
 			continue // the client's own directory keeps its mode
 		}
-		fd, err := beneath(c.dst.fd, d.rel, unix.O_RDONLY|unix.O_DIRECTORY)
-		if err != nil {
-			return err
-		}
-		t := c.times(d.e)
-		err = errors.Join(unix.Fchmod(fd, d.e.Mode&0o7777), unix.UtimesNanoAt(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), t, 0), unix.Close(fd))
-		if err != nil {
+		if err := c.dst.Owner.Do(func() error { return c.finish(d) }); err != nil {
 			return &os.PathError{Op: "chmod", Path: d.rel, Err: err}
 		}
 	}
 	return nil
 }
 
+// finish gives a directory its mode and time.
+func (c *copying) finish(d madeDir) error {
+	fd, err := outfile.Beneath(c.dst.Fd(), d.rel, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Fchmod(fd, c.dst.mode(d.e.Mode)), setTimes(fd, c.times(d.e)), unix.Close(fd))
+}
+
 func (c *copying) link(l hardlink) error {
-	from, err := beneath(c.dst.fd, path.Dir(l.from), unix.O_DIRECTORY|unix.O_PATH)
+	from, err := outfile.Beneath(c.dst.Fd(), path.Dir(l.from), unix.O_DIRECTORY|unix.O_PATH)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(from)
-	to, err := beneath(c.dst.fd, path.Dir(l.to), unix.O_DIRECTORY|unix.O_PATH)
+	to, err := outfile.Beneath(c.dst.Fd(), path.Dir(l.to), unix.O_DIRECTORY|unix.O_PATH)
 	if err != nil {
 		return err
 	}
@@ -248,7 +272,7 @@ func (c *copying) link(l hardlink) error {
 	name := path.Base(l.to)
 	err = unix.Linkat(from, path.Base(l.from), to, name, 0)
 	if errors.Is(err, unix.EEXIST) {
-		if err = unlink(to, name); err == nil {
+		if err = outfile.RemoveAll(to, name); err == nil {
 			err = unix.Linkat(from, path.Base(l.from), to, name, 0)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/outfile"
 	"github.com/strata-build/strata/tree"
 )
 
@@ -140,7 +141,7 @@ func (o *opened) sums(ctx context.Context) ([]subject, error) {
 }
 
 func (o *opened) sum(rel string) (string, error) {
-	fd, err := beneath(o.fd, rel, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	fd, err := outfile.Beneath(o.fd, rel, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
 	if err != nil {
 		return "", err
 	}

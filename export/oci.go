@@ -3,7 +3,6 @@ package export
 import (
 	"context"
 	"io"
-	"os"
 
 	"github.com/strata-build/strata/archive"
 	"github.com/strata-build/strata/diag"
@@ -132,9 +131,4 @@ func discard(w io.Closer) {
 		return
 	}
 	_ = w.Close()
-	if f, ok := w.(*os.File); ok {
-		if st, err := os.Lstat(f.Name()); err == nil && st.Mode().IsRegular() {
-			_ = os.Remove(f.Name())
-		}
-	}
 }

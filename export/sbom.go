@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/outfile"
 )
 
 // noteLayers adds to each file of an SPDX document in which layer of the image it is, as a comment, where there is none yet. A
@@ -81,7 +82,7 @@ func hasFile(dir, rel string) bool {
 		return false
 	}
 	defer unix.Close(fd)
-	at, err := beneath(fd, path.Dir(rel), unix.O_PATH|unix.O_DIRECTORY)
+	at, err := outfile.Beneath(fd, path.Dir(rel), unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return false
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/outfile"
 	"github.com/strata-build/strata/tree"
 )
 
@@ -229,7 +230,7 @@ func (l *lister) file(k *tree.Entry, e *layer.Entry, from string) {
 		e.Xattrs = map[string]string{"security.capability": string(buf[:n])}
 	}
 	e.Open = func() (io.ReadCloser, error) {
-		fd, err := beneath(l.o.fd, from, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+		fd, err := outfile.Beneath(l.o.fd, from, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
 		if err != nil {
 			return nil, err
 		}

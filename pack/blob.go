@@ -6,8 +6,6 @@ import (
 	"crypto/sha256"
 	"io"
 	"maps"
-	"os"
-	"path/filepath"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -106,7 +104,7 @@ func (p *packing) plain(ctx context.Context, l *Layer) (archive.Blob, error) {
 		b.Copy = func(_ context.Context, w io.Writer) error {
 			return verified(w, io.NewSectionReader(l.plain.at, 0, l.plain.size), l.diffID)
 		}
-	case p.dir != "" && l.diffID == "":
+	case p.layout != nil && l.diffID == "":
 		if err := p.spool(ctx, l); err != nil {
 			return b, err
 		}
@@ -124,24 +122,15 @@ func (p *packing) plain(ctx context.Context, l *Layer) (archive.Blob, error) {
 
 // spool makes the tar of a virtual layer in the layout it goes to, hashing it on the way: one pass over its content.
 func (p *packing) spool(ctx context.Context, l *Layer) error {
-	f, err := os.CreateTemp(p.dir, ".part-")
+	f, err := p.layout.Create(blobDir + "/part")
 	if err != nil {
-		return diag.Errorf(diag.Denied, "cannot write to %s: %w", p.dir, err)
+		return diag.Errorf(diag.Denied, "cannot write to %s: %w", p.t.Path, err)
 	}
-	err = l.hash(ctx, f)
-	if cerr := f.Close(); err == nil {
-		err = cerr
+	defer f.Abort()
+	if err := l.hash(ctx, f); err != nil {
+		return err
 	}
-	if err == nil {
-		err = os.Chmod(f.Name(), 0o644)
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(p.dir, l.diffID.Encoded()))
-	}
-	if err != nil {
-		_ = os.Remove(f.Name()) // the first error matters
-	}
-	return err
+	return f.CloseAs(l.diffID.Encoded())
 }
 
 // compress writes a layer's blob to a temporary file.

@@ -4,13 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/outfile"
 )
 
 // Keep closes something with the workspace: a directory that layers are read from.
@@ -92,9 +91,11 @@ func (w *Workspace) Flatten(ctx context.Context, im *Image, out io.Writer) error
 
 // ExportLayers writes the uncompressed tar of each layer into a directory, as 001-<diff_id's first digits>.tar and so on.
 func (w *Workspace) ExportLayers(ctx context.Context, im *Image, dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return diag.Errorf(diag.Denied, "cannot write to %s: %w", dir, err)
+	at, err := outfile.OpenDir(dir)
+	if err != nil {
+		return err
 	}
+	defer at.Close()
 	p := &packing{w: w, t: Target{Compression: &layer.Compression{}}}
 	for i, l := range im.Layers {
 		l.mu.Lock()
@@ -104,7 +105,7 @@ func (w *Workspace) ExportLayers(ctx context.Context, im *Image, dir string) err
 			return err
 		}
 		name := fmt.Sprintf("%03d-%s.tar", i+1, l.diffID.Encoded()[:12])
-		if err := WriteFile(filepath.Join(dir, name), func(out io.Writer) error { return b.Write(ctx, out) }); err != nil {
+		if err := at.WriteFrom(name, func(out io.Writer) error { return b.Write(ctx, out) }); err != nil {
 			return err
 		}
 	}

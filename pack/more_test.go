@@ -19,6 +19,7 @@ import (
 	"github.com/strata-build/strata/archive"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/outfile"
 )
 
 // Several images in one archive, each with the right tag.
@@ -89,7 +90,7 @@ func TestBaseOfLinkedBlobs(t *testing.T) {
 // A layer bomb and a layer that is too many entries end with an error, not with the memory.
 func TestBomb(t *testing.T) {
 	p := filepath.Join(t.TempDir(), "bomb.tar.zst")
-	err := Replace(p, func(out io.Writer) error {
+	err := outfile.Write(p, func(out io.Writer) error {
 		z, err := layer.NewCompressor(out, layer.Compression{Type: layer.Zstd})
 		if err != nil {
 			return err

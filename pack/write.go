@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"io"
 	"maps"
-	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -20,6 +19,7 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/outfile"
 	"github.com/strata-build/strata/strictjson"
 )
 
@@ -81,8 +81,12 @@ func (w *Workspace) Write(ctx context.Context, images []*Image, t Target) (*Rece
 	}
 	p := &packing{w: w, t: t, known: map[graph.Digest]*Layer{}}
 	if t.Format == OCI && !t.Push {
-		p.dir = filepath.Join(t.Path, "blobs", "sha256")
-		if err := os.MkdirAll(p.dir, 0o755); err != nil {
+		var err error
+		if p.layout, err = outfile.OpenDir(t.Path); err != nil {
+			return nil, err
+		}
+		defer p.layout.Close()
+		if err := p.layout.MkdirAll(blobDir); err != nil {
 			return nil, diag.Errorf(diag.Denied, "cannot write to %s: %w", t.Path, err)
 		}
 	}
@@ -127,9 +131,13 @@ func (w *Workspace) Write(ctx context.Context, images []*Image, t Target) (*Rece
 type packing struct {
 	w     *Workspace
 	t     Target
-	dir   string // where blobs end up, if they can be made there
 	known map[graph.Digest]*Layer
+
+	layout *outfile.Dir // whose blobDir the blobs end up in, if they can be made there
 }
+
+// blobDir is where an OCI layout has its blobs.
+const blobDir = "blobs/sha256"
 
 func (p *packing) docker() bool {
 	return !p.t.Push && (p.t.Format == DockerArchive || p.t.Format == DockerLegacy)
@@ -285,31 +293,9 @@ func (p *packing) files(ctx context.Context, set *archive.Set) error {
 	return WriteFile(p.t.Path, func(out io.Writer) error { return archive.WriteTar(ctx, out, files) })
 }
 
-// WriteFile is Replace for archives: what goes to a name that ends in .gz or .zst is compressed.
+// WriteFile makes an archive of what f writes; what goes to a name that ends in .gz or .zst is compressed.
 func WriteFile(path string, f func(io.Writer) error) error {
-	return Replace(path, func(out io.Writer) error { return compressed(out, path, f) })
-}
-
-// Replace makes a file of what f writes. The file appears whole or not at all.
-func Replace(path string, f func(io.Writer) error) error {
-	part, err := os.CreateTemp(filepath.Dir(path), ".strata-")
-	if err != nil {
-		return diag.Errorf(diag.Denied, "cannot write %s: %w", path, err)
-	}
-	err = f(part)
-	if cerr := part.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Chmod(part.Name(), 0o644)
-	}
-	if err == nil {
-		err = os.Rename(part.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(part.Name()) // the first error matters
-	}
-	return err
+	return outfile.Write(path, func(out io.Writer) error { return compressed(out, path, f) })
 }
 
 func compressed(out io.Writer, path string, f func(io.Writer) error) error {

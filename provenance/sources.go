@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
 )
 
 // Image is an image that was used.
@@ -268,10 +269,10 @@ func kind(local bool) string {
 func (s *Sources) materials() []material {
 	var out []material
 	for _, i := range s.Images {
-		out = append(out, material{PackageURL(kind(i.Local), i.Ref, i.Platform), digestSet(i.Digest)})
+		out = append(out, material{image.PackageURL(kind(i.Local), i.Ref, i.Platform), digestSet(i.Digest)})
 	}
 	for _, b := range s.Blobs {
-		out = append(out, material{PackageURL(kind(b.Local), b.Ref, nil, "ref_type", "blob"), digestSet(b.Digest)})
+		out = append(out, material{image.PackageURL(kind(b.Local), b.Ref, nil, "ref_type", "blob"), digestSet(b.Digest)})
 	}
 	for _, g := range s.Git {
 		out = append(out, material{g.URL, commitDigest(g.Commit)})
@@ -284,7 +285,7 @@ func (s *Sources) materials() []material {
 		if err != nil {
 			continue
 		}
-		u := PackageURL(kind(strings.HasPrefix(scheme, "oci-layout")), ref[:at], nil, "ref_type", "bundle", "vcs_url", g.URL)
+		u := image.PackageURL(kind(strings.HasPrefix(scheme, "oci-layout")), ref[:at], nil, "ref_type", "bundle", "vcs_url", g.URL)
 		out = append(out, material{u, digestSet(d)})
 	}
 	for _, h := range s.HTTP {

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/outfile"
 )
 
 // MaxSecret is the size of the largest secret, in bytes: what Docker's clients accept too.
@@ -181,21 +182,22 @@ func (l *Local) Credential(ctx context.Context, host string) (Credential, error)
 	return l.opt.Credential(ctx, host)
 }
 
-// Output opens a destination; a directory is made if it does not exist, a file is created or emptied.
+// Output opens a destination; a directory is made if it does not exist, a file appears when it is closed.
 func (l *Local) Output(_ context.Context, id string) (Output, error) {
 	t, ok := l.opt.Outputs[id]
 	switch {
 	case !ok:
 		return Output{}, missing("output", id, slices.Sorted(maps.Keys(l.opt.Outputs)), "--output")
 	case t.Dir != "":
-		if err := os.MkdirAll(t.Dir, 0o755); err != nil {
-			return Output{}, fileError(err, "output directory")
-		}
-		return Output{Dir: t.Dir}, nil
-	case t.File != "":
-		f, err := os.Create(t.File)
+		d, err := outfile.OpenDir(t.Dir)
 		if err != nil {
-			return Output{}, fileError(err, "output file")
+			return Output{}, diag.Errorf(diag.KindOf(err), "output directory: %w", err)
+		}
+		return Output{Dir: t.Dir}, d.Close()
+	case t.File != "":
+		f, err := outfile.Create(t.File)
+		if err != nil {
+			return Output{}, diag.Errorf(diag.KindOf(err), "output file: %w", err)
 		}
 		return Output{File: f}, nil
 	case t.Stream != nil:

@@ -19,6 +19,7 @@ import (
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/outfile"
 	"github.com/strata-build/strata/session"
 )
 
@@ -86,7 +87,8 @@ func (c *Client) call(ctx context.Context, in invocation) (begun bool, err error
 	ended := make(chan struct{})
 	defer close(ended)
 	go k.resizes(in.resize, ended)
-	a := &answer{s: in.sess, copies: map[string]chan error{}, files: map[string]string{}}
+	a := &answer{s: in.sess, copies: map[string]chan error{}, files: map[string]*outfile.File{}}
+	defer a.abandon()
 	for {
 		f, err := k.read()
 		switch {

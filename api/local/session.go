@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/outfile"
 	"github.com/strata-build/strata/session"
 )
 
@@ -97,8 +98,15 @@ func (s *outputStream) Abort() error {
 // answer serves the callbacks of one call on the client's side.
 type answer struct {
 	s      session.Session
-	copies map[string]chan error // of each stream that is written here, how it ended
-	files  map[string]string     // the name of each file that was passed on
+	copies map[string]chan error    // of each stream that is written here, how it ended
+	files  map[string]*outfile.File // each file that was passed on and is not complete yet
+}
+
+// abandon ends what the engine did not complete.
+func (a *answer) abandon() {
+	for _, f := range a.files {
+		_ = f.Abort() // the call has failed already
+	}
 }
 
 // do answers one callback: a value, and files to send along, which the caller closes.
@@ -125,13 +133,15 @@ func (a *answer) do(ctx context.Context, q ask) (any, []*os.File, error) {
 	case "output":
 		return a.output(ctx, q)
 	case "aborted":
-		if name := a.files[q.Arg]; name != "" {
-			return nil, nil, os.Remove(name)
+		if f := a.files[q.Arg]; f != nil {
+			delete(a.files, q.Arg)
+			return nil, nil, f.Abort()
 		}
 		return nil, nil, nil // what is in a pipe cannot be taken back
 	case "closed":
-		if a.files[q.Arg] != "" {
-			return nil, nil, nil
+		if f := a.files[q.Arg]; f != nil {
+			delete(a.files, q.Arg)
+			return nil, nil, f.Close()
 		}
 		done := a.copies[q.Arg]
 		if done == nil {
@@ -173,7 +183,7 @@ func isRegular(f *os.File) bool {
 	return err == nil && st.Mode().IsRegular()
 }
 
-// output opens a destination. A file that the user opened is passed on; another stream is written here, from a pipe.
+// output opens a destination. A regular file is passed on; another stream is written here, from a pipe.
 func (a *answer) output(ctx context.Context, q ask) (any, []*os.File, error) {
 	o, err := a.s.Output(ctx, q.Arg)
 	if err != nil {
@@ -184,10 +194,14 @@ func (a *answer) output(ctx context.Context, q ask) (any, []*os.File, error) {
 		return output{Dir: dir}, nil, err
 	}
 	id := strconv.FormatInt(q.ID, 10)
-	if f, ok := o.File.(*os.File); ok && isRegular(f) {
-		// The user opened it: writing to it directly saves carrying every byte through a pipe.
-		a.files[id] = f.Name()
-		return output{ID: id}, []*os.File{f}, nil
+	if f, ok := o.File.(*outfile.File); ok && isRegular(f.File) {
+		// Writing to the file directly saves carrying every byte through a pipe.
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return nil, nil, errors.Join(err, f.Abort())
+		}
+		a.files[id] = f
+		return output{ID: id}, []*os.File{os.NewFile(uintptr(fd), f.Name())}, nil
 	}
 	r, w, err := os.Pipe()
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/outfile"
 	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/session"
 )
@@ -279,8 +280,8 @@ func (b *buildFlags) report(c *cli, mode progress.Mode, resp *engine.Response) e
 }
 
 func writeFile(flag, path string, data []byte) error {
-	if err := os.WriteFile(path, data, 0o644); err != nil {
-		return diag.Errorf(diag.Invalid, "%s: %w", flag, err)
+	if err := outfile.WriteData(path, data); err != nil {
+		return diag.Errorf(diag.KindOf(err), "%s: %w", flag, err)
 	}
 	return nil
 }

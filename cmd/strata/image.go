@@ -19,6 +19,7 @@ import (
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/outfile"
 	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/session"
 )
@@ -149,15 +150,7 @@ func newImageSave(c *cli) *cobra.Command {
 			if path == "-" {
 				return eng.SaveImages(cmd.Context(), c.out, names, format)
 			}
-			f, err := os.Create(path)
-			if err != nil {
-				return diag.Errorf(diag.Invalid, "--output: %w", err)
-			}
-			err = eng.SaveImages(cmd.Context(), f, names, format)
-			if err = errors.Join(err, f.Close()); err != nil {
-				return errors.Join(err, os.Remove(path))
-			}
-			return nil
+			return outfile.Write(path, func(w io.Writer) error { return eng.SaveImages(cmd.Context(), w, names, format) })
 		})
 	}
 	return cmd

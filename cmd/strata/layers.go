@@ -16,6 +16,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/outfile"
 	"github.com/strata-build/strata/pack"
 	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/strictjson"
@@ -134,7 +135,7 @@ func newLayerCreate(c *cli) *cobra.Command {
 		case "-":
 			return tar(c.out)
 		default:
-			err = pack.Replace(path, tar)
+			err = outfile.Write(path, tar)
 		}
 		if err != nil {
 			return err

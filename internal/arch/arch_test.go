@@ -24,7 +24,7 @@ const module = "github.com/strata-build/strata/"
 var rooms = [][]string{
 	{"diag", "span", "netguard"},
 	{"graph", "strictjson"},
-	{"image", "event", "sandbox/spawn", "sandbox/bpf", "sandbox/reexec"},
+	{"image", "event", "outfile", "sandbox/spawn", "sandbox/bpf", "sandbox/reexec"},
 	{"layer/inflate", "layer", "store", "registry", "session", "sandbox", "tree", "history", "tracing", "proxy", "solve", "dockerfile/lint", "dockerfile", "llb", "signature", "provenance"},
 	{"archive", "relayer", "policy", "session/remote"},
 	{"op", "source", "export", "cache", "pack"},
