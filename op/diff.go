@@ -236,7 +236,7 @@ func (l *layering) fill(ctx context.Context, draft *store.Draft, c *tree.Changes
 	if err := tree.Support(draft.Dir, c.Gone); err != nil {
 		return store.LayerInfo{}, err
 	}
-	return u.Finish()
+	return u.Finish(ctx)
 }
 
 // stacked returns the layers of a tree of the store; the empty tree has none.

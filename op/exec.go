@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
@@ -55,7 +56,7 @@ func (r *ExecRunner) Run(ctx context.Context, op *graph.Exec, in []tree.Tree, en
 	if err := checkExec(op, len(in), env); err != nil {
 		return nil, err
 	}
-	s := &execStep{store: r.Store, op: op, in: in, env: env, outputs: make([]output, op.Outputs()), dropped: map[int]output{}}
+	s := &execStep{store: r.Store, op: op, in: in, env: env, began: time.Now().Add(-coarse), outputs: make([]output, op.Outputs()), dropped: map[int]output{}}
 	err := s.prepare(ctx)
 	if err == nil {
 		err = s.command(ctx, r.Sandbox)
@@ -70,7 +71,7 @@ func (r *ExecRunner) Run(ctx context.Context, op *graph.Exec, in []tree.Tree, en
 	for _, o := range s.dropped {
 		o.discard()
 	}
-	return s.results()
+	return s.results(ctx)
 }
 
 // failed discards what the step has written, or makes the error hold it. Nothing may be mounted any more.
@@ -148,12 +149,16 @@ func (env *ExecEnv) allowed(n graph.Network, s graph.Security) error {
 	return nil
 }
 
+// coarse is how much the clock of file systems may run behind: more than a tick of any kernel.
+const coarse = 20 * time.Millisecond
+
 // execStep is one run of a command.
 type execStep struct {
 	store *store.Store
 	op    *graph.Exec
 	in    []tree.Tree
 	env   ExecEnv
+	began time.Time // by the clock of file systems, which runs a little behind
 
 	spec    sandbox.Spec
 	dir     string // temporary

@@ -281,7 +281,7 @@ func TestExecCacheMounts(t *testing.T) {
 	b.env.Tenant = "other"
 	b.run(t, shell("ls /root/.cache", cache))
 	b.run(t, shell("echo y >/root/.cache/n; echo more >>/seeded/s", cache, seeded), first)
-	b.env.Renew = func(key string) bool { return strings.HasSuffix(key, "seeded") }
+	b.env.Renew = func(key string) bool { return strings.Contains(key, "seeded from=") }
 	b.run(t, shell("ls /root/.cache; cat /seeded/s", cache, seeded), first)
 	if got := b.log.String(); got != "n\nS" {
 		t.Errorf("%q", got)
@@ -292,12 +292,12 @@ func TestExecCacheMounts(t *testing.T) {
 func TestExecRestoresCacheMounts(t *testing.T) {
 	b := newExecBench(t)
 	b.env.Restore = func(_ context.Context, id, dir string) (bool, error) {
-		if id != "far" && id != "anew" {
+		if id != "far mode=0700" && id != "anew mode=0700" {
 			return false, nil
 		}
 		return true, errors.Join(os.WriteFile(filepath.Join(dir, "f"), []byte("restored\n"), 0o644), os.Chmod(dir, 0o711))
 	}
-	b.env.Renew = func(key string) bool { return strings.HasSuffix(key, "anew") }
+	b.env.Renew = func(key string) bool { return strings.Contains(key, "anew mode=") }
 	mount := func(id string) graph.Mount {
 		return graph.Mount{Type: graph.MountCache, Target: "/" + id, Input: graph.None, Output: graph.None, CacheID: id, Mode: 0o700}
 	}

@@ -7,10 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	continuity "github.com/containerd/continuity/fs"
@@ -41,14 +39,14 @@ func (o output) discard() {
 }
 
 // results makes the trees of what was written. Nothing may be mounted any more.
-func (s *execStep) results() ([]tree.Tree, error) {
+func (s *execStep) results(ctx context.Context) ([]tree.Tree, error) {
 	out := make([]tree.Tree, len(s.outputs))
 	for i, o := range s.outputs {
 		if o.same != nil {
 			out[i] = o.same
 			continue
 		}
-		info, err := measure(s.store, o)
+		info, err := measure(ctx, s.store, o, s.began)
 		if err != nil {
 			for _, o := range s.outputs {
 				o.discard()
@@ -60,49 +58,15 @@ func (s *execStep) results() ([]tree.Tree, error) {
 	return out, nil
 }
 
-// measure describes a written layer, without the directories that it has for nothing.
-func measure(st *store.Store, o output) (store.LayerInfo, error) {
-	d := o.draft
-	info := store.LayerInfo{ID: d.ID, Created: time.Now()}
-	var empty []string // directories, as far as it has been seen
-	err := filepath.WalkDir(d.Dir, func(p string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info.Files++
-		if n := len(empty); n > 0 && filepath.Dir(p) == filepath.Join(d.Dir, empty[n-1]) {
-			empty = empty[:n-1] // the walk goes into a directory right after it has come to it
-		}
-		if e.IsDir() && p != d.Dir {
-			rel, err := filepath.Rel(d.Dir, p)
-			if err != nil {
-				return err
-			}
-			empty = append(empty, rel)
-		}
-		if !e.Type().IsRegular() {
-			return nil
-		}
-		fi, err := e.Info()
-		if err != nil {
-			return err
-		}
-		if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-			info.Size += st.Blocks * 512
-		}
-		return nil
-	})
-	if err == nil && len(empty) > 0 {
-		base := tree.NewStack(st, o.base)
-		defer base.Release()
-		var n int
-		n, err = base.DropRedundant(d.Dir, empty)
-		info.Files -= int64(n)
-	}
+// measure describes a written layer, without what it has for nothing.
+func measure(ctx context.Context, st *store.Store, o output, began time.Time) (store.LayerInfo, error) {
+	base := tree.NewStack(st, o.base)
+	defer base.Release()
+	got, err := base.DropUnchanged(ctx, o.draft.Dir, began)
 	if err != nil {
-		return info, diag.Errorf(diag.Internal, "cannot read the new layer: %w", err)
+		return store.LayerInfo{}, diag.Errorf(diag.Internal, "cannot read the new layer: %w", err)
 	}
-	return info, nil
+	return store.LayerInfo{ID: o.draft.ID, Created: time.Now(), Files: got.Entries, Size: got.Bytes}, nil
 }
 
 // bind mounts an input, or an empty tree: the root, which can always be written to, a view that cannot, a draft that is kept, or one

@@ -203,7 +203,7 @@ func (r *fileRun) layer(ctx context.Context, base int, chain []int, draft *store
 	}
 	r.tell(u, earlier)
 	_ = u.SaveLineage(r.store, key) // a cache: without it the next copy copies everything
-	info, err := u.Finish()
+	info, err := u.Finish(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -260,7 +260,7 @@ func (s *sealing) fill(ctx context.Context, p *part, from *tree.Stack, rel strin
 	if err := u.Copy(ctx, files, &matches[0], dest, tree.CopyOptions{Sockets: true, Moved: p.only}); err != nil {
 		return err
 	}
-	if p.info, err = u.Finish(); err != nil {
+	if p.info, err = u.Finish(ctx); err != nil {
 		return err
 	}
 	if err := os.Chmod(p.draft.Dir, 0o755); err != nil { // the root is every layer's

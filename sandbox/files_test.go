@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"io"
 	"net/netip"
 	"os"
@@ -117,7 +118,6 @@ func TestRemoveMadeIsCareful(t *testing.T) {
 			os.Rename(filepath.Join(root, "a/b"), filepath.Join(root, "a/c"))
 			os.Mkdir(filepath.Join(root, "a/b"), 0o755)
 		},
-		"mode changed": func(root string) { os.Chmod(filepath.Join(root, "a/b"), 0o700) },
 	} {
 		root := t.TempDir()
 		dir, err := os.OpenFile(root, unix.O_PATH|unix.O_DIRECTORY, 0)
@@ -137,6 +137,30 @@ func TestRemoveMadeIsCareful(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(canary, "b")); err != nil {
 			t.Fatalf("%s: deleted outside: %v", what, err)
 		}
+	}
+}
+
+// A mount point goes whatever owner and mode the step has given it.
+func TestRemoveMadeOfAnotherOwner(t *testing.T) {
+	needRoot(t)
+	root := t.TempDir()
+	dir, err := os.OpenFile(root, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	nodes, err := makePath(dir, "/a/b", newNode{})
+	if err != nil || len(nodes) != 2 {
+		t.Fatal(nodes, err)
+	}
+	for _, p := range []string{"a/b", "a"} {
+		if err := errors.Join(os.Chmod(filepath.Join(root, p), 0o700), os.Chown(filepath.Join(root, p), 5, 5)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	removeMade(dir, nodes)
+	if left, err := os.ReadDir(root); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }
 

@@ -66,11 +66,9 @@ func resolve(root, p string) (string, error) {
 
 // made is a file or directory that makePath created.
 type made struct {
-	path     string // clean, within the root
-	dir      bool
-	ino      uint64
-	mode     uint32
-	uid, gid uint32
+	path string // clean, within the root
+	dir  bool
+	ino  uint64
 }
 
 // newNode says what makePath creates: the last element as a directory or an empty file, its parents as directories.
@@ -134,7 +132,7 @@ func makeNode(dir int, name string, file bool, n newNode) (made, int, error) {
 		unix.Close(fd)
 		return made{}, -1, err
 	}
-	return made{dir: !file, ino: st.Ino, mode: st.Mode, uid: st.Uid, gid: st.Gid}, fd, nil
+	return made{dir: !file, ino: st.Ino}, fd, nil
 }
 
 // keepTimes sets the times of an open directory. O_PATH descriptors need the way through /proc.
@@ -142,7 +140,8 @@ func keepTimes(dir int, st *unix.Stat_t) error {
 	return unix.UtimesNanoAt(unix.AT_FDCWD, fdPath(uintptr(dir)), []unix.Timespec{st.Atim, st.Mtim}, 0)
 }
 
-// removeMade removes what makePath made, innermost first, if it is still what was made and still empty. It follows no link
+// removeMade removes what makePath made, innermost first, if it is still what was made and still empty, whatever owner and mode the
+// step has given it. It follows no link
 // and leaves the root's file system for no mount, so that a build that swapped a directory for a link loses nothing else.
 func removeMade(root *os.File, nodes []made) {
 	for i := len(nodes) - 1; i >= 0; i-- {
@@ -162,7 +161,7 @@ func removeNode(root *os.File, m made) {
 	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || unix.Fstat(dir, &before) != nil {
 		return
 	}
-	if st.Ino != m.ino || st.Mode != m.mode || st.Uid != m.uid || st.Gid != m.gid {
+	if st.Ino != m.ino || (st.Mode&unix.S_IFMT == unix.S_IFDIR) != m.dir {
 		return
 	}
 	if m.dir {

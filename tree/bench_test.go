@@ -73,7 +73,7 @@ func copyOnce(b *testing.B, s *store.Store, dir string) *store.Draft {
 	b.ReportMetric(time.Since(start).Seconds(), "s-copy")
 	b.ReportMetric(cpu()-used, "cpu-copy")
 	start = time.Now()
-	info, err := u.Finish()
+	info, err := u.Finish(context.Background())
 	check(b, err)
 	check(b, u.SaveLineage(s, dir))
 	b.ReportMetric(time.Since(start).Seconds(), "s-save")

@@ -193,6 +193,11 @@ func (c *Changes) sameContent(ctx context.Context, l, u *Entry, rel string) (boo
 		return false, err
 	}
 	defer b.Close()
+	return sameBytes(ctx, a, b)
+}
+
+// sameBytes compares two streams up to the end of both.
+func sameBytes(ctx context.Context, a, b io.Reader) (bool, error) {
 	x, y := buffers.Get().(*[bufSize]byte), buffers.Get().(*[bufSize]byte)
 	defer buffers.Put(x)
 	defer buffers.Put(y)

@@ -30,7 +30,7 @@ type CopyOptions struct {
 // A large copy shares files with other layers by hard links, which is safe because layers never change: with the source,
 // where path, owner, mode and time stay the same, and with an earlier layer that has the same file at the same place.
 func (u *Upper) Copy(ctx context.Context, f *Files, m *Match, dest string, opt CopyOptions) error {
-	c := &copier{u: u, f: f, opt: opt, groups: map[inode]*linkGroup{}, share: opt.Moved || m.isLarge()}
+	c := &copier{u: u, f: f, opt: opt, groups: map[inode]*linkGroup{}, several: map[string]map[inode]bool{}, share: opt.Moved || m.isLarge()}
 	if opt.Own == nil {
 		c.opt.Own = func(mode, uid, gid uint32) (uint32, uint32, uint32) { return mode, uid, gid }
 	}
@@ -95,8 +95,9 @@ type copier struct {
 
 	mu      sync.Mutex
 	groups  map[inode]*linkGroup
-	noRange atomic.Bool // copy_file_range does not work between the two
-	noLink  atomic.Bool // link does not
+	several map[string]map[inode]bool // by the directory of a layer below: its files that have several names
+	noRange atomic.Bool               // copy_file_range does not work between the two
+	noLink  atomic.Bool               // link does not
 }
 
 // A copy of at least so many files or bytes shares them with other layers. Smaller ones do not: a step sees the link count
@@ -139,6 +140,8 @@ type existing struct {
 	upper bool   // the layer has an entry there, perhaps a whiteout
 	kind  uint32 // type bits of what the merged tree shows; 0 = nothing
 	lower []string
+	below string      // a file of a layer below that is seen there, on this machine; "" = none
+	st    unix.Stat_t // of below
 }
 
 func (c *copier) look(at *place, name string) (x existing, err error) {
@@ -174,6 +177,9 @@ func (c *copier) look(at *place, name string) (x existing, err error) {
 			x.kind = typ
 		}
 		if typ != unix.S_IFDIR {
+			if x.kind == typ && !x.upper {
+				x.below, x.st = host, st
+			}
 			break
 		}
 		x.lower = append(x.lower, host)

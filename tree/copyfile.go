@@ -3,6 +3,7 @@ package tree
 import (
 	"os"
 	"path"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -84,6 +85,11 @@ func (w *writer) file(k *Pick) error {
 			return &os.PathError{Op: "remove", Path: "/" + rel, Err: err}
 		}
 	}
+	if x.below != "" {
+		if there, err := w.there(k, &x); err != nil || there {
+			return err
+		}
+	}
 	c.u.files.Add(1)
 	if k.IsRegular() {
 		return w.regular(k, name)
@@ -92,6 +98,100 @@ func (w *writer) file(k *Pick) error {
 		return &os.PathError{Op: "copy", Path: "/" + rel, Err: err}
 	}
 	return nil
+}
+
+// there reports whether a layer below shows what the copy would be. The content is read only where all else is equal.
+func (w *writer) there(k *Pick, x *existing) (bool, error) {
+	c, typ := w.j.c, k.Mode&unix.S_IFMT
+	if typ == unix.S_IFSOCK {
+		return false, nil
+	}
+	mode, uid, gid := c.opt.Own(k.Mode, k.UID, k.GID)
+	if typ == unix.S_IFLNK {
+		mode = k.Mode
+	}
+	want := unix.Stat_t{Mode: typ | mode&0o7777, Uid: uid, Gid: gid, Size: x.st.Size, Mtim: timespec(c.time(k.Entry)), Rdev: k.Rdev}
+	if typ == unix.S_IFREG {
+		want.Size = k.Size
+	}
+	if !sameStat(&want, &x.st) {
+		return false, nil
+	}
+	if c.f.overlay {
+		if !sameAttrs(c.f.host(k.Entry, joinRel(w.j.src, k.Name)), x.below) {
+			return false, nil
+		}
+	} else if len(listAttrs(x.below)) > 0 {
+		return false, nil
+	}
+	if several, err := w.severalNames(k, x); err != nil || several {
+		return false, err
+	}
+	switch typ {
+	case unix.S_IFLNK:
+		to, err := os.Readlink(x.below)
+		c.skip(err == nil && to == k.Link)
+		return err == nil && to == k.Link, err
+	case unix.S_IFREG:
+		return w.sameContent(k, x)
+	}
+	c.skip(true)
+	return true, nil
+}
+
+// severalNames reports whether the source's file or the one below has another name in its tree. Then a copy is not what is there.
+func (w *writer) severalNames(k *Pick, x *existing) (bool, error) {
+	c := w.j.c
+	several := k.Nlink > 1
+	if c.f.overlay {
+		var err error
+		if several, err = c.f.hasSeveralNames(k.Entry); err != nil {
+			return false, err
+		}
+	}
+	if several || x.st.Nlink < 2 {
+		return several, nil
+	}
+	layer := strings.TrimSuffix(x.below, "/"+joinRel(w.j.at.rel, path.Base(x.below)))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	known, ok := c.several[layer]
+	if !ok {
+		var err error
+		if known, err = severalNames(layer); err != nil {
+			return false, err
+		}
+		c.several[layer] = known
+	}
+	return known[inode{dev: x.st.Dev, ino: x.st.Ino}], nil
+}
+
+func (w *writer) sameContent(k *Pick, x *existing) (bool, error) {
+	var st unix.Stat_t
+	fd, err := w.src.open(k.Entry, &st)
+	if err != nil {
+		return false, err
+	}
+	in := os.NewFile(uintptr(fd), k.Name)
+	defer in.Close()
+	if !sameFile(k.Entry, &st) && !w.j.c.f.overlay {
+		return false, changed("/" + joinRel(w.j.src, k.Name))
+	}
+	below, err := os.Open(x.below)
+	if err != nil {
+		return false, err
+	}
+	defer below.Close()
+	same, err := sameBytes(w.j.t.ctx, in, below)
+	w.j.c.skip(same)
+	return same, err
+}
+
+// skip notes that a file was not copied.
+func (c *copier) skip(same bool) {
+	if same {
+		c.u.skipped.Store(true)
+	}
 }
 
 // special makes symlinks, devices and pipes. Unless asked otherwise, a socket becomes an empty file: nobody listens to a copy.

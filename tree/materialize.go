@@ -49,7 +49,7 @@ func (l *Local) materialize(ctx context.Context, s *store.Store, draft *store.Dr
 		}
 	}
 	_ = u.SaveLineage(s, key) // a cache
-	return u.Finish()
+	return u.Finish(ctx)
 }
 
 // mirror copies a match to its own path. If it was reached through symlinks, its named path becomes a symlink to it.

@@ -1,6 +1,7 @@
 package tree
 
 import (
+	"context"
 	"os"
 	"path"
 	"slices"
@@ -30,6 +31,7 @@ type Upper struct {
 	egid  uint32
 
 	files, bytes atomic.Int64
+	skipped      atomic.Bool // something was not written, for it is there
 
 	mu     sync.Mutex
 	times  map[string]int64      // of directories, set at the end: their content comes after them
@@ -107,13 +109,21 @@ func (u *Upper) Close() {
 }
 
 // Finish sets the times of the directories and returns what the layer holds.
-func (u *Upper) Finish() (store.LayerInfo, error) {
+func (u *Upper) Finish(ctx context.Context) (store.LayerInfo, error) {
 	for rel, ns := range u.times {
 		if err := setTimes(u.fd, dot(rel), ns); err != nil && err != unix.ENOENT {
 			return store.LayerInfo{}, &os.PathError{Op: "utimes", Path: "/" + rel, Err: err}
 		}
 	}
-	return store.LayerInfo{ID: u.draft.ID, Size: u.bytes.Load(), Files: u.files.Load(), Created: time.Now()}, nil
+	info := store.LayerInfo{ID: u.draft.ID, Size: u.bytes.Load(), Files: u.files.Load(), Created: time.Now()}
+	if u.skipped.Load() { // directories were made for it
+		got, err := u.base.dropDirs(ctx, u.draft.Dir, info.Created)
+		if err != nil {
+			return info, err
+		}
+		info.Files = got.Entries
+	}
+	return info, nil
 }
 
 func dot(rel string) string {

@@ -64,7 +64,7 @@ func TestCopyUpOfDirectories(t *testing.T) {
 	check(t, err)
 	defer u.Close()
 	check(t, u.WriteFile("/a/b/new", []byte("new"), Meta{Mode: 0o600, UID: 7}))
-	info, err := u.Finish()
+	info, err := u.Finish(context.Background())
 	check(t, err)
 	var st unix.Stat_t
 	check(t, unix.Lstat(d.Dir+"/a", &st))
