@@ -7,6 +7,8 @@ package netguard
 import (
 	"net/netip"
 	"slices"
+
+	"github.com/strata-build/strata/diag"
 )
 
 // metadata are the link's own addresses, among them the metadata services of most clouds, and those that are elsewhere: of AWS
@@ -46,6 +48,12 @@ func IsMetadata(ip netip.Addr) bool {
 	}
 	v4 := netip.AddrFrom4(inner)
 	return slices.ContainsFunc(metadata, func(p netip.Prefix) bool { return p.Contains(v4) })
+}
+
+// Refuse is the error for an address that a source is at.
+func Refuse(ip netip.Addr) error {
+	return diag.Errorf(diag.Denied, "%s is a link-local address or one of a cloud's metadata service", ip).
+		WithHint("to let builds reach it, start the daemon with --allow-metadata, or set STRATA_ALLOW_METADATA=1")
 }
 
 var (

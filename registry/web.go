@@ -14,7 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/netguard"
 	"github.com/strata-build/strata/span"
 )
@@ -126,8 +125,7 @@ func (w *Web) seen(c net.Conn) {
 
 func (w *Web) checkMetadata(ip netip.Addr) error {
 	if netguard.IsMetadata(ip) && !w.opt.AllowMetadata {
-		return diag.Errorf(diag.Denied, "%s is a link-local address or one of a cloud's metadata service", ip).
-			WithHint("to let builds reach it, start the daemon with --allow-metadata, or set STRATA_ALLOW_METADATA=1")
+		return netguard.Refuse(ip)
 	}
 	return nil
 }

@@ -23,6 +23,7 @@ type gitRunner struct {
 	path string
 	env  []string
 	name string // the remote, for messages
+	way  *gitWay
 }
 
 // runner prepares git for a remote. done ends the forwarded agent.
@@ -52,15 +53,26 @@ func (g *Git) runner(ctx context.Context, op *graph.Git, remote remoteURL) (*git
 		config = append(config, [2]string{"http." + remote.origin + ".extraHeader", "Authorization: " + remote.header},
 			[2]string{"http." + remote.origin + ".followRedirects", "false"})
 	}
+	if err := checkHost(ctx, remote.arg, g.env.AllowMetadata); err != nil {
+		return nil, nil, err
+	}
+	if run.way, err = newGitWay(ctx, g.env.AllowMetadata); err != nil {
+		return nil, nil, err
+	}
+	if run.way != nil {
+		config = append(config, run.way.config())
+		run.env = append(run.env, "NO_PROXY=", "no_proxy=")
+	}
 	run.env = append(run.env, fmt.Sprintf("GIT_CONFIG_COUNT=%d", len(config)))
 	for i, kv := range config {
 		run.env = append(run.env, fmt.Sprintf("GIT_CONFIG_KEY_%d=%s", i, kv[0]), fmt.Sprintf("GIT_CONFIG_VALUE_%d=%s", i, kv[1]))
 	}
 	done, err := g.ssh(ctx, op, remote, run)
 	if err != nil {
+		run.way.close()
 		return nil, nil, err
 	}
-	return run, done, nil
+	return run, func() { done(); run.way.close() }, nil
 }
 
 // gitEnviron is the environment of git: of the engine's own it has the way to programs, proxies and certificates. No file of
@@ -247,6 +259,9 @@ func (r *gitRunner) explain(args []string, stderr string, err error) error {
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) {
 		return diag.Errorf(diag.Internal, "cannot run git: %w", err)
+	}
+	if why := r.way.why(); why != nil {
+		return fmt.Errorf("git %s of %s: %w", args[0], r.name, why)
 	}
 	kind, hint := diag.Unavailable, ""
 	low := strings.ToLower(stderr)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
@@ -169,6 +170,9 @@ func (g *getting) try(ctx context.Context, web *registry.Web, req *http.Request,
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, false, context.Cause(ctx)
+		}
+		if diag.KindOf(err) == diag.Denied || errors.Is(err, registry.ErrRedirect) {
+			return nil, false, fmt.Errorf("cannot download %s: %w", where, err)
 		}
 		return nil, true, diag.Errorf(diag.Unavailable, "cannot download %s: %w", where, err)
 	}

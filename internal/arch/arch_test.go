@@ -22,8 +22,8 @@ const module = "github.com/strata-build/strata/"
 // rooms are the packages in layers, lowest first. A package imports only packages of lower layers, and those of its own
 // layer that beside names.
 var rooms = [][]string{
-	{"diag", "span", "netguard"},
-	{"graph", "strictjson"},
+	{"diag", "span"},
+	{"graph", "netguard", "strictjson"},
 	{"image", "event", "outfile", "sandbox/spawn", "sandbox/bpf", "sandbox/reexec"},
 	{"layer/inflate", "layer", "store", "registry", "session", "sandbox", "tree", "history", "tracing", "proxy", "solve", "dockerfile/lint", "dockerfile", "llb", "signature", "provenance"},
 	{"archive", "relayer", "policy", "session/remote"},
