@@ -110,8 +110,11 @@ func TestAttackGitHostileTree(t *testing.T) {
 		"symlinked modules":    {{"120000", ".gitmodules", "evil"}, {"100644", "evil", "[submodule \"mod\"]\n\tpath = mod\n\turl = " + mod.url() + "\n"}, link},
 		"symlink below a path": {modules("x/y", "A/sub", ""), {"120000", "A", dir}, link},
 		"fsmonitor in config":  {modules("mod", "mod", "[core]\n\tfsmonitor = touch "+marker+"\n\tsshCommand = touch "+marker+"\n"), link},
-		"filter": {{"100644", ".gitattributes", "* filter=evil diff=evil merge=evil\n"}, {"100644", ".lfsconfig", "[lfs]\n\turl = file://" + dir + "\n"},
-			{"100644", "x", "data"}},
+		"filter": {
+			{"100644", ".gitattributes", "* filter=evil diff=evil merge=evil\n"},
+			{"100644", ".lfsconfig", "[lfs]\n\turl = file://" + dir + "\n"},
+			{"100644", "x", "data"},
+		},
 		"file named .git":  {{"100644", ".git", "gitdir: " + dir}, {"100644", "x", "data"}},
 		"file named .GIT ": {{"120000", ".GIT", dir}, {"100644", "x", "data"}},
 		"name with dots":   {{"120000", "..", dir}, {"100644", "x", "data"}},
