@@ -78,10 +78,10 @@ type Error struct {
 	Err  error
 }
 
-// Errorf makes an error of a kind. A %w verb keeps its operand as the cause.
+// Errorf makes an error of a kind. A %w verb keeps its operand as the cause. The message has no secrets of URLs (Redact).
 func Errorf(k Kind, format string, args ...any) *Error {
 	wrapped := fmt.Errorf(format, args...)
-	return &Error{Kind: k, Msg: wrapped.Error(), Err: errors.Unwrap(wrapped)}
+	return &Error{Kind: k, Msg: Redact(wrapped.Error()), Err: errors.Unwrap(wrapped)}
 }
 
 func (e *Error) Error() string { return e.Msg }
@@ -91,7 +91,7 @@ func (e *Error) Unwrap() error { return e.Err }
 // WithHint returns the error with a hint.
 func (e *Error) WithHint(format string, args ...any) *Error {
 	c := *e
-	c.Hint = fmt.Sprintf(format, args...)
+	c.Hint = Redact(fmt.Sprintf(format, args...))
 	return &c
 }
 

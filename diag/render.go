@@ -39,25 +39,26 @@ func Render(w io.Writer, err error) {
 	if err == nil {
 		return
 	}
-	fmt.Fprintf(w, "error: %s\n", err.Error())
+	fmt.Fprintf(w, "error: %s\n", Redact(err.Error()))
 	d := &Error{}
 	_ = errors.As(err, &d)
 	if log := logOf(err); len(log) > 0 {
 		fmt.Fprintln(w)
 		for _, l := range log {
-			fmt.Fprintf(w, "   | %s\n", l)
+			fmt.Fprintf(w, "   | %s\n", Redact(l))
 		}
 	}
 	for _, at := range d.At {
 		excerpt(w, at)
 	}
 	if h := hintOf(err); h != "" {
-		fmt.Fprintf(w, "\nhint: %s\n", h)
+		fmt.Fprintf(w, "\nhint: %s\n", Redact(h))
 	}
 }
 
 // RenderWarning writes a warning as Render writes an error.
 func RenderWarning(w io.Writer, x *Warning) {
+	x = x.Redacted()
 	if x.Rule != "" {
 		fmt.Fprintf(w, "warning: %s: %s\n", x.Rule, x.Msg)
 	} else {
@@ -79,10 +80,10 @@ func Flatten(err error) *Error {
 	if err == nil {
 		return nil
 	}
-	f := &Error{Kind: KindOf(err), Msg: err.Error(), Hint: hintOf(err), Log: logOf(err)}
+	f := &Error{Kind: KindOf(err), Msg: Redact(err.Error()), Hint: Redact(hintOf(err)), Log: redactAll(logOf(err))}
 	var d *Error
 	if errors.As(err, &d) {
-		f.At = d.At
+		f.At = redactSpans(d.At)
 	}
 	return f
 }
@@ -122,7 +123,7 @@ func excerpt(w io.Writer, at Span) {
 	if at.Source == nil || at.First < 1 {
 		return
 	}
-	lines := bytes.Split(at.Source.Data, []byte("\n"))
+	lines := bytes.Split(at.Source.Redacted().Data, []byte("\n"))
 	if at.First > len(lines) {
 		fmt.Fprintf(w, "\n%s\n", at)
 		return

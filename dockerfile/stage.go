@@ -345,9 +345,9 @@ func empty(pf graph.Platform) *image.Config {
 	return c
 }
 
-// commit adds a history row.
+// commit adds a history row. The images that have it are published: it has no secrets of URLs.
 func (s *stage) commit(layer bool, format string, args ...any) {
-	row := fmt.Sprintf(format, args...)
+	row := diag.Redact(fmt.Sprintf(format, args...))
 	s.historySize += len(row)
 	s.cfg.History = append(s.cfg.History, image.History{
 		CreatedBy: row, Comment: "buildkit.dockerfile.v0", EmptyLayer: !layer, Created: s.p.epoch,

@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/solve"
@@ -34,7 +35,7 @@ func (c results) Lookup(_ context.Context, key graph.Digest) ([]tree.Tree, error
 
 // Store commits the layers of a result and the result itself at once.
 func (c results) Store(ctx context.Context, e *solve.Entry[tree.Tree]) error {
-	preimage, err := json.Marshal(e.Preimage)
+	preimage, _, err := explaining(e.Preimage)
 	if err != nil {
 		return err
 	}
@@ -120,18 +121,34 @@ func (c results) Why(_ context.Context, name string, p *solve.Preimage) string {
 	if err != nil {
 		return ""
 	}
-	var old solve.Preimage
-	if json.Unmarshal(raw, &old) != nil {
+	var old, now solve.Preimage
+	text, hidden, err := explaining(p)
+	if err != nil || json.Unmarshal(raw, &old) != nil || json.Unmarshal(text, &now) != nil {
 		return ""
 	}
+	for i := range min(len(now.Inputs), len(p.Inputs)) {
+		now.Inputs[i].Name = p.Inputs[i].Name
+	}
 	switch {
-	case old.Key() != p.Key():
+	case old.Key() != now.Key():
+	case key != p.Key() && hidden:
+		return "its definition changed"
 	case key != p.Key():
 		return "its result is from a cache that this build does not name"
 	default:
 		return "its result is no longer kept"
 	}
-	return solve.Explain(&old, p)
+	return solve.Explain(&old, &now)
+}
+
+// explaining is a preimage as it is kept to explain later misses: without the secrets of URLs. It says whether there were any.
+func explaining(p *solve.Preimage) (text []byte, hidden bool, err error) {
+	raw, err := json.Marshal(p)
+	if err != nil {
+		return nil, false, err
+	}
+	text = []byte(diag.Redact(string(raw)))
+	return text, string(text) != string(raw), nil
 }
 
 // latest names the memo of the last key of a step.

@@ -58,7 +58,7 @@ type Event struct {
 	Warning *diag.Warning `json:"warning,omitempty"`
 }
 
-// Sink takes events. It must not block for long, and may be called from many goroutines.
+// Sink takes events, through Emit. It must not block for long, and may be called from many goroutines.
 type Sink func(Event)
 
 // Emit sends an event stamped with the time of now. A nil sink drops it.
@@ -69,5 +69,15 @@ func (s Sink) Emit(e Event) {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
 	}
-	s(e)
+	s(e.redacted())
+}
+
+// redacted is the event without the secrets of URLs (diag.Redact): no display, log or history sees them. What a step prints is passed
+// on as it is.
+func (e Event) redacted() Event {
+	for _, s := range []*string{&e.Name, &e.Group, &e.Reason, &e.Error, &e.Item, &e.Action, &e.Text} {
+		*s = diag.Redact(*s)
+	}
+	e.Warning = e.Warning.Redacted()
+	return e
 }

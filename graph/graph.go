@@ -124,7 +124,7 @@ func New(op Op, in []Edge, opts ...Option) *Vertex {
 		writeField(h, string(e.V.ID)+"#"+strconv.Itoa(e.Out))
 	}
 	v.ID = digest.NewDigest(digest.SHA256, h)
-	if v.Name == "" {
+	if v.Name = diag.Redact(v.Name); v.Name == "" {
 		v.Name = op.Kind()
 	}
 	return v

@@ -121,7 +121,7 @@ func (e *encoder) vertex(v *graph.Vertex) error {
 	md := &pb.OpMetadata{IgnoreCache: v.NoCache, Description: maps.Clone(v.Labels)}
 	o := v.Op
 	if e.people {
-		o = withoutLogin(o)
+		o = public(o)
 	}
 	if err := encodeOp(op, md, o, at); err != nil {
 		return diag.At(err, v.At...)
@@ -140,6 +140,11 @@ func (e *encoder) vertex(v *graph.Vertex) error {
 	}
 	if len(v.Workers) > 0 {
 		op.Constraints = &pb.WorkerConstraints{Filter: v.Workers}
+	}
+	if e.people {
+		for k, text := range md.Description {
+			md.Description[k] = diag.Redact(text)
+		}
 	}
 	dgst, err := e.add(op, md)
 	if err != nil {
@@ -240,8 +245,8 @@ func EncodeSource(o graph.Op) (*pb.SourceOp, error) {
 	return &pb.SourceOp{Identifier: id, Attrs: attrs}, err
 }
 
-// withoutLogin returns the op as everybody may see it.
-func withoutLogin(o graph.Op) graph.Op {
+// public returns the op as everybody may see it.
+func public(o graph.Op) graph.Op {
 	switch o := o.(type) {
 	case *graph.HTTP:
 		c := *o
@@ -251,8 +256,20 @@ func withoutLogin(o graph.Op) graph.Op {
 		c := *o
 		c.Login = nil
 		return &c
+	case *graph.Exec:
+		c := *o
+		c.Args, c.Env = redactAll(o.Args), redactAll(o.Env)
+		return &c
 	}
 	return o
+}
+
+func redactAll(list []string) []string {
+	out := slices.Clone(list)
+	for i, s := range out {
+		out[i] = diag.Redact(s)
+	}
+	return out
 }
 
 // withLogin is an address with the login in it, as clients write it.

@@ -118,18 +118,24 @@ func (l *locations) add(dgst graph.Digest, spans []diag.Span) {
 	}
 }
 
-// SourceInfo is a source as clients know it. A source that came in a definition goes out as it came; one that was read from
+// SourceInfo is a source as clients know it, without the secrets of URLs. A source that came in a definition goes out as it came; one that was read from
 // a tree, a graph.Edge, has that tree's definition.
 func SourceInfo(s *diag.Source) *pb.SourceInfo {
 	if s == nil {
 		return nil
 	}
 	if info, ok := s.Origin.(*pb.SourceInfo); ok {
+		data := diag.Redact(string(info.Data))
+		if data == string(info.Data) {
+			return info
+		}
+		info = info.CloneVT()
+		info.Data = []byte(data)
 		return info
 	}
-	info := &pb.SourceInfo{Filename: s.Name, Data: s.Data, Language: "Dockerfile"}
+	info := &pb.SourceInfo{Filename: s.Name, Data: s.Redacted().Data, Language: "Dockerfile"}
 	if e, ok := s.Origin.(graph.Edge); ok && !e.IsScratch() {
-		if def, err := Encode(e); err == nil { // what only Strata can make has none
+		if def, _, err := EncodeNamed(e); err == nil { // what only Strata can make has none
 			info.Definition = def
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 
+	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 )
 
@@ -31,7 +32,7 @@ func NewRequest(frontend string, attrs map[string]string) *Request {
 		if k == context || strings.HasPrefix(k, "context:") || k == "vcs:source" {
 			v = Redact(v)
 		}
-		r.Args[k] = v
+		r.Args[k] = diag.Redact(v)
 	}
 	return r
 }
@@ -136,6 +137,9 @@ func (r *Request) document(src *Sources, full bool) (out *request, whole bool) {
 // find returns the URI and the digest of the material that a context's URL means.
 func (s *Sources) find(uri string) (string, map[string]string) {
 	plain, fragment, _ := strings.Cut(uri, "#")
+	if remote, login, err := graph.NormalRemote(plain); err == nil {
+		plain = masked(remote, login)
+	}
 	ref, subdir, _ := strings.Cut(fragment, ":")
 	for _, g := range s.Git {
 		remote, gitRef, _ := strings.Cut(g.URL, "#")
@@ -151,9 +155,13 @@ func (s *Sources) find(uri string) (string, map[string]string) {
 		}
 		return u, commitDigest(g.Commit)
 	}
+	url := uri
+	if u, login, err := graph.NormalURL(uri); err == nil {
+		url = masked(u, login)
+	}
 	for _, h := range s.HTTP {
-		if h.URL == uri {
-			return uri, digestSet(h.Digest)
+		if h.URL == url {
+			return h.URL, digestSet(h.Digest)
 		}
 	}
 	return uri, nil

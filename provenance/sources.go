@@ -8,6 +8,7 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 )
@@ -71,6 +72,12 @@ type Missed struct {
 
 // Fetched adds what a step has fetched.
 func (s *Sources) Fetched(done []Download, missed []Missed) {
+	for i := range done {
+		done[i].URL = diag.Redact(done[i].URL)
+	}
+	for i := range missed {
+		missed[i].Step, missed[i].URL = diag.Redact(missed[i].Step), diag.Redact(missed[i].URL)
+	}
 	s.HTTP, s.Missed, s.Proxied = append(s.HTTP, done...), append(s.Missed, missed...), true
 	s.tidy()
 }
@@ -134,7 +141,7 @@ func (s *Sources) pinned(v *graph.Vertex, pin string) {
 	case *graph.OCILayout:
 		s.Images = append(s.Images, Image{Ref: o.Ref, Platform: &platform, Digest: graph.Digest(pin), Local: true})
 	case *graph.Git:
-		u := Redact(o.Remote)
+		u := masked(o.Remote, o.Login)
 		if o.Ref != "" {
 			u += "#" + o.Ref
 		}
@@ -146,7 +153,7 @@ func (s *Sources) pinned(v *graph.Vertex, pin string) {
 			s.agent(o.SSH, true)
 		}
 	case *graph.HTTP:
-		s.HTTP = append(s.HTTP, Download{URL: Redact(o.URL), Digest: graph.Digest(pin)})
+		s.HTTP = append(s.HTTP, Download{URL: masked(o.URL, o.Login), Digest: graph.Digest(pin)})
 		s.secret(o.AuthHeader, true)
 	}
 }

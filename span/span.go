@@ -11,10 +11,13 @@ package span
 
 import (
 	"context"
+	"errors"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/strata-build/strata/diag"
 )
 
 // scope names this program in traces.
@@ -34,13 +37,14 @@ func Start(ctx context.Context, name string, about ...string) (context.Context, 
 func On(ctx context.Context, p trace.TracerProvider, name string, about ...string) (context.Context, func(error)) {
 	var kv []attribute.KeyValue
 	for i := 1; i < len(about); i += 2 {
-		kv = append(kv, attribute.String(about[i-1], about[i]))
+		kv = append(kv, attribute.String(about[i-1], diag.Redact(about[i])))
 	}
-	ctx, s := p.Tracer(scope).Start(ctx, name, trace.WithAttributes(kv...))
+	ctx, s := p.Tracer(scope).Start(ctx, diag.Redact(name), trace.WithAttributes(kv...))
 	return ctx, func(err error) {
 		if err != nil {
-			s.RecordError(err)
-			s.SetStatus(codes.Error, err.Error())
+			text := diag.Redact(err.Error())
+			s.RecordError(errors.New(text)) // its type is of no use to those who read traces
+			s.SetStatus(codes.Error, text)
 		}
 		s.End()
 	}

@@ -55,7 +55,7 @@ func toStatus(err error) error {
 	if _, ok := status.FromError(err); ok {
 		return err
 	}
-	st := &spb.Status{Code: int32(codes.Unknown), Message: message(err)}
+	st := &spb.Status{Code: int32(codes.Unknown), Message: diag.Redact(message(err))}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		st.Code = int32(codes.DeadlineExceeded)
@@ -67,7 +67,7 @@ func toStatus(err error) error {
 	}
 	if d, ok := errors.AsType[*diag.Error](err); ok {
 		if d.Hint != "" && !suggests(d) {
-			st.Message += "\nhint: " + d.Hint
+			st.Message += "\nhint: " + diag.Redact(d.Hint)
 		}
 		for _, at := range slices.Backward(d.At) { // clients show the last one first
 			st.Details = append(st.Details, detail("Source", &errdefs.Source{Info: llb.SourceInfo(at.Source), Ranges: llb.Ranges(at)}))

@@ -91,19 +91,31 @@ func (h *pastBuilds) begin(req *control.SolveRequest, j *journal) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r := &record{journal: j, wanted: make(chan struct{}), final: make(chan struct{}), BuildHistoryRecord: &control.BuildHistoryRecord{
-		Ref: req.Ref, Frontend: req.Frontend, FrontendAttrs: public(req.FrontendAttrs), Exporters: req.Exporters, CreatedAt: timestamppb.Now(), Generation: 1,
+		Ref: req.Ref, Frontend: req.Frontend, FrontendAttrs: public(req.FrontendAttrs), Exporters: publicExporters(req.Exporters), CreatedAt: timestamppb.Now(), Generation: 1,
 	}}
 	h.records[req.Ref] = r
 	h.tell(control.BuildHistoryEventType_STARTED, r.CloneVT())
 }
 
-// public leaves out what only the session needs.
+// public leaves out what only the session needs, and the secrets of URLs.
 func public(attrs map[string]string) map[string]string {
 	out := maps.Clone(attrs)
-	for k := range out {
-		if strings.HasPrefix(k, localSession) {
+	for k, v := range out {
+		if out[k] = diag.Redact(v); strings.HasPrefix(k, localSession) {
 			delete(out, k)
 		}
+	}
+	return out
+}
+
+func publicExporters(all []*control.Exporter) []*control.Exporter {
+	var out []*control.Exporter
+	for _, x := range all {
+		c := x.CloneVT()
+		for k, v := range c.GetAttrs() {
+			c.Attrs[k] = diag.Redact(v)
+		}
+		out = append(out, c)
 	}
 	return out
 }

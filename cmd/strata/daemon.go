@@ -221,5 +221,5 @@ func (c *cli) logger() *slog.Logger {
 	if c.debug {
 		level = slog.LevelDebug
 	}
-	return slog.New(slog.NewTextHandler(c.err, &slog.HandlerOptions{Level: level}))
+	return slog.New(slog.NewTextHandler(diag.RedactWriter(c.err), &slog.HandlerOptions{Level: level}))
 }

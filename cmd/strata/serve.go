@@ -104,7 +104,7 @@ func foreignFlags(fs *pflag.FlagSet) {
 
 // serveClients is the daemon.
 func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (err error) {
-	log := slog.New(slog.NewTextHandler(c.err, nil))
+	log := slog.New(slog.NewTextHandler(diag.RedactWriter(c.err), nil))
 	if v.asBuildKit && !fs.Changed("config") && os.Getenv("STRATA_CONFIG") == "" {
 		c.config = "/etc/buildkit/buildkitd.toml"
 	}
