@@ -47,7 +47,9 @@ func TestAttackSecretsOfURLsInHistory(t *testing.T) {
 	}))
 	t.Cleanup(web.Close)
 	host := strings.TrimPrefix(web.URL, "http://")
-	secret := func(path string) string { return "http://user:" + canary + "@" + host + path + "?a=b&X-Amz-Signature=" + canary }
+	secret := func(path string) string {
+		return "http://user:" + canary + "@" + host + path + "?a=b&X-Amz-Signature=" + canary
+	}
 
 	tracer, err := tracing.New(t.Context(), "test", true)
 	if err != nil {

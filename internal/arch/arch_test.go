@@ -34,6 +34,7 @@ var rooms = [][]string{
 }
 
 var beside = map[string][]string{
+	"span":       {"diag"},
 	"image":      nil,
 	"layer":      {"layer/inflate"},
 	"tree":       {"store", "layer", "session"},
