@@ -77,6 +77,7 @@ func (s *suite) environment(g testGroup, parallel int) []string {
 		envGoldens + "=" + s.goldens,
 		// The registry: it may hold manifests whose layers are at other addresses.
 		"REGISTRY_VALIDATION_DISABLED=true",
+		"STRATA_ALLOW_OLD_RUNC=1", // that of the distribution
 	}
 	if s.learn {
 		env = append(env, envLearn+"=1", "BUILDKIT_UPDATE_COMPAT_GOLDENS=1")

@@ -33,6 +33,8 @@ type Options struct {
 	RegistryConfig string       // TOML file, see registry.LoadHosts; "" = none
 	Runtime        string       // path or name of the OCI runtime of all steps; "" = the built-in one, and runc for what that does not know
 	Guarded        bool         // steps end with this process even if they are hostile, see sandbox.Helper
+	OldRuntime     bool         // a runc with known ways out of its containers may be used
+	CgroupParents  []string     // control groups that may be, or be above, the parent that a build names; "/" = any
 	Network        NetworkConfig
 	AllowMetadata  bool // sources may be at link-local addresses and metadata services; Network has this for steps
 	Devices        DeviceOptions

@@ -29,7 +29,8 @@ func (e *Engine) openBox() error {
 		return err
 	}
 	e.box, err = sandbox.New(sandbox.Options{
-		Root: filepath.Join(RunDir(), id), Binary: e.opt.Runtime, Network: e.opt.Network, Devices: e.devices(), Steps: e.opt.Steps, Guarded: e.opt.Guarded, Log: e.log, Warn: e.tellAll,
+		Root: filepath.Join(RunDir(), id), Binary: e.opt.Runtime, Network: e.opt.Network, Devices: e.devices(), Steps: e.opt.Steps, Guarded: e.opt.Guarded,
+		OldRunc: e.opt.OldRuntime, Parents: e.opt.CgroupParents, Log: e.log, Warn: e.tellAll,
 	})
 	e.steps = &swept{box: e.box, log: e.log}
 	return err

@@ -56,7 +56,7 @@ func newExecBench(t *testing.T) *execBench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sb, err := sandbox.New(sandbox.Options{Root: filepath.Join(t.TempDir(), "sandbox")})
+	sb, err := sandbox.New(sandbox.Options{Root: filepath.Join(t.TempDir(), "sandbox"), OldRunc: true})
 	if err != nil {
 		t.Fatal(err)
 	}

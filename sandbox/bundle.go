@@ -57,7 +57,7 @@ func writeFile(name string, data []byte, mode os.FileMode) error {
 func (b *bundle) writeConfig(s *specs.Spec) error {
 	data, err := json.Marshal(s)
 	if err == nil {
-		err = os.WriteFile(b.file("config.json"), data, 0o600)
+		err = b.writeSecret("config.json", data)
 	}
 	if err != nil {
 		return diag.Errorf(diag.Unavailable, "cannot write the container's configuration: %w", err)
@@ -65,12 +65,24 @@ func (b *bundle) writeConfig(s *specs.Spec) error {
 	return nil
 }
 
-// writeData puts the content of a Data mount on a tmpfs of its own, which is not swapped out where the kernel can promise it, and returns the file's path.
-func (b *bundle) writeData(m Mount) (string, error) {
+// writeSecret writes a file of the bundle that holds variables, which may be secrets, into the memory of secrets.
+func (b *bundle) writeSecret(name string, data []byte) error {
+	err := b.openData()
+	if err == nil {
+		err = os.WriteFile(filepath.Join(b.data, name), data, 0o600)
+	}
+	if err == nil {
+		err = os.Symlink(filepath.Join(b.data, name), b.file(name))
+	}
+	return err
+}
+
+// openData mounts a file system in memory that is not swapped out where the kernel can promise it.
+func (b *bundle) openData() error {
 	if b.data == "" {
 		dir := b.file("data")
 		if err := os.Mkdir(dir, 0o700); err != nil {
-			return "", err
+			return err
 		}
 		mount := func(options string) error {
 			return unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options)
@@ -80,9 +92,17 @@ func (b *bundle) writeData(m Mount) (string, error) {
 			err = mount("mode=0700")
 		}
 		if err != nil {
-			return "", fmt.Errorf("mount a file system in memory: %w", err)
+			return fmt.Errorf("mount a file system in memory: %w", err)
 		}
 		b.data, b.mounts = dir, append(b.mounts, dir)
+	}
+	return nil
+}
+
+// writeData puts the content of a Data mount into the memory of secrets, and returns the file's path.
+func (b *bundle) writeData(m Mount) (string, error) {
+	if err := b.openData(); err != nil {
+		return "", err
 	}
 	mode := m.Mode
 	if mode == 0 {

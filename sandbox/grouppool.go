@@ -23,7 +23,7 @@ const maxIdleGroups = 16
 func (n *native) poolable(s *specs.Spec) bool {
 	r := s.Linux.Resources
 	usual := r.Pids == nil || r.Pids.Limit != nil && *r.Pids.Limit == n.pids
-	return usual && r.Memory == nil && r.CPU == nil && len(r.Devices) == len(allowedDevices()) && !r.Devices[0].Allow && path.Dir(s.Linux.CgroupsPath) == "/"+cgroupName(n.owner)
+	return usual && r.Memory == nil && r.CPU == nil && len(r.Devices) == len(allowedDevices()) && !r.Devices[0].Allow && path.Dir(s.Linux.CgroupsPath) == n.group
 }
 
 func (p *groupPool) get() string {

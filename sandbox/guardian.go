@@ -105,23 +105,11 @@ func (w *ward) groups(c *cgroups) []string {
 		}
 	}
 	for _, g := range recordedGroups(w.Root) {
-		if strings.HasPrefix(filepath.Base(g), w.Prefix) {
-			seen[g] = true
+		if strings.HasPrefix(filepath.Base(g.group), w.Prefix) {
+			seen[g.group] = true
 		}
 	}
 	return slices.Sorted(maps.Keys(seen))
-}
-
-// recordedGroups reads the control groups that are not in the sandbox's own, from the bundles of their steps.
-func recordedGroups(root string) []string {
-	var out []string
-	bundles, _ := os.ReadDir(filepath.Join(root, "run"))
-	for _, b := range bundles {
-		if g, err := os.ReadFile(filepath.Join(root, "run", b.Name(), cgroupFile)); err == nil && len(g) > 1 {
-			out = append(out, string(g))
-		}
-	}
-	return out
 }
 
 // guard makes sure that the steps' guardian runs.
@@ -135,7 +123,7 @@ func (s *Sandbox) guard() error {
 	if g.alive() {
 		return nil
 	}
-	err := g.start(ward{Root: s.root, Group: "/" + cgroupName(s.owner), Prefix: s.idPrefix()})
+	err := g.start(ward{Root: s.root, Group: s.host.group(s.owner), Prefix: s.idPrefix()})
 	if err != nil {
 		return diag.Errorf(diag.Unavailable, "cannot start the process that ends steps with the builder: %w", err)
 	}

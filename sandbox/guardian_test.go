@@ -80,7 +80,7 @@ func TestGuardianKnowsItsOwn(t *testing.T) {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, cgroupFile), []byte(group), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, cgroupFile), []byte(group+"\n/sys/fs/cgroup/x"), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

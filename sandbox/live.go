@@ -199,7 +199,7 @@ func (c *container) writeProcess(name string, first *specs.Process, user User) (
 		return "", err
 	}
 	file := c.bundle.file(name)
-	return file, os.WriteFile(file, data, 0o600)
+	return file, c.bundle.writeSecret(name, data)
 }
 
 // follow waits for the process to run, tells it, and passes signals on until it has ended. Runtimes tell the id of a process in

@@ -26,7 +26,7 @@ import (
 // native runs containers with system calls of this process. It takes the same configuration as an OCI runtime, and does the
 // same with it, or refuses it; see docs/adr/010-built-in-runtime.md.
 type native struct {
-	owner   string
+	group   string   // control group above those of steps
 	self    *os.File // this process, whose namespaces threads go back to
 	devices devicePrograms
 	groups  groupPool
@@ -38,7 +38,7 @@ type native struct {
 }
 
 // newNative makes the built-in runtime, or says what this machine lacks for it.
-func newNative(owner string) (*native, error) {
+func newNative(group string) (*native, error) {
 	if !spawn.Available() {
 		return nil, errors.New("the kernel has no clone3")
 	}
@@ -57,7 +57,7 @@ func newNative(owner string) (*native, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("pidfd_open", err)
 	}
-	return &native{owner: owner, self: os.NewFile(uintptr(fd), "self")}, nil
+	return &native{group: group, self: os.NewFile(uintptr(fd), "self")}, nil
 }
 
 // BuiltIn reports, by an error, why this machine cannot use the built-in runtime.

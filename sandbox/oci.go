@@ -15,6 +15,7 @@ import (
 // host is what a spec depends on besides the step: what this machine and this process can do. It is found out once.
 type host struct {
 	cgroups *cgroups
+	base    string              // control group that this process may make others in
 	caps    []string            // held by this process
 	seccomp *specs.LinuxSeccomp // for the capabilities of steps; nil = the kernel has no seccomp
 	devices Devices
@@ -28,10 +29,12 @@ type plan struct {
 	*Spec
 	user   User
 	cgroup string // path of its control group
-	netns  string // path of its network namespace; "" = the host's
-	hosts  string // host paths of the generated files
-	resolv string
-	mounts []specs.Mount // the step's own, parents first
+	// release gives up the groups above it that are not this process's own; nil = there are none.
+	release func()
+	netns   string // path of its network namespace; "" = the host's
+	hosts   string // host paths of the generated files
+	resolv  string
+	mounts  []specs.Mount // the step's own, parents first
 
 	targets []string // where each of them will be, with no symbolic links
 }

@@ -59,13 +59,14 @@ func newConfined(t testing.TB, binary string, steps Steps) *box {
 	}
 	b := &box{rootfs: filepath.Join(t.TempDir(), "rootfs")}
 	var err error
-	b.Sandbox, err = New(Options{Root: t.TempDir(), Binary: binary, Steps: steps, Warn: func(s string) { b.warned = append(b.warned, s) }})
+	b.Sandbox, err = New(Options{Root: t.TempDir(), Binary: binary, Steps: steps, OldRunc: true, Warn: func(s string) { b.warned = append(b.warned, s) }})
 	if err == nil {
 		err = b.prepare()
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.allowedParents = []string{"/strata-test-" + b.owner}
 	t.Cleanup(func() {
 		if err := b.Close(); err != nil {
 			t.Error(err)

@@ -250,15 +250,13 @@ func testLimits(t *testing.T, b *box) {
 		t.Errorf("%q", out)
 	}
 	out, _ = b.sh(t, "ulimit -n; grep -c . /proc/mounts >/dev/null; cat /sys/fs/cgroup/cpuset/cpuset.cpus /sys/fs/cgroup/cpuset.cpus 2>/dev/null", func(s *Spec) {
-		s.Limits.Ulimits, s.Limits.CPUSet, s.Limits.CgroupParent = []graph.Ulimit{{Name: "nofile", Soft: 77, Hard: 99}}, "0", "strata-test-parent"
+		s.Limits.Ulimits, s.Limits.CPUSet, s.Limits.CgroupParent = []graph.Ulimit{{Name: "nofile", Soft: 77, Hard: 99}}, "0", b.allowedParents[0]
 	})
 	if out != "77\n0\n" {
 		t.Errorf("%q", out)
 	}
-	for _, dir := range b.host.cgroups.dirs("strata-test-parent") {
-		if err := removeGroup(dir); err != nil {
-			t.Error(err)
-		}
+	if left := b.host.cgroups.dirs(b.allowedParents[0]); len(left) > 0 {
+		t.Errorf("left: %v", left)
 	}
 	noLeaks(t, b)
 }

@@ -77,8 +77,8 @@ func (r *runc) before(want ...int) bool {
 	return false
 }
 
-// old reports whether this version of runc was made before the fixes for CVE-2025-31133, -52565 and -52881. Distributions
-// fix older versions too, so that it is a reason to look, not to stop.
+// old reports whether this version of runc was made before the fixes for CVE-2025-31133, -52565 and -52881. Versions do not tell
+// what a distribution has fixed in an older one.
 func (r *runc) old() bool {
 	return r.name == "runc" && (r.before(1, 2, 8) || !r.before(1, 3, 0) && r.before(1, 3, 3))
 }

@@ -43,6 +43,25 @@ func TestFindRunc(t *testing.T) {
 	}
 }
 
+// A runc from which containers can escape is not used unless the operator says so.
+func TestOldRuncIsRefused(t *testing.T) {
+	old := filepath.Join(t.TempDir(), "runc")
+	if err := os.WriteFile(old, []byte("#!/bin/sh\necho runc version 1.1.5\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, allowed := range []bool{false, true} {
+		s, err := New(Options{Root: t.TempDir(), Binary: old, OldRunc: allowed})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = s.outside(nil)
+		d, _ := err.(*diag.Error)
+		if allowed != (err == nil) || !allowed && (d == nil || d.Kind != diag.Unsupported || !strings.Contains(d.Msg, "1.1.5") || !strings.Contains(d.Hint, "STRATA_ALLOW_OLD_RUNC=1")) {
+			t.Errorf("allowed: %v; %v", allowed, err)
+		}
+	}
+}
+
 func TestLastError(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "log.json")
 	if got := lastError(name); got != "" {

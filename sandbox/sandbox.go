@@ -28,7 +28,9 @@ type Options struct {
 	Binary  string // a name or a path of runc or something with its command line; "" = the built-in runtime, and runc for the rest
 	Network NetworkConfig
 	Devices Devices
-	Guarded bool // a process ends steps that outlive this one; the program calls Helper
+	Parents []string // control groups that may be, or be above, the parent that a step names; "/" = any
+	OldRunc bool     // a runc with known ways out of its containers may be used
+	Guarded bool     // a process ends steps that outlive this one; the program calls Helper
 	Steps   Steps
 	Log     *slog.Logger
 	Warn    func(string) // what a user should know, such as a missing network; nil = Log
@@ -48,8 +50,11 @@ type Sandbox struct {
 	ids     atomic.Int64
 	started string // part of every id, so that none comes twice
 
-	guarded  bool
-	guardian guardian
+	guarded        bool
+	guardian       guardian
+	allowedParents []string
+	parents        parents
+	oldRunc        bool
 
 	mu     sync.Mutex // of prepare and outside
 	host   *host
@@ -70,7 +75,7 @@ func New(opt Options) (*Sandbox, error) {
 		return nil, diag.Errorf(diag.Unavailable, "the sandbox's state directory: %w", err)
 	}
 	s := &Sandbox{
-		root: root, owner: ownerOf(root), log: opt.Log, binary: opt.Binary, forced: opt.Binary != "", devices: opt.Devices, guarded: opt.Guarded,
+		root: root, owner: ownerOf(root), log: opt.Log, binary: opt.Binary, forced: opt.Binary != "", devices: opt.Devices, guarded: opt.Guarded, allowedParents: opt.Parents, oldRunc: opt.OldRunc,
 		started: strconv.FormatInt(time.Now().UnixMilli(), 36),
 	}
 	if s.log == nil {
@@ -140,7 +145,7 @@ func (s *Sandbox) Close() error {
 	if s.host == nil {
 		return nil
 	}
-	return s.host.cgroups.remove("/" + cgroupName(s.owner))
+	return s.host.cgroups.remove(s.host.group(s.owner))
 }
 
 // prepare finds out what there is to work with. What is missing may be there the next time.
@@ -167,8 +172,9 @@ func (s *Sandbox) outside(why error) (*runc, error) {
 		}
 		return nil, err
 	}
-	if r.old() {
-		s.log.Warn("the container runtime is old; its makers have fixed ways out of containers since", "runtime", r.name, "version", r.version)
+	if r.old() && !s.oldRunc {
+		return nil, diag.Errorf(diag.Unsupported, "%s is runc %s, from which containers can escape (CVE-2025-31133, CVE-2025-52565, CVE-2025-52881)", r.path, r.version).
+			WithHint("install runc 1.2.8, 1.3.3 or later; if your distribution has fixed this one, or you trust all images, start the engine with STRATA_ALLOW_OLD_RUNC=1")
 	}
 	s.runc = r
 	return r, nil
@@ -182,6 +188,13 @@ func (s *Sandbox) find() error {
 	h := &host{devices: s.devices, steps: s.confine, oom: oomScore()}
 	if h.cgroups, err = findCgroups(); err != nil {
 		return diag.Errorf(diag.Unavailable, "cannot read how control groups are mounted: %w", err)
+	}
+	own, err := ownGroup()
+	if err == nil {
+		h.base, err = h.cgroups.delegated(own)
+	}
+	if err != nil {
+		return diag.Errorf(diag.Unavailable, "cannot use the control groups that are delegated to the builder: %w", err)
 	}
 	if h.caps, err = heldCaps(); err != nil {
 		return diag.Errorf(diag.Unavailable, "cannot read this process's capabilities: %w", err)
@@ -204,7 +217,7 @@ func (s *Sandbox) find() error {
 		s.warn("the memory of steps is not limited: the cgroup controller \"memory\" is not available")
 	}
 	if !s.forced {
-		if s.native, s.lacks = newNative(s.owner); s.lacks != nil {
+		if s.native, s.lacks = newNative(h.group(s.owner)); s.lacks != nil {
 			s.log.Info("build steps cannot use the built-in container runtime", "reason", s.lacks)
 		} else {
 			s.native.pids = s.confine.PIDs
@@ -239,6 +252,9 @@ func (s *Sandbox) Run(ctx context.Context, spec *Spec) (_ *Exit, err error) {
 	}
 	defer b.remove(s.log)
 	p, err := s.plan(spec, b)
+	if p != nil && p.release != nil {
+		defer p.release()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -336,18 +352,27 @@ func trustProxy(spec *Spec) (undo func() error, err error) {
 	}, nil
 }
 
-// plan resolves what the spec names and writes what mounts hold.
+// plan resolves what the spec names and writes what mounts hold. What it returns must be released, also with an error.
 func (s *Sandbox) plan(spec *Spec, b *bundle) (*plan, error) {
 	p := &plan{Spec: spec, hosts: b.file("hosts"), resolv: b.file("resolv.conf")}
 	var err error
 	if p.user, err = ResolveUser(spec.RootFS, spec.User); err != nil {
 		return nil, err
 	}
-	p.cgroup = filepath.Join("/", spec.Limits.CgroupParent, cgroupName(s.owner), b.id)
-	if spec.Limits.CgroupParent != "" { // Sweep would not find it
-		if err := writeFile(b.file(cgroupFile), []byte(p.cgroup), 0o600); err != nil {
-			return nil, diag.Errorf(diag.Unavailable, "cannot prepare the step: %w", err)
+	p.cgroup = filepath.Join(s.host.group(s.owner), b.id)
+	if parent := spec.Limits.CgroupParent; parent != "" {
+		if err := s.allowedParent(parent); err != nil {
+			return nil, err
 		}
+		p.cgroup = filepath.Join("/", parent, cgroupName(s.owner), b.id)
+		var above []string
+		p.release, above = s.parents.acquire(s.host.cgroups, p.cgroup)
+		err = b.recordGroup(recordedGroup{p.cgroup, above})
+	} else if p.cgroup != filepath.Join("/", cgroupName(s.owner), b.id) {
+		err = b.recordGroup(recordedGroup{group: p.cgroup}) // the next engine's may be elsewhere
+	}
+	if err != nil {
+		return p, diag.Errorf(diag.Unavailable, "cannot prepare the step: %w", err)
 	}
 	for _, m := range spec.Mounts {
 		source := m.Source
@@ -358,7 +383,7 @@ func (s *Sandbox) plan(spec *Spec, b *bundle) (*plan, error) {
 			source, err = b.bindFile(m.File)
 		}
 		if err != nil {
-			return nil, diag.Errorf(diag.Unavailable, "cannot prepare the mount at %s: %w", m.Target, err)
+			return p, diag.Errorf(diag.Unavailable, "cannot prepare the mount at %s: %w", m.Target, err)
 		}
 		p.mounts = append(p.mounts, ownMount(m, source))
 	}
@@ -367,6 +392,9 @@ func (s *Sandbox) plan(spec *Spec, b *bundle) (*plan, error) {
 }
 
 func cgroupName(owner string) string { return "strata-" + owner }
+
+// group is the control group of the steps that have no parent of their own.
+func (h *host) group(owner string) string { return filepath.Join("/", h.base, cgroupName(owner)) }
 
 // idPrefix begins the ids of this sandbox's containers, and no others.
 func (s *Sandbox) idPrefix() string { return cgroupName(s.owner) + "-" + s.started + "-" }

@@ -23,9 +23,8 @@ func (s *Sandbox) Sweep(ctx context.Context) error {
 		return err
 	}
 	var errs []error
-	for _, g := range append(recordedGroups(s.root), "/"+cgroupName(s.owner)) {
-		c.kill(g)
-		errs = append(errs, c.remove(g))
+	for _, g := range append(recordedGroups(s.root), recordedGroup{group: "/" + cgroupName(s.owner)}) {
+		errs = append(errs, g.sweep(c))
 	}
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(s.root))
 	errs = append(errs, err)

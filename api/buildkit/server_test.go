@@ -50,7 +50,7 @@ func serveAt(t testing.TB, dir string, opt Options) (addr string, e *engine.Engi
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	e, err := engine.Open(t.Context(), engine.Options{Root: filepath.Join(dir, "root"), Tracer: opt.Tracer})
+	e, err := engine.Open(t.Context(), engine.Options{OldRuntime: true, Root: filepath.Join(dir, "root"), Tracer: opt.Tracer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -451,7 +451,7 @@ func TestMutualTLS(t *testing.T) {
 	}
 	dir := t.TempDir()
 	files, pair, pool := certificates(t, dir)
-	e, err := engine.Open(t.Context(), engine.Options{Root: filepath.Join(dir, "root")})
+	e, err := engine.Open(t.Context(), engine.Options{OldRuntime: true, Root: filepath.Join(dir, "root")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -154,7 +154,8 @@ const ownsEngine = "engine"
 
 func (c *cli) engineOptions() (engine.Options, error) {
 	opt := engine.Options{
-		Root: c.root, RegistryConfig: c.config, Runtime: c.runtime, Guarded: true, GCBytes: c.gcBytes, Log: c.logger(), Agent: "strata/" + version + " buildkit/" + buildkit.Protocol,
+		Root: c.root, RegistryConfig: c.config, Runtime: c.runtime, Guarded: true, GCBytes: c.gcBytes, Log: c.logger(),
+		CgroupParents: []string{"/"}, Agent: "strata/" + version + " buildkit/" + buildkit.Protocol,
 		Frontend: buildkit.Frontend(buildkit.Options{Version: version}),
 	}
 	if s := os.Getenv("STRATA_GC_BYTES"); s != "" && opt.GCBytes == 0 {
@@ -164,14 +165,13 @@ func (c *cli) engineOptions() (engine.Options, error) {
 		}
 		opt.GCBytes = n
 	}
-	if s := os.Getenv("STRATA_ALLOW_METADATA"); s != "" {
-		allow, err := strconv.ParseBool(s)
-		if err != nil {
-			return opt, diag.Errorf(diag.Invalid, "STRATA_ALLOW_METADATA is %q: it must be 1 or 0", s)
-		}
-		opt.AllowMetadata = allow
-	}
 	var err error
+	if opt.AllowMetadata, err = allows("STRATA_ALLOW_METADATA"); err != nil {
+		return opt, err
+	}
+	if opt.OldRuntime, err = allows("STRATA_ALLOW_OLD_RUNC"); err != nil {
+		return opt, err
+	}
 	if opt.Caches, err = cacheRules(c.config); err != nil {
 		return opt, err
 	}
@@ -180,6 +180,19 @@ func (c *cli) engineOptions() (engine.Options, error) {
 	}
 	opt.Tracer, err = tracing.New(context.Background(), version, false)
 	return opt, err
+}
+
+// allows reads a variable by which the operator allows what is refused otherwise.
+func allows(name string) (bool, error) {
+	s := os.Getenv(name)
+	if s == "" {
+		return false, nil
+	}
+	allow, err := strconv.ParseBool(s)
+	if err != nil {
+		return false, diag.Errorf(diag.Invalid, "%s is %q: it must be 1 or 0", name, s)
+	}
+	return allow, nil
 }
 
 // with opens the engine for one call.

@@ -59,6 +59,7 @@ func runScripts(t *testing.T, daemon bool) {
 			}
 			e.Setenv("STRATA_CONFIG", filepath.Join(e.WorkDir, "strata.toml"))
 			e.Setenv("GIT_CONFIG_NOSYSTEM", "1")
+			e.Setenv("STRATA_ALLOW_OLD_RUNC", "1") // of whatever distribution the tests run on
 			examples, err := filepath.Abs(filepath.Join("..", "..", "examples"))
 			if err != nil {
 				return err

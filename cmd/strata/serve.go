@@ -33,7 +33,9 @@ type serving struct {
 	appArmor     string // profile of steps
 	seLinux      bool
 	proxied      bool
-	metadata     bool // builds may reach link-local addresses and metadata services
+	metadata     bool     // builds may reach link-local addresses and metadata services
+	oldRunc      bool     // a runc with known ways out of its containers may be used
+	parents      []string // control groups that builds may name
 	asBuildKit   bool
 	provenance   string // directory of what provenance tells of this builder
 }
@@ -67,6 +69,8 @@ func newServe(c *cli) *cobra.Command {
 	fs.IntVar(&v.parallel, "oci-max-parallelism", 0, "Steps that run at once (default by the number of processors)")
 	fs.BoolVar(&v.proxied, "proxy-network", false, "Give steps a proxy alone, which records what they fetch")
 	fs.BoolVar(&v.metadata, "allow-metadata", false, "Let builds reach link-local addresses and the cloud's metadata services ($STRATA_ALLOW_METADATA)")
+	fs.BoolVar(&v.oldRunc, "allow-old-runc", false, "Use a runc from which containers can escape ($STRATA_ALLOW_OLD_RUNC)")
+	fs.StringArrayVar(&v.parents, "allow-cgroup-parent", nil, "Let builds put steps below this control group (default none)")
 	bytesFlag(fs, "gc-bytes", "Keep the state below this size (default chosen by the disk; $STRATA_GC_BYTES)", &c.gcBytes)
 	fs.BoolVar(&v.asBuildKit, "as-buildkitd", false, "Behave as buildkitd does")
 	fs.Bool("version", false, "Print the version")
@@ -150,6 +154,7 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 		return err
 	}
 	opt.AllowMetadata = opt.AllowMetadata || v.metadata
+	opt.OldRuntime, opt.CgroupParents = opt.OldRuntime || v.oldRunc, v.parents
 	opt.Network.RefuseMetadata = !opt.AllowMetadata
 	opt.Network.MayUseHost = slices.Contains(v.entitlements, "network.host")
 	if !v.devices.Disabled {

@@ -56,3 +56,40 @@ RUN echo be""gun && for i in 1 2 3; do /s/busybox sleep 100$SALT </dev/null & do
 		})
 	}
 }
+
+// A server's builds put their steps below the control groups that its operator allows, and below no others.
+func TestServeRefusesCgroupParents(t *testing.T) {
+	needBuild(t)
+	s := newSite(t)
+	s.base()
+	s.ok("daemon", "stop")
+	s.write("Dockerfile", "FROM base\nRUN cat /proc/self/cgroup\n")
+	allowed := "/strata-e2e-" + strconv.Itoa(os.Getpid())
+	p := s.start("serve", "--root", s.root, "--addr", "unix://"+filepath.Join(filepath.Dir(s.root), "sock"), "--allow-cgroup-parent", allowed)
+	p.until("serving")
+	s.fails(s.run("build", "--network=none", "--cgroup-parent=/system.slice", "."), `the cgroup parent "/system.slice" is not allowed`, "hint: the operator allows", "Dockerfile:2")
+	s.ok("build", "--network=none", "--cgroup-parent="+allowed+"/a", ".")
+	if left, _ := filepath.Glob("/sys/fs/cgroup/*" + allowed); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	p.kill(unix.SIGTERM)
+	p.result()
+}
+
+// A runc from which containers can escape is refused before a step runs.
+func TestOldRuncIsRefused(t *testing.T) {
+	needBuild(t)
+	s := newSite(t)
+	s.base()
+	s.ok("daemon", "stop")
+	s.write("Dockerfile", "FROM base\nRUN true\n")
+	old := filepath.Join(s.dir, "runc")
+	if err := os.WriteFile(old, []byte("#!/bin/sh\ncase \"$1\" in --version) echo runc version 1.2.7;; *) touch "+s.dir+"/ran;; esac\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.env = append(s.env, "STRATA_ALLOW_OLD_RUNC=")
+	s.fails(s.run("--runtime", old, "build", "--network=none", "."), "runc 1.2.7", "CVE-2025-31133", "STRATA_ALLOW_OLD_RUNC=1", "Dockerfile:2")
+	if _, err := os.Stat(filepath.Join(s.dir, "ran")); err == nil {
+		t.Error("it was run")
+	}
+}
