@@ -36,7 +36,8 @@ import (
 
 func main() {
 	sandbox.Helper()
-	os.Exit(run(arguments(os.Args), os.Stdin, os.Stdout, os.Stderr))
+	c := &cli{in: os.Stdin, out: os.Stdout, err: os.Stderr, reexec: reexec.Protect}
+	os.Exit(c.execute(arguments(os.Args)))
 }
 
 // arguments is the command line without the program's name: called as BuildKit's daemon, the program is one.
@@ -52,16 +53,15 @@ type exitCode int
 
 func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
-// run is the program; it returns the exit code.
-func run(args []string, in io.Reader, out, errw io.Writer) int {
-	c := &cli{in: in, out: out, err: errw}
+// execute is the program; it returns the exit code.
+func (c *cli) execute(args []string) int {
 	ctx, stop := c.interruptible()
 	defer stop()
 	root := newRoot(c)
 	root.SetArgs(args)
-	root.SetIn(in)
-	root.SetOut(out)
-	root.SetErr(errw)
+	root.SetIn(c.in)
+	root.SetOut(c.out)
+	root.SetErr(c.err)
 	err := root.ExecuteContext(ctx)
 	if code, ok := errors.AsType[exitCode](err); ok {
 		return int(code)
@@ -70,10 +70,10 @@ func run(args []string, in io.Reader, out, errw io.Writer) int {
 		return 0
 	}
 	if ctx.Err() != nil {
-		fmt.Fprintln(errw, "canceled")
+		fmt.Fprintln(c.err, "canceled")
 		return 130
 	}
-	diag.Render(errw, err)
+	diag.Render(c.err, err)
 	return 1
 }
 
@@ -123,6 +123,7 @@ type cli struct {
 	in       io.Reader
 	out, err io.Writer
 	shown    atomic.Pointer[progress.Display] // the latest display
+	reexec   func() error                     // runs this program again so that steps cannot write to it; nil in tests
 
 	root, config, runtime string
 	gcBytes               int64
@@ -141,10 +142,10 @@ func (c *cli) openHere(ctx context.Context) (*engine.Engine, error) {
 // protect runs the program again from an executable that build steps cannot write to, if the command runs the engine in this
 // process. Only root runs steps; where it is impossible, the engine says what it needs when the first step comes.
 func (c *cli) protect(cmd *cobra.Command, _ []string) {
-	if os.Geteuid() != 0 || !c.inProcess() && cmd.Annotations[ownsEngine] == "" {
+	if c.reexec == nil || os.Geteuid() != 0 || !c.inProcess() && cmd.Annotations[ownsEngine] == "" {
 		return
 	}
-	if err := reexec.Protect(); err != nil {
+	if err := c.reexec(); err != nil {
 		c.logger().Warn("the builder cannot be run from a read-only mount", "err", err)
 	}
 }

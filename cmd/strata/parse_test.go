@@ -178,7 +178,7 @@ func TestUsageErrors(t *testing.T) {
 		"prune --until yesterday":     "--until yesterday|7d",
 	} {
 		var out, errw bytes.Buffer
-		code := run(strings.Fields(line), strings.NewReader(""), &out, &errw)
+		code := (&cli{in: strings.NewReader(""), out: &out, err: &errw}).execute(strings.Fields(line))
 		if code != 1 || out.Len() > 0 {
 			t.Errorf("strata %s: code %d, output %q", line, code, out.String())
 		}

@@ -65,7 +65,7 @@ func TestServeIgnoresConfinement(t *testing.T) {
 		}
 		var errw bytes.Buffer
 		args := append([]string{"serve", "--root", t.TempDir(), "--config", writeConfig(t, c.file), "--addr", "unix://" + filepath.Join(t.TempDir(), "s")}, c.flags...)
-		code := run(args, strings.NewReader(""), &errw, &errw)
+		code := (&cli{in: strings.NewReader(""), out: &errw, err: &errw}).execute(args)
 		if code == 0 || !strings.Contains(errw.String(), c.want) {
 			t.Errorf("%s: %d %s", name, code, errw.String())
 		}
