@@ -21,6 +21,7 @@ import (
 type Steps struct {
 	Capabilities    []string // of steps that are not insecure, such as CAP_CHOWN; nil = Docker's set
 	NoNewPrivileges bool     // programs of steps that are not insecure gain no rights by being set-uid or by file capabilities
+	Only64Bit       bool     // system calls of 32-bit programs kill them, in steps that are not insecure
 	AppArmor        string   // a profile that the kernel has, for steps that are not insecure; "" = none
 	PIDs            int64    // processes of a step that asks for no limit; 0 = 4096, -1 = no limit
 	Memory          int64    // bytes of all steps together; 0 = what leaves the engine alive, -1 = no limit

@@ -199,3 +199,17 @@ func testCoreDumpKeepsSecrets(t *testing.T, b *box) {
 	}
 	noLeaks(t, b)
 }
+
+func TestOnly64Bit(t *testing.T) {
+	for only, want := range map[bool]int{false: 2, true: 1} {
+		p, err := seccompProfile(defaultCaps, only)
+		if err != nil || len(p.Architectures) != want {
+			t.Errorf("%v: %v %v", only, p.Architectures, err)
+		}
+	}
+	bothWith(t, Steps{Only64Bit: true}, func(t *testing.T, b *box) {
+		if out, exit := b.sh(t, "echo runs", nil); exit.Code != 0 || out != "runs\n" {
+			t.Errorf("%q %+v", out, exit)
+		}
+	})
+}

@@ -200,7 +200,7 @@ func (s *Sandbox) find() error {
 		return diag.Errorf(diag.Unavailable, "cannot read this process's capabilities: %w", err)
 	}
 	if _, err := os.Stat("/proc/sys/kernel/seccomp"); err == nil {
-		if h.seccomp, err = seccompProfile(intersect(s.confine.Capabilities, h.caps)); err != nil {
+		if h.seccomp, err = seccompProfile(intersect(s.confine.Capabilities, h.caps), s.confine.Only64Bit); err != nil {
 			return diag.Errorf(diag.Internal, "the seccomp profile: %w", err)
 		}
 	}

@@ -60,13 +60,16 @@ func intersect(want, have []string) []string {
 
 // seccompProfile is Docker's default filter for a set of capabilities, on this kernel, but for one thing: system calls of the
 // x32 ABI are not in it, and kill who makes them. Kernels come with x32 turned off, and the runtime, which builds the filter anew for
-// each container, needs a fourth more time for the step if it is in.
-func seccompProfile(caps []string) (*specs.LinuxSeccomp, error) {
+// each container, needs a fourth more time for the step if it is in. Only64 leaves the 32-bit ABI out too: by socketcall(2) its programs
+// make sockets of every family, with arguments that no filter sees, AF_ALG included.
+func seccompProfile(caps []string, only64 bool) (*specs.LinuxSeccomp, error) {
 	p, err := seccomp.GetDefaultProfile(&specs.Spec{Process: &specs.Process{Capabilities: capabilities(caps)}})
 	if err != nil {
 		return nil, err
 	}
-	p.Architectures = slices.DeleteFunc(p.Architectures, func(a specs.Arch) bool { return a == specs.ArchX32 })
+	p.Architectures = slices.DeleteFunc(p.Architectures, func(a specs.Arch) bool {
+		return a == specs.ArchX32 || only64 && (a == specs.ArchX86 || a == specs.ArchARM)
+	})
 	return p, nil
 }
 

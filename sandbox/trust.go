@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bytes"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -67,7 +68,12 @@ type bundleFile struct {
 }
 
 func (b *bundleFile) read() ([]byte, fs.FileInfo, error) {
-	// Not to block on what a step put there, nor to open a device.
+	// Not to block on what a step put there, nor to open a device or what a link leads to. The step has ended by now.
+	if st, err := b.root.Lstat(b.name); err != nil {
+		return nil, nil, err
+	} else if !st.Mode().IsRegular() {
+		return nil, nil, fmt.Errorf("%s is not a regular file", b.name)
+	}
 	f, err := b.root.OpenFile(b.name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, nil, err
@@ -78,7 +84,7 @@ func (b *bundleFile) read() ([]byte, fs.FileInfo, error) {
 		return nil, nil, err
 	}
 	if !st.Mode().IsRegular() {
-		return nil, nil, fmt.Errorf("%s is no regular file", b.name)
+		return nil, nil, fmt.Errorf("%s is not a regular file", b.name)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxBundle+1))
 	if len(data) > maxBundle {
@@ -124,7 +130,7 @@ func (b *bundleFile) clean(cert, was []byte, then fs.FileInfo) error {
 		return err
 	}
 	text := strings.ReplaceAll(string(now), trustBegin+string(cert)+trustEnd, "")
-	text = strings.ReplaceAll(text, string(cert), "") // tools write bundles anew
+	text = withoutCert(strings.ReplaceAll(text, string(cert), ""), cert) // tools write bundles anew
 	switch {
 	case text == string(now):
 		return nil
@@ -132,4 +138,38 @@ func (b *bundleFile) clean(cert, was []byte, then fs.FileInfo) error {
 		st = then
 	}
 	return b.write([]byte(text), st)
+}
+
+// withoutCert leaves out the blocks of PEM that hold a certificate, however they are written: tools change the ends and
+// the length of lines.
+func withoutCert(text string, cert []byte) string {
+	ours, _ := pem.Decode(cert)
+	if ours == nil {
+		return text
+	}
+	const begin = "-----BEGIN "
+	var out strings.Builder
+	for {
+		i := strings.Index(text, begin)
+		if i < 0 {
+			out.WriteString(text)
+			return out.String()
+		}
+		out.WriteString(text[:i])
+		text = text[i:]
+		n := len(begin) // of what is no block
+		end := strings.Index(text[n:], begin)
+		if end < 0 {
+			end = len(text) - n
+		}
+		// Only up to the next beginning: a block without an end must not take another one along.
+		block, rest := pem.Decode([]byte(text[:n+end]))
+		if block != nil {
+			n = n + end - len(rest)
+		}
+		if block == nil || !bytes.Equal(block.Bytes, ours.Bytes) {
+			out.WriteString(text[:n])
+		}
+		text = text[n:]
+	}
 }

@@ -16,13 +16,14 @@ import (
 type stepsConfig struct {
 	Capabilities    []string `toml:"capabilities"`
 	NoNewPrivileges bool     `toml:"noNewPrivileges"`
+	Only64Bit       bool     `toml:"only64Bit"`
 	AppArmor        string   `toml:"apparmorProfile"`
 	PIDs            int64    `toml:"pids"`
 	Memory          string   `toml:"memory"` // a size, or "none"
 }
 
 func (c *stepsConfig) options() (engine.StepOptions, error) {
-	o := engine.StepOptions{Capabilities: c.Capabilities, NoNewPrivileges: c.NoNewPrivileges, AppArmor: c.AppArmor, PIDs: c.PIDs}
+	o := engine.StepOptions{Capabilities: c.Capabilities, NoNewPrivileges: c.NoNewPrivileges, Only64Bit: c.Only64Bit, AppArmor: c.AppArmor, PIDs: c.PIDs}
 	switch c.Memory {
 	case "":
 	case "none":
@@ -60,7 +61,7 @@ func loadSteps(path string) (engine.StepOptions, error) {
 	err = toml.NewDecoder(bytes.NewReader(section)).DisallowUnknownFields().Decode(&file)
 	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
 		return engine.StepOptions{}, diag.Errorf(diag.Invalid, "%s: unknown setting %s", path, strings.Join(strict.Errors[0].Key(), ".")).
-			WithHint("steps have capabilities, noNewPrivileges, apparmorProfile, pids and memory")
+			WithHint("steps have capabilities, noNewPrivileges, only64Bit, apparmorProfile, pids and memory")
 	}
 	if err != nil {
 		return engine.StepOptions{}, diag.Errorf(diag.Invalid, "%s, section [steps]: %w", path, err)

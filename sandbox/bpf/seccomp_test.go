@@ -233,3 +233,48 @@ func TestTable(t *testing.T) {
 		t.Errorf("%v", a.numbers)
 	}
 }
+
+// AF_ALG lets a step write into the page cache of files of shared lower layers, on kernels without the fix. The default profile refuses it,
+// whatever the half of the argument says that the kernel does not look at. By the 32-bit ABI it can be had all the same, with
+// socketcall(2), unless that ABI is left out.
+func TestPageCacheWritesByAFALG(t *testing.T) {
+	p, err := seccomp.GetDefaultProfile(&specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := retErrno | uint32(unix.EPERM)
+	for goarch, abis := range map[string][]specs.Arch{"amd64": {specs.ArchX86_64, specs.ArchX86}, "arm64": {specs.ArchAARCH64, specs.ArchARM}} {
+		p.Architectures = abis
+		both, err := Seccomp(p, goarch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Architectures = abis[:1]
+		one, err := Seccomp(p, goarch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, name := range abis {
+			a := archOf(name)
+			a.load()
+			for _, family := range []uint64{unix.AF_ALG, unix.AF_VSOCK} {
+				for _, high := range []uint64{0, 1 << 32, unix.AF_INET << 32, 1 << 63, 0xffffffff << 32} {
+					if got := ask(t, vm(t, both), a.numbers["socket"], a.audit, [6]uint64{high | family, unix.SOCK_SEQPACKET}); got != refused {
+						t.Errorf("%s: family %#x: %#x", name, high|family, got)
+					}
+				}
+			}
+			if got := ask(t, vm(t, both), a.numbers["socket"], a.audit, [6]uint64{unix.AF_INET, unix.SOCK_STREAM}); got != retAllow {
+				t.Errorf("%s: an ordinary socket: %#x", name, got)
+			}
+			if i == 0 {
+				continue
+			}
+			for n := range uint32(500) {
+				if got := ask(t, vm(t, one), n, a.audit, [6]uint64{unix.AF_ALG}); got != retKillThread {
+					t.Fatalf("%s: call %d without the ABI: %#x", name, n, got)
+				}
+			}
+		}
+	}
+}
