@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/tonistiigi/fsutil"
 	"github.com/tonistiigi/fsutil/types"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -389,11 +390,125 @@ func TestSessionsBelongToTheirConnection(t *testing.T) {
 	}
 }
 
-func TestHostileDirectories(t *testing.T) {
-	const dir = uint32(os.ModeDir | 0o755)
-	link := func(p, to string) *types.Stat {
-		return &types.Stat{Path: p, Mode: uint32(os.ModeSymlink | 0o777), Linkname: to}
+// statsOf is a client that sends what it was told to, whether that is a directory or not. All files are empty.
+func statsOf(stats []*types.Stat) func(grpc.ServerStream) error {
+	return func(s grpc.ServerStream) error {
+		for _, st := range stats {
+			if err := s.SendMsg(&types.Packet{Type: types.PACKET_STAT, Stat: st}); err != nil {
+				return err
+			}
+		}
+		if err := s.SendMsg(&types.Packet{Type: types.PACKET_STAT}); err != nil {
+			return err
+		}
+		for {
+			var p types.Packet
+			if err := s.RecvMsg(&p); err != nil {
+				return nil
+			}
+			switch p.Type {
+			case types.PACKET_REQ:
+				_ = s.SendMsg(&types.Packet{Type: types.PACKET_DATA, ID: p.ID})
+			case types.PACKET_FIN:
+				return s.SendMsg(&types.Packet{Type: types.PACKET_FIN})
+			case types.PACKET_ERR:
+				return io.ErrUnexpectedEOF
+			}
+		}
 	}
+}
+
+const dirMode = uint32(os.ModeDir | 0o755)
+
+func linkStat(p, to string) *types.Stat {
+	return &types.Stat{Path: p, Mode: uint32(os.ModeSymlink | 0o777), Linkname: to}
+}
+
+// TestHostileSecondTransfer: a directory that was received becomes a symlink, and a file below it follows.
+func TestHostileSecondTransfer(t *testing.T) {
+	outside := t.TempDir()
+	write(t, outside, "secret", "secret")
+	first := []*types.Stat{{Path: "a", Mode: dirMode}, {Path: "a/f", Mode: 0o644}, {Path: "b", Mode: 0o644}}
+	for name, second := range map[string][]*types.Stat{
+		"file below":      {linkStat("a", outside), {Path: "a/evil", Mode: 0o644}},
+		"directory below": {linkStat("a", outside), {Path: "a/evil", Mode: dirMode}},
+		"overwrite":       {linkStat("a", outside), {Path: "a/secret", Mode: 0o600}},
+		"hardlink out":    {linkStat("a", outside), {Path: "evil", Mode: 0o644, Linkname: "a/secret"}},
+		"hardlink up":     {{Path: "evil", Mode: 0o644, Linkname: "../../../secret"}},
+		"deleted below":   {linkStat("a", outside), linkStat("a/secret", "x")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := manager(t)
+			now := first
+			f := &fakeClient{dirs: map[string]func(grpc.ServerStream) error{"context": func(s grpc.ServerStream) error { return statsOf(now)(s) }}}
+			attach(t, m, "s", alice, f)
+			s := open(t, m, "s", alice)
+			if _, err := s.Sync(t.Context(), &graph.Local{Name: "context"}, nil); err != nil {
+				t.Fatal(err)
+			}
+			s.Close()
+			now = second
+			if _, err := open(t, m, "s", alice).Sync(t.Context(), &graph.Local{Name: "context"}, nil); err == nil {
+				t.Error("it was accepted")
+			}
+			left, err := os.ReadDir(outside)
+			if b, _ := os.ReadFile(filepath.Join(outside, "secret")); err != nil || len(left) != 1 || string(b) != "secret" {
+				t.Errorf("outside: %v, %q, %v", left, b, err)
+			}
+			if fi, err := os.Stat(filepath.Join(outside, "secret")); err != nil || fi.Sys().(*syscall.Stat_t).Nlink != 1 {
+				t.Error("a file outside has a name in the context")
+			}
+		})
+	}
+}
+
+// TestHostileSpecialFiles: devices, sockets, owners and attributes that a client sends do not reach this machine.
+func TestHostileSpecialFiles(t *testing.T) {
+	stats := []*types.Stat{
+		{Path: "block", Mode: uint32(os.ModeDevice | 0o666), Devmajor: 7, Devminor: 250},
+		{Path: "char", Mode: uint32(os.ModeDevice | os.ModeCharDevice | 0o666), Devmajor: 1, Devminor: 3},
+		{Path: "dir", Mode: dirMode, Uid: 1234, Xattrs: map[string][]byte{"trusted.overlay.opaque": []byte("y")}},
+		{Path: "file", Mode: 0o644, Uid: 1234, Gid: 1234, Xattrs: map[string][]byte{"security.capability": []byte("x"), "user.a": []byte("x")}},
+		linkStat("out", "/etc/passwd"),
+		{Path: "socket", Mode: uint32(os.ModeSocket | 0o666)},
+	}
+	m := manager(t)
+	attach(t, m, "s", alice, &fakeClient{dirs: map[string]func(grpc.ServerStream) error{"context": statsOf(stats)}})
+	d, err := open(t, m, "s", alice).Sync(t.Context(), &graph.Local{Name: "context"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := os.ReadDir(d.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range list {
+		names = append(names, e.Name())
+		fi, err := e.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st := fi.Sys().(*syscall.Stat_t); int(st.Uid) != os.Geteuid() || int(st.Gid) != os.Getegid() {
+			t.Errorf("%s belongs to %d:%d", e.Name(), st.Uid, st.Gid)
+		}
+		buf := make([]byte, 1024)
+		if n, err := unix.Llistxattr(filepath.Join(d.Path, e.Name()), buf); err != nil || n > 0 && !strings.HasPrefix(string(buf[:n]), "security.selinux") {
+			t.Errorf("%s has the attributes %q, %v", e.Name(), buf[:n], err)
+		}
+	}
+	if got := strings.Join(names, " "); got != "dir file out" {
+		t.Errorf("the context has %q", got)
+	}
+	// The kept directories are nobody else's to enter: what was setuid at the client is no program of this machine.
+	if fi, err := os.Stat(m.slots.root); err != nil || fi.Mode().Perm()&0o077 != 0 {
+		t.Errorf("%v, %v", fi.Mode(), err)
+	}
+}
+
+func TestHostileDirectories(t *testing.T) {
+	const dir = dirMode
+	link := linkStat
 	outside := t.TempDir()
 	for name, stats := range map[string][]*types.Stat{
 		"parent":         {{Path: "../evil", Mode: 0o644}},
@@ -408,30 +523,7 @@ func TestHostileDirectories(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := manager(t)
-			f := &fakeClient{dirs: map[string]func(grpc.ServerStream) error{"context": func(s grpc.ServerStream) error {
-				for _, st := range stats {
-					if err := s.SendMsg(&types.Packet{Type: types.PACKET_STAT, Stat: st}); err != nil {
-						return err
-					}
-				}
-				if err := s.SendMsg(&types.Packet{Type: types.PACKET_STAT}); err != nil {
-					return err
-				}
-				for {
-					var p types.Packet
-					if err := s.RecvMsg(&p); err != nil {
-						return nil
-					}
-					switch p.Type {
-					case types.PACKET_REQ:
-						_ = s.SendMsg(&types.Packet{Type: types.PACKET_DATA, ID: p.ID})
-					case types.PACKET_FIN:
-						return s.SendMsg(&types.Packet{Type: types.PACKET_FIN})
-					case types.PACKET_ERR:
-						return io.ErrUnexpectedEOF
-					}
-				}
-			}}}
+			f := &fakeClient{dirs: map[string]func(grpc.ServerStream) error{"context": statsOf(stats)}}
 			attach(t, m, "s", alice, f)
 			_, err := open(t, m, "s", alice).Sync(t.Context(), &graph.Local{Name: "context"}, nil)
 			if err == nil {
