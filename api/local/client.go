@@ -389,6 +389,9 @@ func (p *pipes) reader(r io.Reader) error {
 }
 
 func (p *pipes) writer(w io.Writer) error {
+	if f, ok := w.(*outfile.File); ok {
+		w = f.File
+	}
 	if f, ok := w.(*os.File); ok {
 		p.pass = append(p.pass, f)
 		return nil
