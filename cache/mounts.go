@@ -68,37 +68,27 @@ type UsedMount struct {
 // left out.
 func usedMounts(ctx context.Context, b Build, roots []graph.Edge) []UsedMount {
 	byID := map[string]graph.Sharing{}
-	seen := map[*graph.Vertex]bool{}
-	var visit func(v *graph.Vertex)
-	visit = func(v *graph.Vertex) {
-		if v == nil || seen[v] {
+	graph.Walk(roots, func(v *graph.Vertex) {
+		x, ok := v.Op.(*graph.Exec)
+		if !ok {
 			return
 		}
-		seen[v] = true
-		if x, ok := v.Op.(*graph.Exec); ok {
-			for _, m := range x.Mounts {
-				if m.Type != graph.MountCache {
+		for _, m := range x.Mounts {
+			if m.Type != graph.MountCache {
+				continue
+			}
+			var source graph.Digest
+			if m.Input != graph.None {
+				if source = b.MountSource(ctx, v, m); source == "" {
 					continue
 				}
-				var source graph.Digest
-				if m.Input != graph.None {
-					if source = b.MountSource(ctx, v, m); source == "" {
-						continue
-					}
-				}
-				id := m.CacheIdentity(source)
-				if have, ok := byID[id]; !ok || have != graph.SharingLocked { // the strictest wish counts
-					byID[id] = m.Sharing
-				}
+			}
+			id := m.CacheIdentity(source)
+			if have, ok := byID[id]; !ok || have != graph.SharingLocked { // the strictest wish counts
+				byID[id] = m.Sharing
 			}
 		}
-		for _, e := range v.In {
-			visit(e.V)
-		}
-	}
-	for _, e := range roots {
-		visit(e.V)
-	}
+	})
 	var all []UsedMount
 	for id, sharing := range byID {
 		all = append(all, UsedMount{id, sharing})

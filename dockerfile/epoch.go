@@ -79,22 +79,12 @@ func (p *planner) findEpoch(ctx context.Context, v string) (*time.Time, error) {
 // onlySource is the git or http source that a tree is made of, nil if it is made of others or of several. A client's directory
 // has no time of its own.
 func onlySource(e graph.Edge) *graph.Vertex {
-	seen := map[*graph.Vertex]bool{}
 	var sources []*graph.Vertex
-	var visit func(v *graph.Vertex)
-	visit = func(v *graph.Vertex) {
-		if v == nil || seen[v] {
-			return
-		}
-		seen[v] = true
+	graph.Walk([]graph.Edge{e}, func(v *graph.Vertex) {
 		if len(v.In) == 0 {
 			sources = append(sources, v)
 		}
-		for _, in := range v.In {
-			visit(in.V)
-		}
-	}
-	visit(e.V)
+	})
 	if len(sources) != 1 {
 		return nil
 	}

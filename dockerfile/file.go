@@ -21,10 +21,24 @@ type file struct {
 	stages []*instructions.Stage
 }
 
+// maxInstructions bounds a file, and the ONBUILD triggers of an image. Each may be a step of a chain as long.
+const maxInstructions = 10_000
+
+// maxLines bounds what the parser, which takes microseconds for each line, is given.
+const maxLines = 200_000
+
+func tooMany(n int) *diag.Error {
+	return diag.Errorf(diag.Exhausted, "there are %d instructions; at most %d are allowed", n, maxInstructions).
+		WithHint("join commands in one RUN, or let a script do what the instructions do")
+}
+
 // parse reads a Dockerfile, and reports what can be told from the text alone to l.
 func parse(src *diag.Source, l *lint.Linter) (*file, error) {
 	if src == nil || len(bytes.TrimSpace(src.Data)) == 0 {
 		return nil, invalidf("the Dockerfile cannot be empty")
+	}
+	if n := bytes.Count(src.Data, []byte{'\n'}); n > maxLines {
+		return nil, diag.Errorf(diag.Exhausted, "the Dockerfile has %d lines; at most %d are allowed", n, maxLines)
 	}
 	res, err := parser.Parse(bytes.NewReader(src.Data))
 	if err != nil {
@@ -34,6 +48,9 @@ func parse(src *diag.Source, l *lint.Linter) (*file, error) {
 		if w.Location != nil {
 			lint.NoEmptyContinuation(l, spans(src, []parser.Range{*w.Location}))
 		}
+	}
+	if n := len(res.AST.Children); n > maxInstructions {
+		return nil, tooMany(n).WithSpan(src.Lines(res.AST.Children[maxInstructions].StartLine, res.AST.Children[maxInstructions].EndLine))
 	}
 	f := &file{src: src, escape: res.EscapeToken}
 	for _, n := range res.AST.Children {

@@ -226,6 +226,9 @@ func TestLimits(t *testing.T) {
 		"history":  many,
 		"main":     "ARG A=xxxxxxxxxxxxxxxx\n" + strings.Repeat("ARG A=$A$A\n", 60) + "FROM scratch\n",
 		"replace":  "FROM scratch\nENV A=" + strings.Repeat("x", 60000) + "\nENV B=${A//x/$A}\n",
+		"length":   "FROM scratch\n" + strings.Repeat("ENV A=b\n", maxInstructions),
+		"lines":    "FROM scratch\n" + strings.Repeat("#\n", 8_000_000),
+		"trigger":  "FROM scratch AS a\n" + strings.Repeat("ONBUILD ENV A=b\n", maxInstructions) + "FROM a\n",
 		"ports":    "FROM scratch\nEXPOSE " + strings.Repeat("0-65535 ", 7000) + "\n",
 	} {
 		_, err := Plan(t.Context(), Request{Source: &diag.Source{Name: "Dockerfile", Data: []byte(text)}}, newFake())

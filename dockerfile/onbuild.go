@@ -34,6 +34,9 @@ func (s *stage) addTriggers() error {
 			}
 		}
 	}
+	if n := len(triggers); n > maxInstructions {
+		return s.triggerError(triggers[0], tooMany(n))
+	}
 	vars := s.p.fromVars()
 	var cmds []command
 	for _, t := range triggers {

@@ -88,21 +88,28 @@ type replacer struct {
 }
 
 func (r *replacer) edge(e graph.Edge) graph.Edge {
+	graph.Walk([]graph.Edge{e}, r.vertex)
+	return r.of(e)
+}
+
+// of is an edge whose vertex was replaced.
+func (r *replacer) of(e graph.Edge) graph.Edge {
 	if e.V != nil {
-		e.V = r.vertex(e.V)
+		e.V = r.made[e.V]
 	}
 	return e
 }
 
-func (r *replacer) vertex(v *graph.Vertex) *graph.Vertex {
-	if n := r.made[v]; n != nil {
-		return n
+// vertex replaces a vertex whose inputs were replaced.
+func (r *replacer) vertex(v *graph.Vertex) {
+	if r.made[v] != nil {
+		return
 	}
 	op := r.op(v)
 	changed := op != v.Op
 	in := make([]graph.Edge, len(v.In))
 	for i, e := range v.In {
-		in[i] = r.edge(e)
+		in[i] = r.of(e)
 		changed = changed || in[i] != e
 	}
 	n := v
@@ -113,5 +120,4 @@ func (r *replacer) vertex(v *graph.Vertex) *graph.Vertex {
 		})
 	}
 	r.made[v] = n
-	return n
 }

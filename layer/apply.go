@@ -39,6 +39,9 @@ type ApplyOptions struct {
 	NoDevices  bool  // refuses device nodes
 	MaxEntries int64 // entries and implied directories; 0 = 1,000,000, negative = no limit
 	MaxBytes   int64 // bytes of the tar, and of the files in it, holes of sparse files included; 0 = 64 GiB, negative = no limit
+	// Packed returns how many compressed bytes were read so far. With it, what the layer takes on the disk is bounded by them, as
+	// by Limits: a million files of one byte are a small tar, of which little is left when it is compressed, and 4 GiB of blocks.
+	Packed func() int64
 }
 
 // Owner is a numeric user and group.
@@ -101,6 +104,7 @@ type applier struct {
 	implied map[string]struct{}
 	pending map[string]string // hard link -> file below
 	kept    int               // bytes of names in these maps
+	disk    int64             // bytes that the files take on the disk, about
 	aufs    bool              // there is an AUFS link directory to remove
 	strict  *strict           // nil = lenient
 }
@@ -179,6 +183,9 @@ func (a *applier) run() error {
 			return err
 		}
 		a.out.Entries++
+		if err := a.occupy(content(h)); err != nil {
+			return err
+		}
 		if err := a.entry(h); err != nil {
 			return err
 		}
@@ -195,6 +202,17 @@ func (a *applier) run() error {
 		return removeAll(a.t.root.fd, aufsLinks, aufsLinks, a.gone)
 	}
 	return nil
+}
+
+// content is how many bytes an entry has that are written: holes take no place.
+func content(h *tar.Header) int64 {
+	switch {
+	case h.Typeflag == tar.TypeDir:
+		return blockSize
+	case h.Typeflag == tar.TypeReg && !isPaxSparse(h):
+		return h.Size
+	}
+	return 0
 }
 
 // tarError explains an error of the tar reader.
@@ -221,11 +239,27 @@ func (a *applier) count() error {
 
 // imply records a directory that has no entry yet.
 func (a *applier) imply(p string) error {
-	if err := a.count(); err != nil {
+	if err := errors.Join(a.count(), a.occupy(blockSize)); err != nil {
 		return err
 	}
 	a.implied[p] = struct{}{}
 	return a.keep(len(p))
+}
+
+// What is written takes whole blocks, and an inode of its own.
+const (
+	blockSize = 4096
+	inodeSize = 512
+)
+
+// occupy counts what an object with n bytes of content takes on the disk.
+func (a *applier) occupy(n int64) error {
+	a.disk += inodeSize + (n+blockSize-1)/blockSize*blockSize
+	lim := Limits{}.withDefaults()
+	if a.opt.Packed == nil || a.disk <= lim.RatioAbove || a.disk/lim.MaxRatio <= a.opt.Packed() {
+		return nil
+	}
+	return diag.Errorf(diag.Exhausted, "the layer takes more than %d times its compressed size on the disk: %d bytes after %d entries", lim.MaxRatio, a.disk, a.out.Entries)
 }
 
 func (a *applier) keep(n int) error {

@@ -2,6 +2,8 @@ package layer
 
 import (
 	"golang.org/x/sys/unix"
+	"maps"
+	"slices"
 
 	"github.com/strata-build/strata/diag"
 )
@@ -73,7 +75,8 @@ func copyAttributes(from, to int, p string) error {
 // linked to, unless this layer has put something else at its path.
 func (f *finisher) makeLinks() error {
 	made := map[string]string{} // target -> its copy in this layer
-	for _, l := range f.links {
+	for _, at := range slices.Sorted(maps.Keys(f.links)) {
+		l := Link{at, f.links[at]}
 		if f.ctx.Err() != nil {
 			return f.ctx.Err()
 		}

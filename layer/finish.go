@@ -21,14 +21,7 @@ func Finish(ctx context.Context, dir string, applied *Applied, lowerDirs []strin
 	if err != nil {
 		return err
 	}
-	f := &finisher{ctx: ctx, t: t, lower: lowerDirs, implied: map[string]struct{}{}, links: slices.Clone(applied.LowerLinks)}
-	for _, p := range applied.ImpliedDirs {
-		f.implied[p] = struct{}{}
-	}
-	t.made = func(p string) error {
-		f.implied[p] = struct{}{}
-		return nil
-	}
+	f := newFinisher(ctx, t, applied, lowerDirs)
 	err = f.run(applied.OpaqueRoot)
 	if cerr := t.close(); err == nil {
 		err = cerr
@@ -36,17 +29,37 @@ func Finish(ctx context.Context, dir string, applied *Applied, lowerDirs []strin
 	return err
 }
 
+func newFinisher(ctx context.Context, t *target, applied *Applied, lowerDirs []string) *finisher {
+	f := &finisher{ctx: ctx, t: t, lower: lowerDirs, implied: map[string]struct{}{}, links: map[string]string{}}
+	for _, p := range applied.ImpliedDirs {
+		f.implied[p] = struct{}{}
+	}
+	for _, l := range applied.LowerLinks {
+		f.links[l.Path] = l.Target
+	}
+	t.made = func(p string) error {
+		f.implied[p] = struct{}{}
+		return nil
+	}
+	return f
+}
+
 type finisher struct {
 	ctx     context.Context
 	t       *target
 	lower   lower
 	implied map[string]struct{}
-	links   []Link
+	links   map[string]string // path -> target
 	moves   int
+	work    int // names that were looked at for moves
 }
 
-// maxMoves bounds the directories of a layer that are symlinks below; images have a handful (/bin, /lib, /sbin).
-const maxMoves = 1000
+// maxMoves bounds the directories of a layer that are symlinks below; images have a handful (/bin, /lib, /sbin). To move a
+// directory looks at all names that are known of the layer: maxWork bounds them, over all moves.
+const (
+	maxMoves = 1000
+	maxWork  = 50_000_000
+)
 
 func (f *finisher) run(opaqueRoot bool) error {
 	if err := f.redirect(); err != nil {
@@ -119,6 +132,7 @@ func (f *finisher) redirect() error {
 		if err := f.move(p, to); err != nil {
 			return err
 		}
+		f.work += len(f.implied)
 		todo = slices.Sorted(maps.Keys(f.implied))
 	}
 	return nil
@@ -189,22 +203,44 @@ func (f *finisher) linkAt(p string) (string, error) {
 
 func (f *finisher) gone(p string) {
 	delete(f.implied, p)
-	f.links = slices.DeleteFunc(f.links, func(l Link) bool { return l.Path == p })
+	delete(f.links, p)
 }
 
-// renamed carries what is known of a path, and below it, over to its new name.
-func (f *finisher) renamed(from, to string) {
-	for p := range maps.Clone(f.implied) {
-		if within(p, from) {
+// renamed carries what is known of a path, and of what is below a directory, over to its new name.
+func (f *finisher) renamed(from, to string, dir bool) error {
+	move := func(p string) {
+		name := to + p[len(from):]
+		if _, ok := f.implied[p]; ok {
 			delete(f.implied, p)
-			f.implied[to+p[len(from):]] = struct{}{}
+			f.implied[name] = struct{}{}
+		}
+		if target, ok := f.links[p]; ok {
+			delete(f.links, p)
+			f.links[name] = target
 		}
 	}
-	for i, l := range f.links {
-		if within(l.Path, from) {
-			f.links[i].Path = to + l.Path[len(from):]
+	move(from)
+	if !dir {
+		return nil
+	}
+	if f.work += len(f.implied) + len(f.links); f.work > maxWork {
+		return diag.Errorf(diag.Exhausted, "too much of the layer is below symlinks of the layers below: %d names for each of its directories", len(f.implied)+len(f.links))
+	}
+	var below []string
+	for p := range f.implied {
+		if within(p, from) {
+			below = append(below, p)
 		}
 	}
+	for p := range f.links {
+		if within(p, from) {
+			below = append(below, p)
+		}
+	}
+	for _, p := range below {
+		move(p)
+	}
+	return nil
 }
 
 // hideAll makes whiteouts of all that the layers below have in the root and this one has not.

@@ -116,7 +116,9 @@ func (f *finisher) moveChild(from, to, name string) error {
 	if err := unix.Renameat(src.fd, name, dst.fd, name); err != nil {
 		return sysError("move", oldPath, err)
 	}
-	f.renamed(oldPath, newPath)
+	if err := f.renamed(oldPath, newPath, isDir); err != nil {
+		return err
+	}
 	if !isDir || !taken {
 		return nil
 	}

@@ -7,8 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
@@ -16,14 +14,15 @@ import (
 
 // Build is the work of one client. Close it when its results are no longer needed.
 type Build[R Result, E any] struct {
-	s      *Solver[R, E]
-	id     int64
-	tenant string
-	env    E
-	sink   event.Sink
-	parent context.Context
-	stop   context.CancelCauseFunc
-	remote atomic.Pointer[Remote[R]]
+	s        *Solver[R, E]
+	id       int64
+	tenant   string
+	env      E
+	sink     event.Sink
+	parent   context.Context
+	stop     context.CancelCauseFunc
+	remote   atomic.Pointer[Remote[R]]
+	branches atomic.Int32
 
 	mu     sync.Mutex
 	ctx    context.Context // of nodes that are added now; a failure ends it, and the next solve has another
@@ -145,27 +144,41 @@ func (b *Build[R, E]) solveAll(edges []graph.Edge) ([]R, error) {
 	return out, err
 }
 
+// maxBranches bounds the goroutines of one build that follow the inputs of its vertices. A step of 50,000 inputs would have
+// as many stacks otherwise, of 8 KiB and more.
+const maxBranches = 1000
+
 // together calls f with the index of every edge that is not scratch, in parallel. The first error stops what the others do:
-// the client would throw their work away, though not the cache.
+// the client would throw their work away, though not the cache. If the build has maxBranches already, f is called here: the
+// graph has no circles, so an edge never waits for one that comes later in a list.
 func (b *Build[R, E]) together(edges []graph.Edge, f func(i int) error) error {
-	var g errgroup.Group
+	var wg sync.WaitGroup
+	var once sync.Once
+	var first error
 	for i, e := range edges {
 		if e.IsScratch() {
 			continue
 		}
-		one := func() error {
-			err := f(i)
-			if err != nil {
+		one := func() {
+			if err := f(i); err != nil {
+				once.Do(func() { first = err })
 				b.abandon(b.ctxOf(e.V), err)
 			}
-			return err
 		}
-		if len(edges) == 1 {
-			return one()
+		if len(edges) == 1 || b.branches.Add(1) > maxBranches {
+			if len(edges) > 1 {
+				b.branches.Add(-1)
+			}
+			one()
+			continue
 		}
-		g.Go(one)
+		wg.Go(func() {
+			defer b.branches.Add(-1)
+			one()
+		})
 	}
-	return g.Wait()
+	wg.Wait()
+	return first
 }
 
 // output returns one output of a vertex.

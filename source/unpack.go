@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -257,7 +258,8 @@ func (u *unpacking) fromBlob(ctx context.Context, i int, draft *store.Draft) (*l
 
 // stream decompresses, verifies and unpacks. What it has read when it fails is in the draft, which is thrown away.
 func (u *unpacking) stream(ctx context.Context, i int, r io.Reader, draft *store.Draft) (*layer.Applied, error) {
-	plain, _, err := layer.Decompress(r)
+	packed := &tally{r: r}
+	plain, _, err := layer.Decompress(packed)
 	if err != nil {
 		return nil, err
 	}
@@ -269,9 +271,12 @@ func (u *unpacking) stream(ctx context.Context, i int, r io.Reader, draft *store
 	if draft == nil {
 		_, err = io.Copy(io.Discard, &counted{tar, p})
 	} else {
-		applied, err = layer.Apply(ctx, &counted{tar, p}, draft.Dir, layer.ApplyOptions{})
+		applied, err = layer.Apply(ctx, &counted{tar, p}, draft.Dir, layer.ApplyOptions{Packed: packed.n.Load})
 	}
 	if err != nil {
+		if draft != nil && diag.KindOf(err) == diag.Exhausted {
+			draft.Remove() // it may be large, and nobody else will need the room less
+		}
 		return nil, diag.Errorf(diag.KindOf(err), "layer %s: %w", short(u.img.Blobs[i].Digest), err)
 	}
 	if want, got := u.img.Config.RootFS.DiffIDs[i], tar.Digest(); got != want {
@@ -280,6 +285,18 @@ func (u *unpacking) stream(ctx context.Context, i int, r io.Reader, draft *store
 	}
 	p.done()
 	return applied, nil
+}
+
+// tally counts what is read through it.
+type tally struct {
+	r io.Reader
+	n atomic.Int64
+}
+
+func (t *tally) Read(p []byte) (int, error) {
+	n, err := t.r.Read(p)
+	t.n.Add(int64(n))
+	return n, err
 }
 
 // remember records the image under its name. Platforms that the record has already stay, if the index is the same.

@@ -90,6 +90,16 @@ func (s *Store) endDraft(id LayerID) bool {
 	return was
 }
 
+// Remove is Discard, and returns when the space is free again.
+func (d *Draft) Remove() {
+	if !d.s.endDraft(d.ID) {
+		return
+	}
+	if err := removeAll(d.s.layerRoot(d.ID)); err != nil {
+		d.s.trash.put(d.s.layerRoot(d.ID))
+	}
+}
+
 // Discard deletes the draft. It does nothing if the draft was committed, so it may be deferred. Nothing may be mounted on
 // or from the draft's directories any more.
 func (d *Draft) Discard() {
