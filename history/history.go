@@ -79,6 +79,9 @@ func Open(dir string, log *slog.Logger) (*Store, []Record, error) {
 
 func (s *Store) blobDir() string { return filepath.Join(s.dir, "blobs") }
 
+// Scratch is a directory for files that are nobody's record. What is left there is removed by the next Open.
+func (s *Store) Scratch() string { return s.blobDir() }
+
 func (s *Store) blobPath(d graph.Digest) string { return filepath.Join(s.blobDir(), d.Encoded()) }
 
 func (s *Store) path(name string) string {

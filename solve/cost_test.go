@@ -46,3 +46,16 @@ func TestGraphOfManyOps(t *testing.T) {
 		}
 	}
 }
+
+// A step says a gigabyte: what a flight keeps for those who join it later is bounded in bytes, not only in events.
+func TestFlightOfMuchOutput(t *testing.T) {
+	f := &flight[files]{sinks: map[int]event.Sink{}}
+	for range 2000 {
+		f.emit(event.Event{Kind: event.Log, Data: make([]byte, 32<<10)})
+	}
+	kept := 0
+	f.join(func(e event.Event) { kept += len(e.Data) })
+	if kept == 0 || kept > replayedBytes {
+		t.Errorf("%d bytes are kept", kept)
+	}
+}

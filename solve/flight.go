@@ -22,16 +22,20 @@ type flight[R Result] struct {
 	waiters int
 	sinks   map[int]event.Sink
 	sent    []event.Event // what a late waiter has missed
+	kept    int           // bytes of output in sent
 	next    int
 }
 
-// replayed bounds how many events a late waiter is told.
-const replayed = 10_000
+// What a late waiter is told is bounded: in events, and in bytes of output.
+const (
+	replayed      = 10_000
+	replayedBytes = 1 << 20
+)
 
 func (f *flight[R]) emit(e event.Event) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if len(f.sent) < replayed {
+	if f.kept += len(e.Data); len(f.sent) < replayed && f.kept <= replayedBytes {
 		f.sent = append(f.sent, e)
 	}
 	for _, s := range f.sinks {

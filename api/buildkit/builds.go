@@ -62,8 +62,12 @@ func (b *builds) remove(x *build) {
 	delete(b.byRef, x.ref)
 	if !x.recorded {
 		b.ended = append(b.ended, x)
-		b.ended = b.ended[max(0, len(b.ended)-maxEnded):]
+		if len(b.ended) <= maxEnded {
+			return
+		}
+		x, b.ended = b.ended[0], b.ended[1:]
 	}
+	x.journal.forget()
 }
 
 // past returns a build that has ended a moment ago, or nil.

@@ -47,7 +47,7 @@ func TestUnsupportedByAVersion(t *testing.T) {
 
 func TestWarningsTellTheirLine(t *testing.T) {
 	src := &diag.Source{Name: "Dockerfile", Data: []byte("FROM a\nRUN b\\\n c\n"), Origin: graph.Edge{V: graph.New(&graph.Local{Name: "dockerfile"}, nil)}}
-	r := newJournal().warn("sha256:1", &diag.Warning{Rule: "R", Msg: "m", Detail: []string{"d"}, URL: "u", At: []diag.Span{src.Lines(2, 3)}})
+	r := newJournal(t.TempDir()).warn("sha256:1", &diag.Warning{Rule: "R", Msg: "m", Detail: []string{"d"}, URL: "u", At: []diag.Span{src.Lines(2, 3)}})
 	w := r.Warnings[0]
 	if string(w.Short) != "R: m (line 2)" || string(w.Detail[0]) != "d" || w.Url != "u" || w.Level != 1 {
 		t.Errorf("%v", w)

@@ -1,8 +1,11 @@
 package buildkit
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -17,15 +20,13 @@ import (
 	"github.com/strata-build/strata/llb"
 )
 
-// maxJournal bounds the bytes of logs that a journal keeps for those who come later. Who reads along misses nothing.
-const maxJournal = 64 << 20
-
 // journal is what a build says, in BuildKit's terms. Any number of clients may read it, from the beginning, also after the
 // build's end.
 type journal struct {
 	mu      sync.Mutex
-	entries []*control.StatusResponse
-	kept    int // bytes of logs
+	entries spool
+	full    bool // an entry was not kept
+	users   int  // that read the entries or may do so; with none they are gone
 	changed chan struct{}
 	closed  bool
 
@@ -44,8 +45,18 @@ type step struct {
 	ended bool
 }
 
-func newJournal() *journal {
-	return &journal{changed: make(chan struct{}), steps: map[graph.Digest]*step{}}
+// newJournal returns the journal of a build. What is too much for the memory goes to a file in dir. It is kept until forget.
+func newJournal(dir string) *journal {
+	return &journal{entries: spool{dir: dir, most: maxSpool}, users: 1, changed: make(chan struct{}), steps: map[graph.Digest]*step{}}
+}
+
+// forget gives up the entries when nobody reads them any more.
+func (j *journal) forget() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.users--; j.users == 0 {
+		j.entries.close()
+	}
 }
 
 // take is an event.Sink.
@@ -60,13 +71,21 @@ func (j *journal) take(e event.Event) {
 	}
 }
 
+// append keeps an entry. Logs beyond the bound are left out, once with a word; what happens to steps has room above it.
 func (j *journal) append(r *control.StatusResponse) {
-	for _, l := range r.Logs {
-		if j.kept += len(l.Msg); j.kept > maxJournal {
+	if len(r.Logs) > 0 && j.entries.size() > j.entries.most/4*3 {
+		if j.full {
 			return
 		}
+		j.full = true
+		r = &control.StatusResponse{Logs: []*control.VertexLog{{
+			Vertex: r.Logs[0].Vertex, Timestamp: r.Logs[0].Timestamp, Stream: r.Logs[0].Stream,
+			Msg: fmt.Appendf(nil, "\n[further output is not kept: the steps of this build wrote more than %d MiB]\n", j.entries.size()>>20),
+		}}}
 	}
-	j.entries = append(j.entries, r)
+	if j.users == 0 || j.entries.add(r) != nil { // a full disk costs the log, not the build
+		return
+	}
 	close(j.changed)
 	j.changed = make(chan struct{})
 }
@@ -227,15 +246,31 @@ func (j *journal) counts() (total, done, cached, warnings int) {
 // gather is how long entries are collected for one message: a screen is redrawn no more often.
 const gather = 20 * time.Millisecond
 
+// read returns what comes after an offset; part is false if it is all that there is for now.
+func (j *journal) read(offset int64) (news io.Reader, part, closed bool, changed chan struct{}) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.entries.from(offset), offset < j.entries.filed, j.closed, j.changed
+}
+
 // follow sends the journal until it is closed.
 func (j *journal) follow(ctx context.Context, send func(*control.StatusResponse) error) error {
-	for n := 0; ; {
-		j.mu.Lock()
-		news, changed, closed := j.entries[n:], j.changed, j.closed
-		n = len(j.entries)
+	j.mu.Lock()
+	if j.users == 0 {
 		j.mu.Unlock()
-		if err := batched(news, send); err != nil {
+		return nil
+	}
+	j.users++
+	j.mu.Unlock()
+	defer j.forget()
+	for offset := int64(0); ; {
+		news, part, closed, changed := j.read(offset)
+		n, err := batched(bufio.NewReaderSize(news, 64<<10), send)
+		if offset += n; err != nil {
 			return err
+		}
+		if part {
+			continue
 		}
 		if closed {
 			return nil
@@ -254,23 +289,29 @@ func (j *journal) follow(ctx context.Context, send func(*control.StatusResponse)
 	}
 }
 
-// batched sends entries in few messages of a moderate size.
-func batched(all []*control.StatusResponse, send func(*control.StatusResponse) error) error {
+// batched sends entries in few messages of a moderate size, and returns how many bytes they take in the journal.
+func batched(entries io.Reader, send func(*control.StatusResponse) error) (read int64, err error) {
 	var m control.StatusResponse
-	size := 0
-	for i, r := range all {
-		m.Vertexes = append(m.Vertexes, r.Vertexes...)
-		m.Statuses = append(m.Statuses, r.Statuses...)
-		m.Logs = append(m.Logs, r.Logs...)
-		m.Warnings = append(m.Warnings, r.Warnings...)
-		size += r.SizeVT()
-		if i == len(all)-1 || size > 1<<20 {
+	size := int64(0)
+	for {
+		r, n, err := readMessage(entries)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return read, err
+		}
+		if size > 0 && (err != nil || size+n > 1<<20) {
 			if err := send(&m); err != nil {
-				return err
+				return read, err
 			}
 			m.Reset()
 			size = 0
 		}
+		if err != nil {
+			return read, nil
+		}
+		m.Vertexes = append(m.Vertexes, r.Vertexes...)
+		m.Statuses = append(m.Statuses, r.Statuses...)
+		m.Logs = append(m.Logs, r.Logs...)
+		m.Warnings = append(m.Warnings, r.Warnings...)
+		size, read = size+n, read+n
 	}
-	return nil
 }

@@ -3,7 +3,6 @@ package buildkit
 import (
 	"bufio"
 	"context"
-	"encoding/binary"
 	"errors"
 	"io"
 	"os"
@@ -169,24 +168,11 @@ func (h *pastBuilds) finalize(ctx context.Context, ref string) error {
 
 // putLog writes what a build said.
 func (s *Server) putLog(j *journal) (history.Blob, error) {
-	pr, pw := io.Pipe()
-	go func() {
-		w := bufio.NewWriter(pw)
-		err := j.follow(context.Background(), func(m *control.StatusResponse) error { // it is closed: this ends
-			data, err := m.MarshalVT()
-			if err != nil {
-				return err
-			}
-			var n [4]byte
-			binary.LittleEndian.PutUint32(n[:], uint32(len(data)))
-			return errors.Join(only(w.Write(n[:])), only(w.Write(data)))
-		})
-		pw.CloseWithError(errors.Join(err, w.Flush()))
-	}()
-	return s.history.files.Put(typeLog, pr)
+	j.mu.Lock()
+	said := j.entries.all()
+	j.mu.Unlock()
+	return s.history.files.Put(typeLog, said)
 }
-
-func only(_ int, err error) error { return err }
 
 // sendLog reads what a build that has ended said.
 func (h *pastBuilds) sendLog(r *record, send func(*control.StatusResponse) error) error {
@@ -198,29 +184,8 @@ func (h *pastBuilds) sendLog(r *record, send func(*control.StatusResponse) error
 		return err
 	}
 	defer f.Close()
-	for in := bufio.NewReader(f); ; {
-		var n [4]byte
-		if _, err := io.ReadFull(in, n[:]); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		size := binary.LittleEndian.Uint32(n[:])
-		if size > maxMessage {
-			return diag.Errorf(diag.Conflict, "the log of build %s is damaged", r.Ref)
-		}
-		data := make([]byte, size)
-		if _, err := io.ReadFull(in, data); err != nil {
-			return err
-		}
-		m := &control.StatusResponse{}
-		if err := m.UnmarshalVT(data); err != nil {
-			return err
-		}
-		if err := send(m); err != nil {
-			return err
-		}
-	}
+	_, err = batched(bufio.NewReader(f), send)
+	return err
 }
 
 // putError writes an error with its details, and which program it comes from.

@@ -32,7 +32,7 @@ func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control
 	if err != nil {
 		return nil, err
 	}
-	b := &build{ref: req.Ref, journal: newJournal(), ready: make(chan struct{}), owner: peerOf(ctx).Conn}
+	b := &build{ref: req.Ref, journal: newJournal(s.history.files.Scratch()), ready: make(chan struct{}), owner: peerOf(ctx).Conn}
 	if err := s.builds.add(b); err != nil {
 		return nil, err
 	}
