@@ -43,24 +43,24 @@ func split(raw string) (signed, sig string) {
 	}
 	headers, body, _ := strings.Cut(raw, "\n\n")
 	var rest []string
-	found := map[string]string{}
+	found := map[string]*strings.Builder{"gpgsig": {}, "gpgsig-sha256": {}}
 	in := ""
 	for line := range strings.SplitSeq(headers, "\n") {
 		if more, ok := strings.CutPrefix(line, " "); ok && in != "" {
-			found[in] += more + "\n"
+			found[in].WriteString(more + "\n")
 			continue
 		}
 		in = ""
 		if name, value, _ := strings.Cut(line, " "); name == "gpgsig" || name == "gpgsig-sha256" {
 			in = name
-			found[name] += value + "\n"
+			found[name].WriteString(value + "\n")
 			continue
 		}
 		rest = append(rest, line)
 	}
-	sig = found["gpgsig"]
+	sig = found["gpgsig"].String()
 	if sig == "" {
-		sig = found["gpgsig-sha256"]
+		sig = found["gpgsig-sha256"].String()
 	}
 	return strings.Join(rest, "\n") + "\n\n" + body, sig
 }

@@ -45,6 +45,7 @@ type bridge struct {
 	left     map[string]engine.Tree        // what failed steps had and have left, for containers
 	boxes    map[string]*box               // containers, by their ids
 	making   sync.WaitGroup                // containers that are being made
+	graph    int64                         // bytes of the definitions that count for the client
 	ended    bool
 	forget   []func() // ends what is remembered of the references
 	returned chan returned
@@ -89,7 +90,10 @@ func (b *bridge) end() {
 		f()
 	}
 	b.forget = nil
+	graph := b.graph
+	b.graph = 0
 	b.mu.Unlock()
+	_ = b.s.quota.take(peerOf(b.ctx).Identity, share{graph: -graph})
 	b.cancel()
 	b.making.Wait()
 	b.mu.Lock()
@@ -144,6 +148,9 @@ func (b *bridge) edge(ctx context.Context, def *pb.Definition, p *policy.Policy)
 
 // plainEdge decodes a definition. The build's own policy looks at it when it is solved.
 func (b *bridge) plainEdge(def *pb.Definition) (graph.Edge, error) {
+	if err := b.charge(def); err != nil {
+		return graph.Edge{}, err
+	}
 	roots, meta, err := llb.Decode(def, llb.Options{Platform: engine.Native(), Proxied: b.proxied})
 	if err != nil {
 		return graph.Edge{}, err
@@ -157,6 +164,21 @@ func (b *bridge) plainEdge(def *pb.Definition) (graph.Edge, error) {
 		return graph.Edge{}, nil
 	}
 	return roots[0], nil
+}
+
+// charge counts a definition for the client until the build ends: its graph is kept as long.
+func (b *bridge) charge(def *pb.Definition) error {
+	n := int64(def.SizeVT())
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended {
+		return errEnded
+	}
+	if err := b.s.quota.take(peerOf(b.ctx).Identity, share{graph: n}); err != nil {
+		return err
+	}
+	b.graph += n
+	return nil
 }
 
 // definition makes a result of a definition.

@@ -31,7 +31,7 @@ func Frontend(opt Options) engine.Frontend {
 		if err != nil {
 			return nil, err
 		}
-		s := &Server{e: j.Engine(), opt: opt, id: id}
+		s := &Server{quota: newQuota(opt.Limits), e: j.Engine(), opt: opt, id: id}
 		b := newBridge(ctx, s, j, sinkListener(r.Sink), nil)
 		defer b.end()
 		if p, ok := r.Policy.(*policy.Policy); ok {

@@ -127,19 +127,20 @@ func groupID(name string) (int, error) {
 // kernel or a certificate vouches for.
 type identify struct {
 	credentials.TransportCredentials
-	next *atomic.Int64
+	next  *atomic.Int64
+	quota *quota
 }
 
-func newIdentify(conf *tls.Config, next *atomic.Int64) identify {
+func newIdentify(conf *tls.Config, next *atomic.Int64, q *quota) identify {
 	base := insecure.NewCredentials()
 	if conf != nil {
 		base = credentials.NewTLS(conf)
 	}
-	return identify{base, next}
+	return identify{base, next, q}
 }
 
 func (i identify) Clone() credentials.TransportCredentials {
-	return identify{i.TransportCredentials.Clone(), i.next}
+	return identify{i.TransportCredentials.Clone(), i.next, i.quota}
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
@@ -159,7 +160,11 @@ func (i identify) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo,
 		}
 		who.Identity = fmt.Sprintf("user %d", uid)
 	}
-	return conn, who, nil
+	counted, err := i.quota.connect(conn, who.Identity)
+	if err != nil {
+		return nil, nil, errors.Join(err, conn.Close())
+	}
+	return counted, who, nil
 }
 
 func uidOf(u *net.UnixConn) (uid uint32, err error) {

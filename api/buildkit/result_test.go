@@ -11,7 +11,7 @@ import (
 
 // What a frontend says of its result is checked before anything is exported.
 func TestResultsAreChecked(t *testing.T) {
-	b := &bridge{s: &Server{}}
+	b := &bridge{s: &Server{quota: newQuota(Limits{})}}
 	for meta, want := range map[string]string{
 		metaPlatforms + " null":                       "invalid empty platforms index",
 		metaPlatforms + ` {"Platforms":[{}]}`:         "invalid empty platform key",

@@ -34,6 +34,7 @@ type Options struct {
 	Labels       map[string]string // of the worker, besides its own
 	ProxyNetwork bool              // the steps of all builds have a proxy alone
 	Frontends    Frontends
+	Limits       Limits // of each client
 	History      HistoryOptions
 	Tracer       *tracing.Tracer // nil = builds are not traced. It is the engine's to close
 }
@@ -50,6 +51,7 @@ type Server struct {
 	producers producers
 	history   *pastBuilds
 	conns     atomic.Int64
+	quota     *quota
 	stopping  context.Context // ends when the server is to end
 }
 
@@ -72,7 +74,7 @@ func New(e *engine.Engine, opt Options) (*Server, error) {
 		return nil, err
 	}
 	return &Server{
-		e: e, opt: opt, id: id, sessions: m, history: past, builds: builds{byRef: map[string]*build{}, changed: make(chan struct{})},
+		quota: newQuota(opt.Limits), e: e, opt: opt, id: id, sessions: m, history: past, builds: builds{byRef: map[string]*build{}, changed: make(chan struct{})},
 	}, nil
 }
 
@@ -108,7 +110,7 @@ func (s *Server) Serve(ctx context.Context, endpoints ...*Endpoint) error {
 
 func (s *Server) server(l *Endpoint) *grpc.Server {
 	g := grpc.NewServer(
-		grpc.Creds(newIdentify(l.tls, &s.conns)), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.ForceServerCodec(remote.Codec{}),
+		grpc.Creds(newIdentify(l.tls, &s.conns, s.quota)), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.ForceServerCodec(remote.Codec{}),
 		grpc.WaitForHandlers(true), grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
 	)
@@ -126,12 +128,22 @@ func (s *Server) server(l *Endpoint) *grpc.Server {
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	defer s.recover(info.FullMethod, &err)
+	end, err := s.quota.call(ctx)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	defer end()
 	resp, err = handler(ctx, req)
 	return resp, toStatus(err)
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 	defer s.recover(info.FullMethod, &err)
+	end, err := s.quota.call(ss.Context())
+	if err != nil {
+		return toStatus(err)
+	}
+	defer end()
 	return toStatus(handler(srv, ss))
 }
 

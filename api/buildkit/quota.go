@@ -1,0 +1,105 @@
+package buildkit
+
+import (
+	"context"
+	"net"
+	"sync"
+
+	"github.com/strata-build/strata/diag"
+)
+
+// Limits bound what one client may have at a time. A client is a user of this machine or a certificate; it may have many
+// builds and connections. Zero fields are the defaults.
+type Limits struct {
+	Connections int   // 1000
+	Calls       int   // in flight, over all connections; 5000
+	GraphBytes  int64 // of the definitions of builds under way; 512 MiB
+}
+
+func (l Limits) withDefaults() Limits {
+	if l.Connections <= 0 {
+		l.Connections = 1000
+	}
+	if l.Calls <= 0 {
+		l.Calls = 5000
+	}
+	if l.GraphBytes <= 0 {
+		l.GraphBytes = 512 << 20
+	}
+	return l
+}
+
+// quota counts what clients have.
+type quota struct {
+	most Limits
+
+	mu      sync.Mutex
+	clients map[string]*share
+}
+
+// share is what one client has.
+type share struct {
+	conns, calls int
+	graph        int64
+}
+
+func newQuota(l Limits) *quota {
+	return &quota{most: l.withDefaults(), clients: map[string]*share{}}
+}
+
+// take changes what a client has, unless it has too much then. What is given back always succeeds.
+func (q *quota) take(who string, more share) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	c := q.clients[who]
+	if c == nil {
+		c = &share{}
+		q.clients[who] = c
+	}
+	now := share{c.conns + more.conns, c.calls + more.calls, c.graph + more.graph}
+	var err error
+	switch {
+	case more.conns > 0 && now.conns > q.most.Connections:
+		err = diag.Errorf(diag.Exhausted, "%s has %d connections to this daemon, and may have no more", who, c.conns)
+	case more.calls > 0 && now.calls > q.most.Calls:
+		err = diag.Errorf(diag.Exhausted, "%s has %d calls to this daemon under way, and may have no more", who, c.calls)
+	case more.graph > 0 && now.graph > q.most.GraphBytes:
+		err = diag.Errorf(diag.Exhausted, "the builds of %s that are under way have definitions of more than %d bytes", who, q.most.GraphBytes).
+			WithHint("wait until some of them have ended")
+	}
+	if err == nil {
+		*c = now
+	}
+	if *c == (share{}) {
+		delete(q.clients, who)
+	}
+	return err
+}
+
+// call counts a call of the client that makes it. The returned function ends it.
+func (q *quota) call(ctx context.Context) (end func(), err error) {
+	who := peerOf(ctx).Identity
+	if err := q.take(who, share{calls: 1}); err != nil {
+		return nil, err
+	}
+	return func() { _ = q.take(who, share{calls: -1}) }, nil
+}
+
+// countedConn is a connection that counts until it is closed.
+type countedConn struct {
+	net.Conn
+	end func()
+}
+
+func (c countedConn) Close() error {
+	c.end()
+	return c.Conn.Close()
+}
+
+// connect counts a connection of a client.
+func (q *quota) connect(conn net.Conn, who string) (net.Conn, error) {
+	if err := q.take(who, share{conns: 1}); err != nil {
+		return nil, err
+	}
+	return countedConn{conn, sync.OnceFunc(func() { _ = q.take(who, share{conns: -1}) })}, nil
+}
