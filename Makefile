@@ -4,6 +4,9 @@ GO ?= go
 BIN := bin/strata
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME ?= 20s
+NIGHTLY ?= 10m
+FUZZDIR ?= $(HOME)/.cache/strata/fuzz
+SHARD ?= 1/1
 export GOFLAGS := -buildvcs=false
 
 # What a machine needs to build and run steps; what only the tests need besides.
@@ -12,7 +15,7 @@ DEMO_PACKAGES := $(PACKAGES) mmdebstrap curl
 TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry docker.io containerd podman skopeo umoci openssh-client zstd xz-utils bzip2 attr gnupg e2fsprogs gcc libc6-dev
 CONFORMANCE_PACKAGES := $(PACKAGES) docker-registry curl openssh-client gnupg e2fsprogs fuse3 containernetworking-plugins iptables
 
-.PHONY: build clients demo test lint fuzz bench conformance conformance-subset clean
+.PHONY: build clients demo test lint fuzz fuzz-nightly bench conformance conformance-subset clean
 
 build: $(BIN)
 
@@ -46,13 +49,13 @@ lint:
 	$$(cd tools && $(GO) tool -n staticcheck) ./...
 	@test -z "$$($$(cd tools && $(GO) tool -n gofumpt) -l $$(git ls-files '*.go') | tee -a /dev/stderr)"
 
-# fuzz runs every fuzz target for FUZZTIME.
+# fuzz runs every fuzz target for FUZZTIME; fuzz-nightly takes ten minutes for each, goes on with the inputs that FUZZDIR has from
+# earlier nights, and runs the part SHARD (i/n) of the targets, so that several machines can share a night.
 fuzz:
-	@for pkg in $$($(GO) list ./...); do \
-		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
-			echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$pkg || exit 1; \
-		done; \
-	done
+	@GO="$(GO)" FUZZTIME=$(FUZZTIME) scripts/fuzz
+
+fuzz-nightly:
+	@GO="$(GO)" FUZZTIME=$(NIGHTLY) FUZZDIR=$(FUZZDIR) SHARD=$(SHARD) scripts/fuzz
 
 # bench times Strata and the builders that this machine has, and writes docs/benchmarks.md.
 bench: build

@@ -205,14 +205,7 @@ func (l layout) index() (ocispec.Index, error) {
 		return ix, err
 	}
 	defer f.Close()
-	raw, err := io.ReadAll(io.LimitReader(f, maxIndex+1))
-	if err == nil && len(raw) > maxIndex {
-		err = diag.Errorf(diag.Invalid, "%s of %s is larger than %d bytes", ocispec.ImageIndexFile, l.dir, maxIndex)
-	}
-	if err == nil {
-		err = strictjson.Unmarshal(raw, &ix)
-	}
-	return ix, err
+	return ix, strictjson.Limits{Bytes: maxIndex}.Read(f, &ix)
 }
 
 // tag lets a tag name a manifest, and with reset removes what is not needed for it.

@@ -26,8 +26,8 @@ const (
 
 // ApplyOptions say how a tar is unpacked. The zero value is for image layers.
 type ApplyOptions struct {
-	Form   Form
-	Owner  *Owner // owner of everything, instead of the tar's
+	Form  Form
+	Owner *Owner // owner of everything, instead of the tar's
 	// KeepRoot leaves the directory itself as it is: an entry for the root, with whatever type, is skipped.
 	KeepRoot bool
 	// Unprivileged is for users without root's capabilities: owners are not set, device nodes and attributes that need

@@ -418,15 +418,18 @@ func outermost(paths []string) []string {
 	if len(paths) <= 1 {
 		return paths
 	}
+	// What lies below a path follows it directly, if paths are compared with a slash at the end.
+	dir := func(p string) string { return strings.TrimSuffix(p, "/") + "/" }
+	all := slices.Clone(paths)
+	slices.SortFunc(all, func(p, q string) int { return cmp.Or(cmp.Compare(dir(p), dir(q)), cmp.Compare(len(p), len(q))) })
 	var out []string
-	for _, p := range paths {
-		below := func(q string) bool { return p != q && strings.HasPrefix(p, strings.TrimSuffix(q, "/")+"/") }
-		if !slices.ContainsFunc(paths, below) {
+	for _, p := range all {
+		if n := len(out); n == 0 || p != out[n-1] && !strings.HasPrefix(p, dir(out[n-1])) {
 			out = append(out, p)
 		}
 	}
 	slices.Sort(out)
-	return slices.Compact(out)
+	return out
 }
 
 // ContentDigest is the digest that stands for the content of several selections, in their order.

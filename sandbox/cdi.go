@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -94,8 +95,25 @@ func (d Devices) List() ([]Device, []error) {
 	return out, problems
 }
 
+// maxSettings bounds a file of settings, in bytes.
+const maxSettings = 4 << 20
+
+// readSettings reads a file that somebody else installed.
+func readSettings(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSettings+1))
+	if err == nil && len(data) > maxSettings {
+		err = diag.Errorf(diag.Exhausted, "%s has more than %d bytes", path, maxSettings)
+	}
+	return data, err
+}
+
 func readCDI(path string) ([]Device, error) {
-	data, err := os.ReadFile(path)
+	data, err := readSettings(path)
 	if err != nil {
 		return nil, err
 	}

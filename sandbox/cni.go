@@ -52,7 +52,7 @@ func newCNI(cfg CNIConfig, cache, id string, next func() int64) (*cni, error) {
 }
 
 func readCNI(path string) (*libcni.NetworkConfigList, error) {
-	data, err := os.ReadFile(path)
+	data, err := readSettings(path)
 	if err != nil {
 		return nil, err
 	}

@@ -19,9 +19,23 @@ type patterns struct {
 	negated bool
 }
 
+// Every path is compared with every pattern: their number is bounded, and their bytes.
+const (
+	maxPatterns     = 10_000
+	maxPatternBytes = 1 << 20
+)
+
 func newPatterns(list []string) (*patterns, error) {
 	if len(list) == 0 {
 		return nil, nil
+	}
+	size := 0
+	for _, p := range list {
+		size += len(p)
+	}
+	if len(list) > maxPatterns || size > maxPatternBytes {
+		return nil, diag.Errorf(diag.Exhausted, "%d patterns of %d bytes; at most %d of %d are allowed", len(list), size, maxPatterns, maxPatternBytes).
+			WithHint("name directories instead of their files")
 	}
 	m, err := patternmatcher.New(list)
 	if err != nil {
