@@ -29,7 +29,7 @@ func TestAttackSecretsOfURLsInHistory(t *testing.T) {
 	var archive bytes.Buffer
 	w := tar.NewWriter(&archive)
 	for name, body := range map[string]string{"Dockerfile": "FROM scratch\nARG U\nCOPY f /\nLABEL u=$U\n", "f": "data"} {
-		if err := errors.Join(w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(body))}), only(io.WriteString(w, body))); err != nil {
+		if err := errors.Join(w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(body))}), second(io.WriteString(w, body))); err != nil {
 			t.Fatal(err)
 		}
 	}
