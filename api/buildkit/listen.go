@@ -85,6 +85,9 @@ func listenUnix(path, group string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return nil, diag.Errorf(diag.Denied, "the socket's directory: %w", err)
 	}
+	if err := replaceable(path); err != nil {
+		return nil, err
+	}
 	if k, err := net.Dial("unix", path); err == nil {
 		_ = k.Close()
 		return nil, diag.Errorf(diag.Conflict, "another daemon serves %s", path)
@@ -110,6 +113,25 @@ func listenUnix(path, group string) (net.Listener, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
+}
+
+// replaceable refuses a place for a socket where something else is, which would be removed, and directories in which other users
+// could put a link in the socket's place while its owner is set.
+func replaceable(path string) error {
+	if st, err := os.Lstat(path); err == nil && st.Mode().Type() != fs.ModeSocket {
+		return diag.Errorf(diag.Conflict, "%s is in the way: it is not a socket", path)
+	}
+	dir := filepath.Dir(path)
+	st, err := os.Stat(dir)
+	if err != nil {
+		return diag.Errorf(diag.Denied, "the socket's directory: %w", err)
+	}
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	if !ok || st.Mode().Perm()&0o022 != 0 && st.Mode()&fs.ModeSticky == 0 || sys.Uid != 0 && int(sys.Uid) != os.Geteuid() {
+		return diag.Errorf(diag.Denied, "other users can change the socket's directory %s", dir).
+			WithHint("choose a directory of the daemon's user, and take the right to write from others: chmod go-w %s", dir)
+	}
+	return nil
 }
 
 func groupID(name string) (int, error) {

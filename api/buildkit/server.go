@@ -52,6 +52,7 @@ type Server struct {
 	history   *pastBuilds
 	conns     atomic.Int64
 	quota     *quota
+	greeting  time.Duration   // for a client to say who it is
 	stopping  context.Context // ends when the server is to end
 }
 
@@ -74,12 +75,18 @@ func New(e *engine.Engine, opt Options) (*Server, error) {
 		return nil, err
 	}
 	return &Server{
-		quota: newQuota(opt.Limits), e: e, opt: opt, id: id, sessions: m, history: past, builds: builds{byRef: map[string]*build{}, changed: make(chan struct{})},
+		quota: newQuota(opt.Limits), e: e, opt: opt, id: id, sessions: m, history: past, greeting: greetPatience, builds: builds{byRef: map[string]*build{}, changed: make(chan struct{})},
 	}, nil
 }
 
-// maxMessage bounds a message, in bytes, as in BuildKit.
-const maxMessage = 16 << 20
+// Limits of messages, as in BuildKit, and of their metadata, in bytes.
+const (
+	maxMessage = 16 << 20
+	maxHeader  = 1 << 20
+)
+
+// greetPatience is how long a connection may take until the client has said who it is.
+const greetPatience = 20 * time.Second
 
 // Serve answers calls until ctx ends. Builds that run then are canceled, and are waited for.
 func (s *Server) Serve(ctx context.Context, endpoints ...*Endpoint) error {
@@ -111,6 +118,8 @@ func (s *Server) Serve(ctx context.Context, endpoints ...*Endpoint) error {
 func (s *Server) server(l *Endpoint) *grpc.Server {
 	g := grpc.NewServer(
 		grpc.Creds(newIdentify(l.tls, &s.conns, s.quota)), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.ForceServerCodec(remote.Codec{}),
+		grpc.ConnectionTimeout(s.greeting), grpc.MaxHeaderListSize(maxHeader),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Minute, Timeout: 20 * time.Second}), // who is gone is found out
 		grpc.WaitForHandlers(true), grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
 	)
