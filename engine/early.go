@@ -123,7 +123,7 @@ func (w *early) pack(edge graph.Edge, inImage bool) {
 		if !inImage {
 			break
 		}
-		if err := w.b.e.packer.Early(w.ctx, x, top, w.epoch); err != nil {
+		if err := w.b.e.packer.Early(w.ctx, x, top, w.epoch, w.b.hold); err != nil {
 			w.b.e.log.Debug("early export", "err", err) // the exporter meets the error again, and reports it
 		}
 	}

@@ -26,6 +26,7 @@ import (
 // seal runs a graph.Layers vertex, and remembers it as the latest of its kind.
 func (b *build) seal(ctx context.Context, s *solve.Step[tree.Tree, *build], o *graph.Layers) ([]tree.Tree, error) {
 	out, err := b.e.seals.Run(ctx, o, s.In, op.LayersEnv{
+		Hold:     b.hold,
 		Platform: s.V.Platform, Tenant: b.client.Tenant,
 		Known: func(ctx context.Context) ([]op.Known, error) { return b.known(ctx, o.Previous, s.V.Platform) },
 		Warn:  func(w diag.Warning) { w.At = s.V.At; s.Emit(event.Event{Kind: event.Warn, Warning: &w}) },

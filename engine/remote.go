@@ -306,11 +306,10 @@ func (c *caches) DiffID(id store.LayerID) graph.Digest {
 // Pack implements cache.Results.
 func (c *caches) Pack(ctx context.Context, id store.LayerID, p cache.Packing) (cache.Layer, error) {
 	packer := c.b.e.packer
-	l, desc, err := packer.Blob(ctx, export.Request{ID: id, Compression: p.Compression, Force: p.Force})
+	l, desc, err := packer.Blob(ctx, export.Request{ID: id, Compression: p.Compression, Force: p.Force, Hold: c.b.hold})
 	if err != nil {
 		return cache.Layer{}, err
 	}
-	c.b.hold.Blobs(desc.Digest)
 	desc.Annotations = nil
 	return cache.Layer{
 		Desc: desc, DiffID: l.DiffID, Created: l.Created,

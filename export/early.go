@@ -9,8 +9,8 @@ import (
 )
 
 // Early does the work that an exporter will need for a layer of its image, so that it can begin while the build still
-// makes other layers. The exporter finds what was done, or joins what is under way. Exporters of files need none.
-func (p *Packer) Early(ctx context.Context, x Exporter, id store.LayerID, epoch *time.Time) error {
+// makes other layers. hold keeps what is made. The exporter finds what was done, or joins what is under way. Exporters of files need none.
+func (p *Packer) Early(ctx context.Context, x Exporter, id store.LayerID, epoch *time.Time, hold *store.Hold) error {
 	var o imageOptions
 	blob := true
 	switch x := x.(type) {
@@ -26,7 +26,7 @@ func (p *Packer) Early(ctx context.Context, x Exporter, id store.LayerID, epoch 
 	if o.Epoch != nil || o.NoEpoch {
 		epoch = o.Epoch
 	}
-	req := Request{ID: id, Compression: o.Compression, Force: o.Force}
+	req := Request{ID: id, Compression: o.Compression, Force: o.Force, Hold: hold}
 	if o.Rewrite {
 		req.Clamp = epoch
 	}

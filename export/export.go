@@ -31,6 +31,7 @@ type Set struct {
 	Index  *image.Descriptor // an existing index of exactly these images
 
 	annotations []Annotation // of the frontend
+	hold        *store.Hold  // of an image of the store; nil = a build's
 }
 
 // Image is the built result for one platform.

@@ -3,25 +3,30 @@ package export
 import (
 	"context"
 	"sync"
+
+	"github.com/strata-build/strata/store"
 )
 
-// flights runs equal work once for all who ask for it at the same time. The work ends early only when the last of them
-// has left.
+// flights reads each layer once for all who ask for it at the same time. The work ends early only when the last of them
+// has left. What it makes is held for each of them before the work's own hold ends.
 type flights struct {
-	mu  sync.Mutex
-	now map[string]*flight
+	store *store.Store
+	mu    sync.Mutex
+	now   map[string]*flight
 }
 
 type flight struct {
 	done    chan struct{}
-	value   any
+	made    made
 	err     error
 	waiters int
+	holds   []*store.Hold // of the waiters
 	cancel  context.CancelFunc
 }
 
-// do returns what f returns, of this call or of one with the same key that is under way.
-func do[T any](ctx context.Context, fs *flights, key string, f func(context.Context) (T, error)) (T, error) {
+// do returns what f returns, of this call or of one with the same key that is under way. The blob is held by hold, which f
+// gets another one of.
+func (fs *flights) do(ctx context.Context, key string, hold *store.Hold, f func(context.Context, *store.Hold) (made, error)) (made, error) {
 	fs.mu.Lock()
 	fl := fs.now[key]
 	if fl == nil {
@@ -33,39 +38,45 @@ func do[T any](ctx context.Context, fs *flights, key string, f func(context.Cont
 		}
 		fs.now[key] = fl
 		go func() {
-			fl.value, fl.err = f(work)
-			fs.leave(key, fl)
+			own := fs.store.Hold()
+			defer own.Release()
+			fl.made, fl.err = f(work, own)
+			fs.land(key, fl)
 			cancel()
 			close(fl.done)
 		}()
 	}
-	fl.waiters++
+	fl.join(hold)
 	fs.mu.Unlock()
-	return wait[T](ctx, fs, key, fl)
+	return fs.wait(ctx, key, fl)
 }
 
 // join waits for the work of a key if it is under way.
-func join[T any](ctx context.Context, fs *flights, key string) (v T, ok bool, err error) {
+func (fs *flights) join(ctx context.Context, key string, hold *store.Hold) (m made, ok bool, err error) {
 	fs.mu.Lock()
 	fl := fs.now[key]
 	if fl == nil {
 		fs.mu.Unlock()
-		return v, false, nil
+		return m, false, nil
 	}
-	fl.waiters++
+	fl.join(hold)
 	fs.mu.Unlock()
-	v, err = wait[T](ctx, fs, key, fl)
-	return v, true, err
+	m, err = fs.wait(ctx, key, fl)
+	return m, true, err
 }
 
-func wait[T any](ctx context.Context, fs *flights, key string, fl *flight) (T, error) {
-	var zero T
+// join adds a waiter. The caller holds flights.mu.
+func (fl *flight) join(hold *store.Hold) {
+	fl.waiters++
+	if hold != nil {
+		fl.holds = append(fl.holds, hold)
+	}
+}
+
+func (fs *flights) wait(ctx context.Context, key string, fl *flight) (made, error) {
 	select {
 	case <-fl.done:
-		if fl.err != nil {
-			return zero, fl.err
-		}
-		return fl.value.(T), nil
+		return fl.made, fl.err
 	case <-ctx.Done():
 	}
 	fs.mu.Lock()
@@ -79,13 +90,19 @@ func wait[T any](ctx context.Context, fs *flights, key string, fl *flight) (T, e
 		fl.cancel()
 		<-fl.done
 	}
-	return zero, context.Cause(ctx)
+	return made{}, context.Cause(ctx)
 }
 
-func (fs *flights) leave(key string, fl *flight) {
+// land ends the time in which a flight can be joined, and holds what it made for those who did.
+func (fs *flights) land(key string, fl *flight) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if fs.now[key] == fl {
 		delete(fs.now, key)
+	}
+	for _, h := range fl.holds {
+		if d := fl.made.blob.Digest; fl.err == nil && d != "" {
+			h.Blobs(d)
+		}
 	}
 }

@@ -39,7 +39,7 @@ type Packer struct {
 
 // NewPacker returns a packer that reads as many layers at a time as there are processors.
 func NewPacker(s *store.Store) *Packer {
-	return &Packer{store: s, slots: make(chan struct{}, max(2, runtime.GOMAXPROCS(0)))}
+	return &Packer{store: s, flights: flights{store: s}, slots: make(chan struct{}, max(2, runtime.GOMAXPROCS(0)))}
 }
 
 // Request asks for a layer in some form.
@@ -54,6 +54,7 @@ type Request struct {
 	// Pulled and DiffID describe a layer as it was pulled, if that is known; ID is 0 if only that is kept.
 	Pulled *image.Descriptor
 	DiffID graph.Digest
+	Hold   *store.Hold // keeps the blobs that are made or found; nil = nobody needs them
 	// Fetch reads a pulled blob that the store no longer has; nil if there is nowhere to fetch from.
 	Fetch func(context.Context, image.Descriptor) (io.ReadCloser, error)
 }
@@ -83,11 +84,11 @@ func (p *Packer) Layer(ctx context.Context, req Request) (Layer, error) {
 		return l, err
 	}
 	// A compression of the same layer that is under way gives the diff_id too.
-	if m, ok, err := join[made](ctx, &p.flights, req.key(true)); ok {
+	if m, ok, err := p.flights.join(ctx, req.key(true), req.Hold); ok {
 		m.layer.fetch = req.Fetch
 		return m.layer, err
 	}
-	m, err := do(ctx, &p.flights, req.key(false), func(ctx context.Context) (made, error) { return p.make(ctx, l, nil) })
+	m, err := p.flights.do(ctx, req.key(false), req.Hold, func(ctx context.Context, hold *store.Hold) (made, error) { return p.make(ctx, l, nil, hold) })
 	m.layer.fetch = req.Fetch
 	return m.layer, err
 }
@@ -117,7 +118,9 @@ func (p *Packer) Blob(ctx context.Context, req Request) (Layer, image.Descriptor
 		}
 		return l, image.Descriptor{MediaType: layerType(true, image.DockerLayer), Digest: l.DiffID, Size: l.TarSize}, nil
 	}
-	m, err := do(ctx, &p.flights, req.key(true), func(ctx context.Context) (made, error) { return p.make(ctx, l, &req.Compression) })
+	m, err := p.flights.do(ctx, req.key(true), req.Hold, func(ctx context.Context, hold *store.Hold) (made, error) {
+		return p.make(ctx, l, &req.Compression, hold)
+	})
 	m.layer.fetch = req.Fetch
 	return m.layer, req.public(m.blob), err
 }
@@ -194,7 +197,7 @@ func (p *Packer) slot(ctx context.Context) (release func(), err error) {
 }
 
 // make reads a layer once, for its diff_id and, if c is not nil, a blob, and notes both in the store.
-func (p *Packer) make(ctx context.Context, l Layer, c *layer.Compression) (made, error) {
+func (p *Packer) make(ctx context.Context, l Layer, c *layer.Compression, hold *store.Hold) (made, error) {
 	release, err := p.slot(ctx)
 	if err != nil {
 		return made{}, err
@@ -205,7 +208,7 @@ func (p *Packer) make(ctx context.Context, l Layer, c *layer.Compression) (made,
 	if c == nil {
 		err = p.tar(ctx, tar, l)
 	} else {
-		blob, _, err = p.compress(ctx, l, *c, tar)
+		blob, _, err = p.compress(ctx, l, *c, packingTo{hold, tar})
 	}
 	if err != nil {
 		return made{}, err
@@ -236,14 +239,14 @@ func (p *Packer) estargz(ctx context.Context, req Request) (Layer, image.Descrip
 			return sealed, d, nil
 		}
 	}
-	m, err := do(ctx, &p.flights, req.key(true), func(ctx context.Context) (made, error) {
+	m, err := p.flights.do(ctx, req.key(true), req.Hold, func(ctx context.Context, hold *store.Hold) (made, error) {
 		release, err := p.slot(ctx)
 		if err != nil {
 			return made{}, err
 		}
 		defer release()
 		tar := newMeter()
-		blob, diff, err := p.compress(ctx, l, req.Compression, tar)
+		blob, diff, err := p.compress(ctx, l, req.Compression, packingTo{hold, tar})
 		if err == nil && tar.digest() != l.DiffID {
 			err = diag.Errorf(diag.Conflict, "layer %d holds %s, not %s as recorded", l.ID, tar.digest(), l.DiffID)
 		}
@@ -261,11 +264,17 @@ func (p *Packer) estargz(ctx context.Context, req Request) (Layer, image.Descrip
 	return m.layer, req.public(m.blob), err
 }
 
-// compress writes a layer's tar through a compressor into a new blob, and through tar. The diff_id is that of an eStargz blob,
+// packingTo is where a layer that is packed goes.
+type packingTo struct {
+	hold *store.Hold // of the blob
+	tar  io.Writer   // gets the tar
+}
+
+// compress writes a layer's tar through a compressor into a new blob, and to.tar. The diff_id is that of an eStargz blob,
 // empty for others, which hold just the tar.
-func (p *Packer) compress(ctx context.Context, l Layer, c layer.Compression, tar io.Writer) (desc image.Descriptor, diff graph.Digest, err error) {
+func (p *Packer) compress(ctx context.Context, l Layer, c layer.Compression, to packingTo) (desc image.Descriptor, diff graph.Digest, err error) {
 	none := image.Descriptor{}
-	w, err := p.store.NewBlob(ctx, "")
+	w, err := to.hold.NewBlob(ctx, "")
 	if err != nil {
 		return none, "", err
 	}
@@ -278,7 +287,7 @@ func (p *Packer) compress(ctx context.Context, l Layer, c layer.Compression, tar
 	if err != nil {
 		return none, "", err
 	}
-	if err := p.tar(ctx, io.MultiWriter(z, tar), l); err != nil {
+	if err := p.tar(ctx, io.MultiWriter(z, to.tar), l); err != nil {
 		_ = z.Close() // it has goroutines; the first error matters
 		return none, "", err
 	}

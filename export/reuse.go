@@ -5,8 +5,10 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/store"
 )
 
 // compressionName names a compression among the annotations of blobs: "zstd-9".
@@ -38,7 +40,7 @@ func (p *Packer) reuse(l Layer, req Request) (image.Descriptor, bool) {
 	}
 	for _, v := range all {
 		as, ours := v.Annotations[madeAs]
-		if _, here := p.store.HasBlob(v.Digest); !here && (ours || req.Fetch == nil) {
+		if here := p.has(v.Digest, req.Hold); !here && (ours || req.Fetch == nil) {
 			continue
 		}
 		switch {
@@ -56,6 +58,15 @@ func (p *Packer) reuse(l Layer, req Request) (image.Descriptor, bool) {
 		}
 	}
 	return best, found
+}
+
+// has reports whether a blob is in the store, and holds it.
+func (p *Packer) has(d graph.Digest, hold *store.Hold) bool {
+	if hold != nil {
+		hold.Blobs(d)
+	}
+	_, ok := p.store.HasBlob(d)
+	return ok
 }
 
 // before returns a request for a base image's layer with the compression of the image's blob, if that is one that a packer made

@@ -22,7 +22,6 @@ import (
 // FromStore returns the set of an image of the store. The caller releases it.
 func FromStore(ctx context.Context, s *store.Store, name string) (*Set, error) {
 	hold := s.Hold()
-	defer hold.Release()
 	full := name
 	if n, err := normalNames([]string{name}); err == nil && len(n) == 1 {
 		full = n[0]
@@ -32,9 +31,10 @@ func FromStore(ctx context.Context, s *store.Store, name string) (*Set, error) {
 		im, err = hold.Image(name) // an image without a name is stored by its id
 	}
 	if err != nil {
+		hold.Release()
 		return nil, err
 	}
-	set := &Set{Name: full, Index: im.Index, Multi: len(im.Platforms) > 1}
+	set := &Set{hold: hold, Name: full, Index: im.Index, Multi: len(im.Platforms) > 1}
 	for _, p := range im.Platforms {
 		raw, err := readBlob(ctx, s, p.Config)
 		if err != nil {
@@ -63,6 +63,9 @@ func FromStore(ctx context.Context, s *store.Store, name string) (*Set, error) {
 
 // Release ends the use of the set's trees.
 func (s *Set) Release() {
+	if s.hold != nil {
+		s.hold.Release()
+	}
 	for _, im := range s.Images {
 		im.Tree.Release()
 	}
@@ -116,12 +119,12 @@ func (e *Env) existing(ctx context.Context, im *Image, o *packing) (packedImage,
 	}
 	layers := e.packedLayers(im, out.diffIDs)
 	for i, d := range m.Layers {
+		e.hold.Blobs(d.Digest)
 		if _, here := e.Store.HasBlob(d.Digest); !here && d.Digest != out.diffIDs[i] && (layers[i].fetch == nil || e.Packer.ours(layers[i])) {
 			return out, diag.Errorf(diag.NotFound, "the layer %s is not kept as a blob", d.Digest)
 		}
 	}
 	for i, d := range m.Layers {
-		e.hold.Blobs(d.Digest)
 		x := piece{Descriptor: d, layer: &layers[i]}
 		out.layers = append(out.layers, x)
 		if o.ready != nil {

@@ -69,6 +69,7 @@ type Known struct {
 // LayersEnv is what a build gives to one sealing.
 type LayersEnv struct {
 	Platform graph.Platform
+	Hold     *store.Hold                            // keeps what is made until the result is recorded; nil = until Run returns
 	Tenant   string                                 // whose layers may be named by their digest alone
 	Known    func(context.Context) ([]Known, error) // nil = none
 	Warn     func(diag.Warning)
@@ -85,8 +86,11 @@ func (r *LayersRunner) Run(ctx context.Context, o *graph.Layers, in []tree.Tree,
 	if len(in) < 2 || o.Generator != "" && len(in) != 3 {
 		return nil, diag.Errorf(diag.Invalid, "OUTPUT: %d inputs", len(in))
 	}
-	hold := r.Store.Hold()
-	defer hold.Release()
+	hold := env.Hold
+	if hold == nil {
+		hold = r.Store.Hold()
+		defer hold.Release()
+	}
 	s := &sealing{LayersRunner: r, op: o, env: env, hold: hold, in: in}
 	defer s.close()
 	out, err := s.run(ctx)

@@ -123,7 +123,7 @@ func (s *sealing) fetch(ctx context.Context, p *part) error {
 		return err
 	}
 	defer r.Close()
-	w, err := s.Store.NewBlob(ctx, "")
+	w, err := s.hold.NewBlob(ctx, "")
 	if err != nil {
 		return err
 	}

@@ -114,9 +114,9 @@ func (s *sealing) keep(ctx context.Context, f *os.File, want graph.Digest) (grap
 	h := sha256.New()
 	var w io.Writer = h
 	var blob *store.BlobWriter
-	if _, ok := s.Store.HasBlob(want); want == "" || !ok {
+	if _, ok := s.hold.HasBlob(want); want == "" || !ok {
 		var err error
-		if blob, err = s.Store.NewBlob(ctx, ""); err != nil {
+		if blob, err = s.hold.NewBlob(ctx, ""); err != nil {
 			return "", 0, err
 		}
 		defer blob.Abort()

@@ -204,7 +204,7 @@ func (g *getting) try(ctx context.Context, web *registry.Web, req *http.Request,
 
 // body stores the file as a blob.
 func (g *getting) body(ctx context.Context, resp *http.Response, d *download, where string) error {
-	w, err := g.h.env.Store.NewBlob(ctx, "")
+	w, err := g.h.env.Hold.NewBlob(ctx, "")
 	if err != nil {
 		return err
 	}
@@ -225,12 +225,9 @@ func (g *getting) body(ctx context.Context, resp *http.Response, d *download, wh
 		}
 		return diag.Errorf(diag.Unavailable, "cannot download %s: it broke after %d bytes: %w", where, p.sofar, err)
 	}
-	// The blob must be held before the collector can see that nobody names it.
-	d.Digest, _, err = w.Commit(ctx)
-	if err != nil {
+	if d.Digest, _, err = w.Commit(ctx); err != nil {
 		return err
 	}
-	g.h.env.Hold.Blobs(d.Digest)
 	p.done()
 	return nil
 }

@@ -24,6 +24,7 @@ type BlobWriter struct {
 	expected graph.Digest
 	offset   int64
 	complete bool
+	hold     *Hold  // gets the blob; nil = nobody
 	epoch    uint64 // that the writing was begun in
 	finish   func() // lets the next writer of the digest in
 }
@@ -194,6 +195,9 @@ func (w *BlobWriter) install(name string, d graph.Digest) error {
 		s.verified.note(d, fi) // it was hashed as it was written
 	}
 	b := &Batch{s: s}
+	if w.hold != nil {
+		w.hold.Blobs(d) // before the collector can see that nobody names it
+	}
 	b.put(kindBlob, string(d), encodeUint(uint64(w.offset)))
 	return s.commit(b)
 }

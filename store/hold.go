@@ -118,6 +118,24 @@ func (h *Hold) Release() {
 // NewLayer makes a draft that stays held after it is committed.
 func (h *Hold) NewLayer(ctx context.Context) (*Draft, error) { return h.s.newLayer(ctx, h) }
 
+// NewBlob is Store.NewBlob; the blob is held as soon as it is in the store.
+func (h *Hold) NewBlob(ctx context.Context, expected graph.Digest) (*BlobWriter, error) {
+	if expected != "" {
+		h.Blobs(expected)
+	}
+	w, err := h.s.NewBlob(ctx, expected)
+	if err == nil {
+		w.hold = h
+	}
+	return w, err
+}
+
+// HasBlob is Store.HasBlob; the blob is held, whether it is there or not.
+func (h *Hold) HasBlob(d graph.Digest) (int64, bool) {
+	h.Blobs(d)
+	return h.s.HasBlob(d)
+}
+
 // Result is Store.Result; the layers are held.
 func (h *Hold) Result(key graph.Digest) (Result, error) {
 	h.s.mu.RLock()
