@@ -148,7 +148,7 @@ func (e *Engine) TagImage(ctx context.Context, src, dst string) error {
 	if ref.Digest != "" {
 		return diag.Errorf(diag.Invalid, "%s: a name that is given must not have a digest", dst)
 	}
-	im.Name, im.Updated = ref.String(), time.Now()
+	im.Name, im.Updated, im.Pulled = ref.String(), time.Now(), false
 	return e.store.Update(ctx, func(b *store.Batch) error {
 		b.Image(im.Name, im)
 		return nil
@@ -210,7 +210,12 @@ func (e *Engine) ImportImage(ctx context.Context, r io.Reader, opt ImportOptions
 		if err := b.change(ctx, im.Name, im.Platforms[0].Platform, opt); err != nil {
 			return nil, errors.Join(err, e.RemoveImage(ctx, im.Name))
 		}
+		before := im.ID()
 		if im, err = e.store.Image(im.Name); err != nil {
+			return nil, err
+		}
+		// What was only a step on the way here is no image of its own.
+		if err := e.store.Update(ctx, func(b *store.Batch) error { b.DeleteImage(string(before)); return nil }); err != nil {
 			return nil, err
 		}
 	}
@@ -256,6 +261,16 @@ func (e *Engine) PullImage(ctx context.Context, name string, ps []graph.Platform
 	}
 	if _, err := b.work.Solve(edges...); err != nil {
 		return nil, err
+	}
+	im, err := b.hold.Image(ref.String())
+	if err != nil {
+		return nil, err
+	}
+	if im.Pulled {
+		im.Pulled = false // a person has named it
+		if err := e.store.Update(ctx, func(b *store.Batch) error { b.Image(im.Name, im); return nil }); err != nil {
+			return nil, err
+		}
 	}
 	return e.InspectImage(ctx, ref.String())
 }

@@ -125,9 +125,10 @@ type Bind struct {
 	ReadOnly       bool
 }
 
-// PrunePolicy says what to remove. The zero policy removes what no image and no recent build uses.
+// PrunePolicy says what to remove. The zero policy removes cached results that no image needs.
 type PrunePolicy struct {
-	All       bool  // also what is used by nothing but might be again
+	All       bool  // all cached results, images that no person has named, and cache mounts
+	Mounts    bool  // cache mounts, too
 	KeepBytes int64 // stop when the state is this small
 	Until     time.Duration
 	Filters   []string
@@ -139,6 +140,19 @@ type PrunePolicy struct {
 type Pruned struct {
 	ID, Label, Reason string
 	Size              int64
+}
+
+// Retained is what was not removed for one reason.
+type Retained struct {
+	Reason string // "needed by image docker.io/library/debian:12"
+	Count  int
+	Size   int64
+}
+
+// PruneReport says what Prune did.
+type PruneReport struct {
+	Removed []Pruned
+	Kept    []Retained // largest first
 }
 
 // UsageItem is something that takes space.

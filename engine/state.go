@@ -1,12 +1,14 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
 	"math"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,7 +22,7 @@ import (
 )
 
 // Prune removes what a policy lets go.
-func (e *Engine) Prune(ctx context.Context, p PrunePolicy) ([]Pruned, error) {
+func (e *Engine) Prune(ctx context.Context, p PrunePolicy) (*PruneReport, error) {
 	keep, err := filter(p.Filters)
 	if err != nil {
 		return nil, err
@@ -30,17 +32,47 @@ func (e *Engine) Prune(ctx context.Context, p PrunePolicy) ([]Pruned, error) {
 		keep = func(u store.Usage) bool { return (all == nil || all(u)) && p.Match(usageItem(u)) }
 	}
 	freed, err := e.store.GC(ctx, store.Policy{
-		MaxBytes: p.KeepBytes, KeepDuration: p.Until, All: p.All || p.KeepBytes == 0, Filter: keep, DryRun: p.DryRun,
+		MaxBytes: p.KeepBytes, KeepDuration: p.Until, All: p.KeepBytes == 0, Unneeded: !p.All,
+		Mounts: p.Mounts || slices.Contains(p.Filters, "type=mount"), Filter: keep, DryRun: p.DryRun,
 	})
 	if err != nil {
 		return nil, err
 	}
-	var out []Pruned
-	for _, it := range freed.Items {
-		out = append(out, Pruned{ID: it.ID, Label: it.Kind + " " + it.Label, Reason: it.Why, Size: it.Size})
-	}
+	r := pruneReport(freed)
 	git, err := e.pruneGit(ctx, p, keep)
-	return append(out, git...), err
+	r.Removed = append(r.Removed, git...)
+	return r, err
+}
+
+// PruneImages removes images that nobody has named, or whose name went to another image. Layers that cached results have too stay.
+func (e *Engine) PruneImages(ctx context.Context, until time.Duration, dryRun bool) (*PruneReport, error) {
+	freed, err := e.store.GC(ctx, store.Policy{All: true, KeepDuration: until, DryRun: dryRun, Filter: func(u store.Usage) bool {
+		return u.Kind == store.UsageImage && graph.Digest(u.ID).Validate() == nil
+	}})
+	if err != nil {
+		return nil, err
+	}
+	return pruneReport(freed), nil
+}
+
+func pruneReport(freed store.Freed) *PruneReport {
+	r := &PruneReport{}
+	for _, it := range freed.Items {
+		r.Removed = append(r.Removed, Pruned{ID: it.ID, Label: it.Kind + " " + it.Label, Reason: it.Why, Size: it.Size})
+	}
+	at := map[string]int{}
+	for _, it := range freed.Kept {
+		i, ok := at[it.Why]
+		if !ok {
+			i = len(r.Kept)
+			at[it.Why] = i
+			r.Kept = append(r.Kept, Retained{Reason: it.Why})
+		}
+		r.Kept[i].Count++
+		r.Kept[i].Size += it.Size
+	}
+	slices.SortStableFunc(r.Kept, func(a, b Retained) int { return cmp.Compare(b.Size, a.Size) })
+	return r
 }
 
 // pruneGit removes what is kept of git repositories, after the store's own: it is fetched again when it is needed.
@@ -50,7 +82,7 @@ func (e *Engine) pruneGit(ctx context.Context, p PrunePolicy, want func(store.Us
 		return nil, err
 	}
 	over := int64(math.MaxInt64) // what has to go
-	if !p.All && p.KeepBytes > 0 {
+	if p.KeepBytes > 0 {
 		all, err := e.Usage(ctx)
 		if err != nil {
 			return nil, err

@@ -38,7 +38,7 @@ func NewImage(o Output) (*ImageStore, error) {
 		imageOptions: a.image(),
 		push:         a.flag("push", false),
 		byDigest:     a.flag("push-by-digest", false),
-		store:        a.flag("store", true),
+		store:        a.flag("store", o.Type != "registry"),
 		insecure:     a.flag("registry.insecure", false),
 		manifest:     a.flag("manifest", false),
 		canonical:    a.flag("name-canonical", false),
@@ -108,7 +108,7 @@ func (x *ImageStore) names(p *packed) []string {
 }
 
 // record writes the documents of a set as blobs and names it, all names or none. An image without a name is stored under
-// its id, the digest of its configuration, and stays until somebody removes it, like an untagged image of Docker.
+// its id, the digest of its configuration, until it is collected.
 func (e *Env) record(ctx context.Context, set *Set, p *packed, names []string) error {
 	im := store.Image{Updated: time.Now()}
 	for i, x := range p.images {

@@ -313,8 +313,12 @@ func (im *Images) remember(ctx context.Context, img *Image, layers []store.Layer
 		return err
 	}
 	defer release()
-	rec := store.Image{Name: img.record, Updated: time.Now(), Index: img.Index}
-	if old, err := im.env.Hold.Image(img.record); err == nil && sameDigest(old.Index, img.Index) {
+	rec := store.Image{Name: img.record, Updated: time.Now(), Pulled: true, Index: img.Index}
+	old, err := im.env.Hold.Image(img.record)
+	if err == nil {
+		rec.Pulled = old.Pulled
+	}
+	if err == nil && sameDigest(old.Index, img.Index) {
 		for _, p := range old.Platforms {
 			if p.Config != mine.Config && img.Index != nil {
 				rec.Platforms = append(rec.Platforms, p)

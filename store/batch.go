@@ -157,6 +157,9 @@ func (s *Store) commit(b *Batch) error {
 			return diag.Errorf(diag.Internal, "blob %s is named but does not exist", d)
 		}
 	}
+	if err := s.unname(b); err != nil {
+		return err
+	}
 	seq := s.clock.Add(1)
 	changes, grown := s.seal(b, seq)
 	if len(changes) == 0 {
@@ -181,6 +184,40 @@ func (s *Store) commit(b *Batch) error {
 	}
 	if grown != 0 {
 		s.grew(grown)
+	}
+	return nil
+}
+
+// unname keeps images whose name is given to another one, under their digest. The caller holds mu.
+func (s *Store) unname(b *Batch) error {
+	names := map[string]graph.Digest{} // that the batch gives
+	for _, p := range b.changes {
+		if kind(p.key[0]) == kindImage && !p.drop {
+			var im Image
+			_ = json.Unmarshal(p.payload, &im)
+			names[p.key[1:]] = im.ID()
+		}
+	}
+	for name, id := range names {
+		old, err := s.image(name)
+		was := old.ID()
+		if err != nil || was == id || was == "" || old.Pulled || dangling(name) || names[string(was)] != "" {
+			continue // it is new, the same, or not whole
+		}
+		named := false
+		err = s.each(kindImage, func(other string, _ uint64, payload []byte, err error) {
+			var im Image
+			if _, changes := names[other]; !changes && err == nil && json.Unmarshal(payload, &im) == nil {
+				named = named || im.ID() == was
+			}
+		})
+		if err != nil {
+			return err
+		}
+		if !named {
+			b.Image(string(was), old)
+			s.touch(keyOf(kindImage, string(was))) // its age counts from now
+		}
 	}
 	return nil
 }

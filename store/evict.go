@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/strata-build/strata/graph"
@@ -27,49 +28,87 @@ type eviction struct {
 }
 
 func (e *eviction) run() {
-	e.pass(func(*item) bool { return true })
+	stays := map[*item]string{}
+	e.pass(stays, func(*item) bool { return true })
 	// Blobs that results needed which are gone now.
-	e.pass(func(it *item) bool { return e.unpinned[graph.Digest(it.ID)] && it.Kind == UsageBlob })
+	e.pass(stays, func(it *item) bool { return e.unpinned[graph.Digest(it.ID)] && it.Kind == UsageBlob })
+	for _, it := range e.items {
+		if why, ok := stays[it]; ok {
+			e.freed.Kept = append(e.freed.Kept, FreedItem{it.Usage, why})
+		}
+	}
 }
 
-func (e *eviction) pass(of func(*item) bool) {
+func (e *eviction) pass(stays map[*item]string, of func(*item) bool) {
 	for _, it := range e.items {
-		if !of(it) {
+		if !of(it) || e.policy.Filter != nil && !e.policy.Filter(it.Usage) {
 			continue
 		}
-		why, ok := e.allows(it)
-		if !ok {
+		if why := e.forbids(it); why != "" {
+			stays[it] = why
 			continue
 		}
+		delete(stays, it)
 		before := e.freed.Bytes
 		e.evict(it)
+		why := e.reason(it)
 		it.Size = e.freed.Bytes - before
 		e.freed.Items = append(e.freed.Items, FreedItem{it.Usage, why})
 	}
 }
 
-// allows says whether and why an item is to go now.
-func (e *eviction) allows(it *item) (why string, ok bool) {
+// forbids says why an item is not to go now, "" if it is.
+func (e *eviction) forbids(it *item) string {
 	switch {
-	case it.InUse, it.Kind == UsageBlob && e.pins[graph.Digest(it.ID)] > 0:
-		return "", false
+	case it.InUse && strings.HasPrefix(it.Why, "image "):
+		return "needed by " + it.Why
+	case it.InUse:
+		return "in use by " + it.Why
+	case it.Kind == UsageBlob && e.pins[graph.Digest(it.ID)] > 0:
+		return "needed by a result or an image that is kept"
 	case !e.policy.All && e.used <= e.limit && e.files <= 0:
-		return "", false
+		return "within the size that is kept"
 	case e.policy.KeepDuration > 0 && e.now.Sub(it.LastUsed) < e.policy.KeepDuration:
-		return "", false
-	case !e.policy.All && it.Kind == UsageResult && e.rooted(it):
-		return "", false // that would free nothing
-	case e.policy.Filter != nil && !e.policy.Filter(it.Usage):
-		return "", false
+		return "used in the last " + e.policy.KeepDuration.String()
+	case e.policy.Unneeded && it.Kind == UsageMount && !e.policy.Mounts:
+		return "cache mounts are removed with --all"
+	case e.policy.Unneeded && it.Kind == UsageImage:
+		return "images without a name are removed with: strata image prune"
+	case e.policy.Unneeded && it.Kind != UsageMount:
+		return e.needs(it)
+	case !e.policy.All && (it.Kind == UsageResult || it.Kind == UsageImage) && e.rooted(it):
+		return e.plan.layers[it.layers[0]].root // that would free nothing
 	}
-	why = "not used since it was made"
+	return ""
+}
+
+// needs says which image needs all layers of an item, "" if none does.
+func (e *eviction) needs(it *item) (why string) {
+	for _, id := range it.layers {
+		switch n := e.plan.layers[id]; {
+		case strings.HasPrefix(n.root, "image "):
+			why = "needed by " + n.root
+		case n.root != "":
+			why = "in use by " + n.root
+		case n.image != "":
+			why = "needed by image " + n.image
+		default:
+			return ""
+		}
+	}
+	return why
+}
+
+// reason says why an item goes.
+func (e *eviction) reason(it *item) string {
+	why := "not used since it was made"
 	if !it.LastUsed.IsZero() && it.LastUsed.After(it.Created) {
 		why = fmt.Sprintf("not used for %s", e.now.Sub(it.LastUsed).Round(time.Second))
 	}
 	if !e.policy.All {
 		why = "least recently used: " + why
 	}
-	return why, true
+	return why
 }
 
 // rooted reports that every layer of a result has to stay for another reason.
@@ -96,7 +135,7 @@ func (e *eviction) evict(it *item) {
 		}
 	}
 	switch it.Kind {
-	case UsageResult, UsageLayer:
+	case UsageResult, UsageLayer, UsageImage:
 		for _, id := range it.layers {
 			n := e.plan.layers[id]
 			if n.refs--; n.refs > 0 || n.root != "" {

@@ -17,6 +17,8 @@ type Policy struct {
 	MaxBytes     int64            // delete until the store has at most this many bytes; 0 = the store's own cap
 	KeepDuration time.Duration    // keep what was used more recently
 	All          bool             // delete everything that may be, whatever the store's size
+	Unneeded     bool             // delete only results, layers and blobs that no image needs, named or not
+	Mounts       bool             // with Unneeded: cache mounts too
 	Filter       func(Usage) bool // if not nil, delete only what it returns true for; called with the store locked
 	DryRun       bool             // say what would be deleted
 }
@@ -26,12 +28,13 @@ type Freed struct {
 	Bytes int64
 	Files int64 // inodes of layers
 	Items []FreedItem
+	Kept  []FreedItem // what stays, and why
 }
 
 // FreedItem is one thing that was deleted.
 type FreedItem struct {
 	Usage
-	Why string // "not used for 3 days", for people
+	Why string // "not used for 3 days" or "needed by image debian:12", for people
 }
 
 // GC deletes results and their layers, blobs and cache mounts, least recently used first, and returns when they are gone
@@ -59,6 +62,11 @@ type usage struct {
 	atBytes int64  // ... with this many bytes in the store ...
 	atHolds uint64 // ... and this many releases seen
 	trimmed uint64 // the clock when old memos and preimages were last trimmed
+
+	other    int64 // what the root takes beyond bytes: databases, logs, directories, what blocks of disk are not used up to
+	measured time.Time
+	took     time.Duration // to measure it
+	aged     time.Time     // when old images without a name were last looked for
 }
 
 // grew counts bytes that an update added. The caller holds mu.
@@ -68,7 +76,7 @@ func (s *Store) grew(n int64) {
 	u.bytes += n
 	known := u.known
 	u.mu.Unlock()
-	if n > 0 && (!known || s.wants(0)) {
+	if n > 0 && (!known || s.wants(0) || s.unmeasured()) {
 		kick(s.tendWake)
 	}
 }
@@ -85,7 +93,43 @@ func (s *Store) wants(slack int64) bool {
 	u := &s.usage
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.known && u.bytes > s.cap(u.bytes)+slack && !u.hopeless(s)
+	limit := s.cap(u.bytes)
+	return u.known && u.bytes+u.other > limit-limit/20+slack && !u.hopeless(s)
+}
+
+// unmeasured reports whether it is time to measure the root.
+func (s *Store) unmeasured() bool {
+	u := &s.usage
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	limit := s.cap(u.bytes)
+	return u.known && limit < math.MaxInt64 && u.bytes+u.other > limit/2 && time.Since(u.measured) > max(20*u.took, 200*time.Millisecond)
+}
+
+// measure finds out what the root really takes, if that may matter and it was not just done. The walk takes about a twentieth of
+// a processor's time at most.
+func (s *Store) measure() {
+	u := &s.usage
+	if !s.unmeasured() {
+		return
+	}
+	start := time.Now()
+	var other int64
+	if s.opt.overhead != nil {
+		other = s.opt.overhead()
+	} else {
+		s.trash.wait(s.ctx.Done())
+		other = s.rootUsage()
+		if s.ctx.Err() != nil {
+			return
+		}
+		u.mu.Lock()
+		other -= u.bytes
+		u.mu.Unlock()
+	}
+	u.mu.Lock()
+	u.other, u.measured, u.took = other, time.Now(), time.Since(start)
+	u.mu.Unlock()
 }
 
 // hopeless reports that nothing changed since a collection that did not reach its target.
@@ -145,7 +189,7 @@ func (s *Store) reserve() reserve {
 // makeRoom collects before something new is started, if the store is far above its cap or the disk is nearly full.
 func (s *Store) makeRoom(ctx context.Context) error {
 	s.usage.mu.Lock()
-	slack := s.usage.bytes / 20
+	slack := s.cap(s.usage.bytes) / 20
 	s.usage.mu.Unlock()
 	r := s.reserve()
 	if r.bytes == 0 && r.files == 0 && !s.wants(slack) {
@@ -177,6 +221,8 @@ func (s *Store) tender() {
 			s.log.Warn("cannot find out how large the store is", "cause", err)
 			continue
 		}
+		s.measure()
+		s.dropOldImages()
 		f, err := s.tend()
 		if err != nil && !errors.Is(err, ErrClosed) {
 			s.log.Warn("cannot collect garbage", "cause", err)
@@ -220,6 +266,9 @@ func (s *Store) tend() (Freed, error) {
 	u.mu.Lock()
 	used := u.bytes
 	limit := s.cap(used)
+	if limit < math.MaxInt64 {
+		limit -= limit/20 + u.other // a layer that is being made has room, too
+	}
 	due := u.known && used > limit || low
 	due = due && !u.hopeless(s)
 	u.mu.Unlock()
@@ -255,12 +304,14 @@ func (s *Store) collect(p Policy, files int64) (Freed, error) {
 		return Freed{}, s.fail("cannot collect garbage", ErrClosed)
 	}
 	s.usage.mu.Lock()
-	used := s.usage.bytes
+	used, other := s.usage.bytes, s.usage.other
 	trim := s.clock.Load() >= s.usage.trimmed
 	s.usage.mu.Unlock()
 	limit := p.MaxBytes
 	if limit == 0 {
-		limit = s.cap(used)
+		if limit = s.cap(used); limit < math.MaxInt64 {
+			limit = max(1, limit-other)
+		}
 	}
 	pl, err := s.plan()
 	if err != nil {
@@ -293,6 +344,28 @@ func (s *Store) collect(p Policy, files int64) (Freed, error) {
 		err = s.commit(e.batch)
 	}
 	return e.freed, err
+}
+
+// danglingAge is how long an image without a name is kept that nobody uses.
+const danglingAge = 7 * 24 * time.Hour
+
+// dropOldImages deletes images without a name that were not used for long. It looks once in an hour.
+func (s *Store) dropOldImages() {
+	s.usage.mu.Lock()
+	due := time.Since(s.usage.aged) > time.Hour
+	if due {
+		s.usage.aged = time.Now()
+	}
+	s.usage.mu.Unlock()
+	if !due {
+		return
+	}
+	old := Policy{All: true, KeepDuration: danglingAge, Filter: func(u Usage) bool { return u.Kind == UsageImage && dangling(u.ID) }}
+	if f, err := s.collect(old, 0); err != nil && !errors.Is(err, ErrClosed) {
+		s.log.Warn("cannot delete old images without a name", "cause", err)
+	} else if len(f.Items) > 0 {
+		s.log.Info("deleted old images without a name", "count", len(f.Items))
+	}
 }
 
 // Limits of records that nothing else removes: they are small, help future builds, and are forgotten oldest first.

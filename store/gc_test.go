@@ -36,7 +36,7 @@ func has(s *Store, name string) bool {
 }
 
 func TestCapHolds(t *testing.T) {
-	opt := Options{Log: quiet, MaxBytes: 1000, flushDelay: time.Millisecond}
+	opt := Options{Log: quiet, MaxBytes: 1000, flushDelay: time.Millisecond, overhead: func() int64 { return 0 }}
 	s := open(t, t.TempDir(), opt)
 	if err := s.count(); err != nil {
 		t.Fatal(err)
@@ -210,7 +210,7 @@ func TestUsageCountsNothingTwice(t *testing.T) {
 
 // Under a store that is always too small, uses, updates and collections do not disturb one another.
 func TestCollectingWhileBuilding(t *testing.T) {
-	s := open(t, t.TempDir(), Options{Log: quiet, MaxBytes: 300, flushDelay: time.Millisecond})
+	s := open(t, t.TempDir(), Options{Log: quiet, MaxBytes: 300, flushDelay: time.Millisecond, overhead: func() int64 { return 0 }})
 	errs := make(chan error, 4)
 	for w := range 4 {
 		go func() {

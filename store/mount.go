@@ -10,9 +10,12 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
@@ -364,10 +367,24 @@ func (s *Store) measured(name string, size int64) error {
 	return s.putMount(name, m)
 }
 
+// rootUsage returns the bytes that the whole root takes, without what is mounted on its temporary directories.
+func (s *Store) rootUsage() int64 {
+	tmp := s.path("tmp") + "/"
+	var st unix.Stat_t
+	if unix.Fstat(int(s.dir.Fd()), &st) != nil {
+		return 0
+	}
+	return diskUsageBut(s.ctx, s.root, func(path string, dev uint64) bool { return dev != st.Dev && strings.HasPrefix(path, tmp) })
+}
+
 // diskUsage returns the bytes that a directory takes, counting hard links once. What cannot be read counts nothing.
-func diskUsage(ctx context.Context, dir string) (total int64) {
+func diskUsage(ctx context.Context, dir string) int64 {
+	return diskUsageBut(ctx, dir, func(string, uint64) bool { return false })
+}
+
+func diskUsageBut(ctx context.Context, dir string, skip func(path string, dev uint64) bool) (total int64) {
 	linked := map[uint64]bool{}
-	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+	_ = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -379,10 +396,18 @@ func diskUsage(ctx context.Context, dir string) (total int64) {
 			return nil
 		}
 		st, ok := fi.Sys().(*syscall.Stat_t)
-		if !ok || st.Nlink > 1 && !fi.IsDir() && linked[st.Ino] {
+		if !ok {
 			return nil
 		}
-		linked[st.Ino] = st.Nlink > 1
+		if fi.IsDir() && skip(path, st.Dev) {
+			return fs.SkipDir
+		}
+		if st.Nlink > 1 && !fi.IsDir() {
+			if linked[st.Ino] {
+				return nil
+			}
+			linked[st.Ino] = true
+		}
 		total += st.Blocks * 512
 		return nil
 	})

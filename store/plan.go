@@ -19,6 +19,7 @@ const (
 	UsageLayer   = "layer"   // a layer that no result names
 	UsageBlob    = "blob"    // a file of blobs/
 	UsageMount   = "mount"   // a cache mount
+	UsageImage   = "image"   // an image that no person has named, and the layers that only it needs
 	UsagePartial = "partial" // the start of a blob whose transfer broke off
 )
 
@@ -53,7 +54,8 @@ type layerNode struct {
 	root  string // why it has to stay; "" = it has not
 	used  uint64 // clock of the last use of a result that names it
 	at    time.Time
-	owned bool // counted in an item's Size
+	image string // an image that no person has named and that needs it; "" = none
+	owned bool   // counted in an item's Size
 }
 
 // plan is the collector's view of the store, valid while mu is held.
@@ -63,13 +65,20 @@ type plan struct {
 	blobs  map[graph.Digest]string // why a blob has to stay
 	pins   map[graph.Digest]int    // results that need a blob
 	uses   map[string]use          // by useKey
+	images map[string]foundImage   // that no person has named
 	items  []*item                 // least recently used first
 	bytes  int64
 }
 
+// foundImage is the record of an image.
+type foundImage struct {
+	Image
+	seq uint64
+}
+
 // plan looks at everything. The caller holds mu.
 func (s *Store) plan() (*plan, error) {
-	p := &plan{s: s, layers: map[LayerID]*layerNode{}, blobs: map[graph.Digest]string{}, pins: map[graph.Digest]int{}, uses: map[string]use{}}
+	p := &plan{s: s, layers: map[LayerID]*layerNode{}, blobs: map[graph.Digest]string{}, pins: map[graph.Digest]int{}, uses: map[string]use{}, images: map[string]foundImage{}}
 	for _, step := range []func() error{p.readUses, p.readLayers, p.readRoots, p.readResults, p.readLoose, p.readBlobs, p.readMounts, p.readPartials} {
 		if err := step(); err != nil {
 			return nil, err
@@ -137,9 +146,13 @@ func (p *plan) readRoots() error {
 		p.blobs[d] = "a build"
 	}
 	h.mu.Unlock()
-	return p.s.each(kindImage, func(name string, _ uint64, b []byte, err error) {
+	return p.s.each(kindImage, func(name string, seq uint64, b []byte, err error) {
 		var im Image
 		if err != nil || json.Unmarshal(b, &im) != nil {
+			return
+		}
+		if dangling(name) || im.Pulled {
+			p.images[name] = foundImage{im, seq}
 			return
 		}
 		why := "image " + name
@@ -197,6 +210,9 @@ func (p *plan) readResults() error {
 		}
 		results = append(results, it)
 	})
+	for name, im := range p.images {
+		results = append(results, p.unnamed(name, im))
+	}
 	// The shortest stack that has a layer is the result that made it.
 	slices.SortStableFunc(results, func(a, b *item) int { return cmp.Compare(len(a.layers), len(b.layers)) })
 	for _, it := range results {
@@ -204,6 +220,38 @@ func (p *plan) readResults() error {
 	}
 	p.items = append(p.items, results...)
 	return err
+}
+
+// unnamed is an image without a name, as if it were a result.
+func (p *plan) unnamed(name string, im foundImage) *item {
+	it := &item{Usage: Usage{Kind: UsageImage, ID: name, Label: "an image without a name", Created: im.Updated}, key: keyOf(kindImage, name)}
+	if im.Pulled {
+		it.Label = "pulled for a build: " + name
+	}
+	p.used(it, im.seq)
+	pin := func(d graph.Digest) {
+		if d != "" && !slices.Contains(it.blobs, d) {
+			it.blobs = append(it.blobs, d)
+			p.pins[d]++
+		}
+	}
+	im.blobs(pin)
+	for _, pl := range im.Platforms {
+		for i, id := range pl.Layers {
+			n := p.layers[id]
+			if n == nil || slices.Contains(it.layers, id) {
+				continue
+			}
+			n.refs++
+			n.image = name
+			pin(n.info.Blob)
+			it.layers = append(it.layers, id)
+			if i == len(pl.Layers)-1 {
+				it.tops = append(it.tops, id)
+			}
+		}
+	}
+	return it
 }
 
 // own counts layers that no item counts yet for this one, and raises its last use to that of the results that build on it.

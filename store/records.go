@@ -222,6 +222,9 @@ func (s *Store) readImage(name string, then func(*Image)) (Image, error) {
 		im, err := s.image(name)
 		if err == nil {
 			then(&im)
+			if im.Pulled || im.Dangling() {
+				s.touch(keyOf(kindImage, name))
+			}
 		}
 		return im, err
 	}

@@ -34,6 +34,7 @@ type Options struct {
 	Copy    func(ctx context.Context, from, to string) (graph.Digest, error)
 	Differs func(ctx context.Context, blob io.Reader, dir string) (string, error)
 
+	overhead    func() int64         // for tests: instead of measuring the root
 	flushDelay  time.Duration        // for tests; 0 = defaultFlushDelay
 	incarnation string               // for tests; "" = incarnation(root)
 	statfs      func(*unix.Statfs_t) // for tests: changes the file system's figures

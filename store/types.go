@@ -42,6 +42,7 @@ type Result struct {
 type Image struct {
 	Name      string
 	Updated   time.Time
+	Pulled    bool              `json:",omitempty"` // for a build, which named it: it is collected when there is no room
 	Index     *image.Descriptor // the image index, if there is one as a blob
 	Platforms []PlatformImage
 }
@@ -58,6 +59,23 @@ type PlatformImage struct {
 	Proof       *image.Descriptor  // the manifest of what is stated about the image; nil if nothing is
 	Proofs      []image.Descriptor // blobs that Proof names
 }
+
+// ID names an image without a name: the digest of its index, or of its configuration.
+func (im *Image) ID() graph.Digest {
+	switch {
+	case im.Index != nil:
+		return im.Index.Digest
+	case len(im.Platforms) > 0:
+		return im.Platforms[0].Config
+	}
+	return ""
+}
+
+// Dangling reports whether nobody has given the image a name, or its name went to another image: it is stored under a digest.
+// Such images are collected when they are old, or when there is no room.
+func (im *Image) Dangling() bool { return dangling(im.Name) }
+
+func dangling(name string) bool { return graph.Digest(name).Validate() == nil }
 
 // blobs calls f for every blob that the image names.
 func (im *Image) blobs(f func(graph.Digest)) {

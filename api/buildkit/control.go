@@ -194,7 +194,7 @@ func (s *Server) Prune(req *control.PruneRequest, stream control.Control_PruneSe
 	if req.KeepDuration < 0 || req.ReservedSpace < 0 || req.MaxUsedSpace < 0 || req.MinFreeSpace < 0 {
 		return diag.Errorf(diag.Invalid, "what is to be kept must not be negative")
 	}
-	policy := engine.PrunePolicy{All: req.All, KeepBytes: max(req.ReservedSpace, req.MaxUsedSpace), Until: time.Duration(req.KeepDuration)}
+	policy := engine.PrunePolicy{All: req.All, Mounts: true, KeepBytes: max(req.ReservedSpace, req.MaxUsedSpace), Until: time.Duration(req.KeepDuration)}
 	if len(req.Filter) > 0 {
 		policy.Match = func(u engine.UsageItem) bool {
 			return match(&control.UsageRecord{ID: u.ID, RecordType: usageType(u.Kind), Description: u.Label, InUse: u.InUse, Mutable: usageType(u.Kind) == typeCache})
@@ -204,7 +204,7 @@ func (s *Server) Prune(req *control.PruneRequest, stream control.Control_PruneSe
 	if err != nil {
 		return err
 	}
-	for _, f := range freed {
+	for _, f := range freed.Removed {
 		if err := stream.Send(&control.UsageRecord{ID: f.ID, Size: f.Size, Description: f.Label, RecordType: typeRegular}); err != nil {
 			return err
 		}

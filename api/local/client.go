@@ -346,8 +346,15 @@ func (c *Client) PullImage(ctx context.Context, name string, ps []graph.Platform
 }
 
 // Prune is engine.Engine.Prune.
-func (c *Client) Prune(ctx context.Context, p engine.PrunePolicy) (out []engine.Pruned, err error) {
-	return out, c.invoke(ctx, invocation{method: "prune", arg: p, out: &out})
+func (c *Client) Prune(ctx context.Context, p engine.PrunePolicy) (*engine.PruneReport, error) {
+	var out engine.PruneReport
+	return &out, c.invoke(ctx, invocation{method: "prune", arg: p, out: &out})
+}
+
+// PruneImages is engine.Engine.PruneImages.
+func (c *Client) PruneImages(ctx context.Context, until time.Duration, dryRun bool) (*engine.PruneReport, error) {
+	var out engine.PruneReport
+	return &out, c.invoke(ctx, invocation{method: "pruneimages", arg: pruneImagesArg{until, dryRun}, out: &out})
 }
 
 // Usage is engine.Engine.Usage.

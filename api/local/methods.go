@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"os"
+	"time"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
@@ -23,8 +24,12 @@ type (
 		Name      string
 		Platforms []graph.Platform
 	}
-	checkArg struct{ Full, Repair bool }
-	runArg   struct {
+	checkArg       struct{ Full, Repair bool }
+	pruneImagesArg struct {
+		Until  time.Duration
+		DryRun bool
+	}
+	runArg struct {
 		engine.RunRequest
 		Has [3]bool // which of stdin, stdout and stderr are passed
 	}
@@ -59,6 +64,8 @@ func (k *call) run(ctx context.Context) (any, error) {
 		return with(k, func(a pullArg) (any, error) { return e.PullImage(ctx, a.Name, a.Platforms, s, sink) })
 	case "prune":
 		return with(k, func(p engine.PrunePolicy) (any, error) { return e.Prune(ctx, p) })
+	case "pruneimages":
+		return with(k, func(a pruneImagesArg) (any, error) { return e.PruneImages(ctx, a.Until, a.DryRun) })
 	case "usage":
 		return e.Usage(ctx)
 	case "check":

@@ -49,7 +49,8 @@ type transfers interface {
 }
 
 type state interface {
-	Prune(ctx context.Context, p engine.PrunePolicy) ([]engine.Pruned, error)
+	Prune(ctx context.Context, p engine.PrunePolicy) (*engine.PruneReport, error)
+	PruneImages(ctx context.Context, until time.Duration, dryRun bool) (*engine.PruneReport, error)
 	Usage(ctx context.Context) ([]engine.UsageItem, error)
 	Check(ctx context.Context, full, repair bool) ([]engine.Problem, error)
 }

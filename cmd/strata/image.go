@@ -30,7 +30,7 @@ func newImage(c *cli) *cobra.Command {
 		RunE: group, Args: cobra.ArbitraryArgs,
 	}
 	cmd.AddCommand(newImageList(c), newImageInspect(c), newImageImport(c), newImageSave(c), newImageLoad(c),
-		newImagePush(c), newImagePull(c), newImageRemove(c), newImageTag(c),
+		newImagePush(c), newImagePull(c), newImageRemove(c), newImageTag(c), newImagePrune(c),
 		newImageAssemble(c), newImageLayers(c), newImagePushOnto(c), newImageRelayer(c), newImageRebase(c), newImageConvert(c), newImageExport(c))
 	return cmd
 }
@@ -235,6 +235,30 @@ func newImageRemove(c *cli) *cobra.Command {
 				}
 			}
 			return nil
+		})
+	}
+	return cmd
+}
+
+func newImagePrune(c *cli) *cobra.Command {
+	var until time.Duration
+	var dry, explain bool
+	cmd := &cobra.Command{
+		Use: "prune [OPTIONS]", Short: "Remove images without a name", Args: args(0, 0, "no arguments"),
+		Long: "Remove images that nobody has named, and those whose name was given to a newer image. What cached results\nhave of their layers stays: see strata prune.",
+	}
+	fs := cmd.Flags()
+	parsedFlag(fs, spec{"until", "age", "", "Remove only what was not used for so long, such as 24h or 7d"}, parseAge, func(d time.Duration) { until = d })
+	fs.BoolVar(&dry, "dry-run", false, "Remove nothing; say what would be removed")
+	fs.BoolVar(&explain, "explain", false, "Say why each thing is removed")
+	fs.BoolP("force", "f", false, "Accepted for compatibility; prune never asks")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		return c.with(cmd.Context(), func(eng builder) error {
+			r, err := eng.PruneImages(cmd.Context(), until, dry)
+			if err != nil {
+				return err
+			}
+			return c.listPruned(r, dry, explain)
 		})
 	}
 	return cmd

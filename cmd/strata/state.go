@@ -21,33 +21,33 @@ func newPrune(c *cli) *cobra.Command {
 		Example: "  strata prune --keep-bytes 20g\n  strata prune --until 72h --dry-run",
 	}
 	fs := cmd.Flags()
-	fs.BoolVarP(&policy.All, "all", "a", false, "Remove all cached results and cache mounts")
+	fs.BoolVarP(&policy.All, "all", "a", false, "Remove all cached results, unnamed images and cache mounts")
 	bytesFlag(fs, "keep-bytes", "Remove the least recently used until so much is left", &policy.KeepBytes)
 	parsedFlag(fs, spec{"until", "age", "", "Remove only what was not used for so long, such as 24h or 7d"}, parseAge, func(d time.Duration) { policy.Until = d })
 	fs.StringArrayVar(&policy.Filters, "filter", nil, "Remove only what matches: NAME=VALUE")
 	fs.BoolVar(&policy.DryRun, "dry-run", false, "Remove nothing; say what would be removed")
 	fs.BoolVar(&explain, "explain", false, "Say why each thing is removed")
-	fs.BoolP("force", "f", false, "Do not ask (never done)")
+	fs.BoolP("force", "f", false, "Accepted for compatibility; prune never asks")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		return c.with(cmd.Context(), func(eng builder) error {
-			gone, err := eng.Prune(cmd.Context(), policy)
+			r, err := eng.Prune(cmd.Context(), policy)
 			if err != nil {
 				return err
 			}
-			return c.listPruned(gone, policy.DryRun, explain)
+			return c.listPruned(r, policy.DryRun, explain)
 		})
 	}
 	return cmd
 }
 
-func (c *cli) listPruned(gone []engine.Pruned, dry, explain bool) error {
+func (c *cli) listPruned(r *engine.PruneReport, dry, explain bool) error {
 	t := tabwriter.NewWriter(c.out, 0, 8, 3, ' ', 0)
 	head := "ID\tSIZE\tWHAT"
 	if explain {
 		head += "\tWHY"
 	}
 	var total int64
-	for i, g := range gone {
+	for i, g := range r.Removed {
 		if i == 0 {
 			fmt.Fprintln(t, head)
 		}
@@ -66,6 +66,9 @@ func (c *cli) listPruned(gone []engine.Pruned, dry, explain bool) error {
 		word = "to reclaim"
 	}
 	fmt.Fprintf(c.out, "Total %s: %s\n", word, bytesText(total))
+	for _, k := range r.Kept {
+		fmt.Fprintf(c.out, "Kept: %s in %d: %s\n", bytesText(k.Size), k.Count, k.Reason)
+	}
 	return nil
 }
 
