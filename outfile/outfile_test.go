@@ -177,7 +177,7 @@ func TestCreateErrors(t *testing.T) {
 	}
 }
 
-// users makes a directory of user 1234 with a swapped symlink in it, and a file of root that nobody else may touch.
+// usersDir makes a directory of user 1234, and one of root with a file that nobody else may touch.
 func usersDir(t *testing.T) (mine, roots string) {
 	needRoot(t)
 	top := t.TempDir()
@@ -260,6 +260,9 @@ func TestOwnersRights(t *testing.T) {
 	check(t, unix.Fstat(d.Fd(), &st))
 	if st.Uid != 1234 || st.Gid != 1235 {
 		t.Errorf("the new directory belongs to %d:%d", st.Uid, st.Gid)
+	}
+	if n, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err != nil || n != 1 {
+		t.Errorf("the process is not dumpable any more: %d, %v", n, err)
 	}
 	groups, err := os.Getgroups()
 	check(t, err)

@@ -94,6 +94,11 @@ func leave(caps [2]unix.CapUserData, groups []int) error {
 	if err := unix.Capset(capHeader(), &caps[0]); err != nil {
 		return err
 	}
+	// The kernel made the process one that cannot be looked into, whose files in /proc belong to root of the machine: in a user
+	// namespace steps could not be started any more.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
+		return err
+	}
 	return setGroups(groups)
 }
 
