@@ -19,13 +19,12 @@ import (
 
 // Matcher finds results in the caches that a build imports. It is safe for concurrent use.
 type Matcher struct {
-	ctx  context.Context // of the build
-	stop context.CancelFunc
-	wg   sync.WaitGroup // preloads
-	keys *Keys
-	env  Env
-	// unpack brings a chain into the store.
-	unpack func(ctx context.Context, v *graph.Vertex, chain []Layer) (tree.Tree, error)
+	ctx    context.Context // of the build
+	stop   context.CancelFunc
+	wg     sync.WaitGroup // preloads
+	keys   *Keys
+	env    Env
+	unpack Unpack
 
 	mu  sync.Mutex
 	all []*source
@@ -37,13 +36,17 @@ var _ solve.Remote[tree.Tree] = (*Matcher)(nil)
 type source struct {
 	id     string
 	origin string // "" = the operator trusts it
+	place  string // where its blobs are
 	load   func(context.Context) (*index, error)
 	once   sync.Once
 	ix     *index // nil = it cannot be read
 }
 
+// Unpack brings a chain of layers that lies at a place into the store.
+type Unpack func(ctx context.Context, v *graph.Vertex, place string, chain []Layer) (tree.Tree, error)
+
 // NewMatcher returns a matcher without caches. The caller closes it.
-func NewMatcher(ctx context.Context, keys *Keys, env Env, unpack func(context.Context, *graph.Vertex, []Layer) (tree.Tree, error)) *Matcher {
+func NewMatcher(ctx context.Context, keys *Keys, env Env, unpack Unpack) *Matcher {
 	ctx, stop := context.WithCancel(ctx)
 	return &Matcher{ctx: ctx, stop: stop, keys: keys, env: env, unpack: unpack}
 }
@@ -57,7 +60,7 @@ func (m *Matcher) Add(s Spec) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !slices.ContainsFunc(m.all, func(x *source) bool { return x.id == id }) {
-		m.all = append(m.all, &source{id: id, origin: origin(s, id, m.env), load: load})
+		m.all = append(m.all, &source{id: id, origin: origin(s, id, m.env), place: placeOf(s, id, m.env), load: load})
 	}
 	return nil
 }
@@ -155,7 +158,7 @@ var errGone = errors.New("the cache has lost a layer")
 // output brings one output of a vertex into the store, if the cache has it.
 func (m *Matcher) output(l *lookup, v *graph.Vertex, out int, into *solve.Found[tree.Tree]) bool {
 	for _, r := range l.results(graph.Edge{V: v, Out: out}) {
-		t, err := m.unpack(l.ctx, v, r.chain)
+		t, err := m.unpack(l.ctx, v, l.from.place, r.chain)
 		if err == nil {
 			into.Outputs[out], into.Created = t, r.created
 			return true

@@ -52,6 +52,12 @@ func (r *Rules) lends(bucket *url.URL) bool {
 	})
 }
 
+// placeOf names where the blobs of a cache are.
+func placeOf(s Spec, id string, env Env) string {
+	env.Rules = Rules{}
+	return "cache " + origin(s, id, env)
+}
+
 // origin names a cache for solve: "" is one that the operator trusts. What one client calls so may be another one's something
 // else where the name alone does not say where the cache is; then the client is part of it.
 func origin(s Spec, id string, env Env) string {

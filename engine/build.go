@@ -76,7 +76,7 @@ func (e *Engine) newBuild(ctx context.Context, opt JobOptions) *build {
 	if s != nil {
 		b.web = e.web.For(s.Credential)
 	}
-	env := source.Env{Store: e.store, Hold: b.hold, Registry: b.web, Session: s, Progress: b.sink, Agent: e.opt.Agent, AllowMetadata: e.opt.AllowMetadata}
+	env := source.Env{Store: e.store, Hold: b.hold, Registry: b.web, Session: s, Progress: b.sink, Agent: e.opt.Agent, AllowMetadata: e.opt.AllowMetadata, Client: opt.Client}
 	b.images = e.puller.Images(env)
 	b.git = e.puller.NewGit(env)
 	b.http = source.NewHTTP(env)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -154,4 +155,21 @@ func explaining(p *solve.Preimage) (text []byte, hidden bool, err error) {
 // latest names the memo of the last key of a step.
 func latest(name string, p *solve.Preimage) graph.Digest {
 	return digest.FromString("latest\x00" + p.Tenant + "\x00" + p.Kind + "\x00" + name)
+}
+
+// TenantOf returns whose work takes space; "" is the engine's own user's, and what belongs to nobody in particular.
+func (e *Engine) TenantOf(u UsageItem) string {
+	switch u.Kind {
+	case store.UsageMount:
+		name, _, _ := strings.Cut(u.Label, "\x00")
+		return name
+	case store.UsageResult:
+		raw, err := e.store.Preimage(graph.Digest(u.ID))
+		var p solve.Preimage
+		if err != nil || json.Unmarshal(raw, &p) != nil {
+			return ""
+		}
+		return p.Tenant
+	}
+	return ""
 }

@@ -1,16 +1,9 @@
 package engine
 
+import "github.com/strata-build/strata/session"
+
 // Client is who a build works for.
-type Client struct {
-	// Tenant separates clients that must not see each other's work: it is part of every cache key, cache mount and name in the
-	// store. The empty tenant is the engine's own user, and all clients of an engine that does not tell them apart.
-	Tenant string
-	// Name says who the client is within its tenant: a user or a certificate.
-	Name string
-	// Owner means that the client can read the state root anyway. Others get what is in the store only if they could get it
-	// without.
-	Owner bool
-}
+type Client = session.Client
 
 // owner is the client of commands of the engine's own user.
 func owner() Client { return Client{Owner: true} }

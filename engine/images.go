@@ -148,7 +148,7 @@ func (e *Engine) TagImage(ctx context.Context, src, dst string) error {
 	if ref.Digest != "" {
 		return diag.Errorf(diag.Invalid, "%s: a name that is given must not have a digest", dst)
 	}
-	im.Name, im.Updated, im.Pulled = ref.String(), time.Now(), false
+	im.Name, im.Updated, im.Pulled, im.Made = ref.String(), time.Now(), false, true
 	return e.store.Update(ctx, func(b *store.Batch) error {
 		b.Image(im.Name, im)
 		return nil

@@ -262,7 +262,7 @@ func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt Ex
 		return nil, err
 	}
 	set.Multi, set.Name = set.Multi || opt.Multi, opt.Name
-	env := &export.Env{Store: j.b.e.store, Packer: j.b.e.packer, Registry: j.b.web, Session: j.b.session, Events: j.b.sink, Compatibility: opt.Compatibility}
+	env := &export.Env{Store: j.b.e.store, Packer: j.b.e.packer, Registry: j.b.web, Session: j.b.session, Client: j.b.client, Events: j.b.sink, Compatibility: opt.Compatibility}
 	j.b.caches.solved()
 	if slices.ContainsFunc(opt.Caches, func(x *CacheExport) bool { return x.Inline }) {
 		j.b.caches.inline(set, plan)

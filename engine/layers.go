@@ -139,12 +139,9 @@ func (b *build) imageLayers(ctx context.Context, name string, pf graph.Platform,
 	if err != nil {
 		return nil, err
 	}
-	if im, err := b.hold.Image(ref.String()); err == nil {
-		for _, p := range im.Platforms {
-			if p.Platform.OS == pf.OS && p.Platform.Architecture == pf.Architecture && len(p.Layers) == len(p.DiffIDs) {
-				return b.stackLayers(p.Layers, p.Annotations, from), nil
-			}
-		}
+	local := &graph.Image{Ref: ref.String(), Mode: graph.ResolveLocal}
+	if img, err := b.images.Resolve(ctx, local, pf); err == nil && img.Unpacked() != nil {
+		return b.stackLayers(img.Unpacked(), img.Annotations, from), nil
 	}
 	mode := graph.ResolveDefault
 	if from == "previous" && !b.pushes() && b.previousIsTag(name) {
@@ -178,7 +175,7 @@ func (b *build) pulledLayers(ref registry.Ref, img *source.Image, from string) [
 		k := op.Known{Fetch: func(ctx context.Context) (io.ReadCloser, error) { return b.web.Fetch(ctx, ref, d, 0) }}
 		k.DiffID, k.Digest, k.Size, k.MediaType, k.From = diff, d.Digest, d.Size, d.MediaType, from
 		k.Name, k.Key, k.Annotations = names[diff].Name, names[diff].Key, names[diff].Annotations
-		if id, err := b.hold.Chain(chains[i]); err == nil && len(below) == i {
+		if id, err := b.hold.Chain(chains[i]); err == nil && len(below) == i && b.images.Proven(img, i) {
 			k.ID, k.Below = id, slices.Clone(below)
 			below = append(below, id)
 		}

@@ -263,9 +263,9 @@ func (c *caches) noteSource(ctx context.Context, v *graph.Vertex) func(graph.Mou
 }
 
 // unpack brings layers of a cache into the store.
-func (c *caches) unpack(ctx context.Context, v *graph.Vertex, chain []cache.Layer) (tree.Tree, error) {
+func (c *caches) unpack(ctx context.Context, v *graph.Vertex, place string, chain []cache.Layer) (tree.Tree, error) {
 	from := map[graph.Digest]*cache.Layer{}
-	get := source.Chain{Name: v.Name, Open: func(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error) {
+	get := source.Chain{Name: v.Name, Place: place, Open: func(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error) {
 		return from[d.Digest].Open(ctx, offset)
 	}}
 	for i := range chain {

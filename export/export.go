@@ -87,6 +87,7 @@ type Env struct {
 	Packer   *Packer
 	Registry *registry.Client // with the build's credentials
 	Session  session.Session
+	Client   session.Client // whose names those in the store are
 	Events   event.Sink
 	Vertex   graph.Digest // whose progress it is
 	// Compatibility is the version of BuildKit's outputs that the client wants, see CompatibilityError; 0 = the current one.

@@ -110,7 +110,7 @@ func (x *ImageStore) names(p *packed) []string {
 // record writes the documents of a set as blobs and names it, all names or none. An image without a name is stored under
 // its id, the digest of its configuration, until it is collected.
 func (e *Env) record(ctx context.Context, set *Set, p *packed, names []string) error {
-	im := store.Image{Updated: time.Now()}
+	im := store.Image{Updated: time.Now(), Made: true}
 	for i, x := range p.images {
 		ids, _ := set.Images[i].Tree.Layers()
 		pi := store.PlatformImage{
@@ -159,8 +159,7 @@ func (e *Env) record(ctx context.Context, set *Set, p *packed, names []string) e
 	}
 	return e.Store.Update(ctx, func(b *store.Batch) error {
 		for _, n := range names {
-			im.Name = n
-			b.Image(n, im)
+			b.Image(e.Client.ImageName(n), im)
 		}
 		return nil
 	})

@@ -67,6 +67,11 @@ func (c *Client) Close() {
 	}
 }
 
+// Login returns the login that a repository's registry is asked with.
+func (c *Client) Login(ctx context.Context, ref Ref) (session.Credential, error) {
+	return c.credential(ctx, ref.Host)
+}
+
 func (c *Client) credential(ctx context.Context, host string) (session.Credential, error) {
 	if c.credentials == nil {
 		return session.Credential{}, nil

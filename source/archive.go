@@ -9,6 +9,7 @@ import (
 	"github.com/strata-build/strata/archive"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/session"
 )
 
 // Format is a way to keep images in files.
@@ -28,7 +29,10 @@ type blobs struct {
 	from interface {
 		Blob(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error)
 	}
+	client session.Client // whose file it is
 }
+
+func (b blobs) place() string { return clientPlace(b.client) }
 
 func (b blobs) open(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error) {
 	return b.from.Blob(ctx, d, offset)
@@ -46,7 +50,7 @@ func (im *Images) archived(ctx context.Context, a *archive.Archive, e archive.En
 	if name == "" {
 		name = e.Desc.Digest.String()
 	}
-	b := blobs{a}
+	b := blobs{a, im.env.Client}
 	read := func(d image.Descriptor) ([]byte, error) {
 		raw, err := a.Document(d)
 		if err != nil {
@@ -67,7 +71,7 @@ func (im *Images) dockerImage(ctx context.Context, a *archive.Archive, e archive
 	if err != nil {
 		return nil, err
 	}
-	img := &Image{Name: c.Name, Config: c.Config, ConfigDigest: digest.FromBytes(c.Raw), Platform: c.Config.Platform(), Blobs: c.Blobs, from: blobs{c}}
+	img := &Image{Name: c.Name, Config: c.Config, ConfigDigest: digest.FromBytes(c.Raw), Platform: c.Config.Platform(), Blobs: c.Blobs, from: blobs{c, im.env.Client}}
 	return img, im.keep(ctx, img.ConfigDigest, c.Raw)
 }
 

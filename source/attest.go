@@ -126,11 +126,9 @@ func (c *chaining) signature(ctx context.Context) error {
 
 // document reads a manifest or an index into v and keeps it in the chain.
 func (c *chaining) document(ctx context.Context, d image.Descriptor, v any) error {
-	raw, err := c.im.blob(ctx, d, registry.MaxManifest, nil)
+	raw, err := c.im.manifest(ctx, remote{c.im.env.Registry, c.ref}, d)
 	if err != nil {
-		if raw, err = c.im.env.Registry.Manifest(ctx, c.ref, d); err != nil {
-			return err
-		}
+		return err
 	}
 	if err := strictjson.Unmarshal(raw, v); err != nil {
 		return diag.Errorf(diag.Invalid, "%s: the manifest %s cannot be read: %w", c.ref, d.Digest, err)

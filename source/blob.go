@@ -14,15 +14,38 @@ import (
 )
 
 // PinBlob returns the digest of the blob, which its reference has to name.
-func (im *Images) PinBlob(_ context.Context, op *graph.Blob) (graph.Digest, error) {
+func (im *Images) PinBlob(ctx context.Context, op *graph.Blob) (graph.Digest, error) {
 	if err := checkName(op.Filename); err != nil {
 		return "", err
 	}
-	_, d, ok := strings.Cut(op.Ref, "@")
-	if !ok || graph.Digest(d).Validate() != nil {
+	_, name, ok := strings.Cut(op.Ref, "@")
+	d := graph.Digest(name)
+	if !ok || d.Validate() != nil {
 		return "", diag.Errorf(diag.Invalid, "%s: a blob is named by its digest: name@sha256:…", op.Ref)
 	}
-	return graph.Digest(d), nil
+	return d, im.mayReadBlob(ctx, op, d)
+}
+
+// mayReadBlob makes sure that the client itself could read a blob: what others have made of it may be used then.
+func (im *Images) mayReadBlob(ctx context.Context, op *graph.Blob, d graph.Digest) error {
+	if im.env.Client.Owner {
+		return nil
+	}
+	if op.Layout {
+		from, err := im.layoutBlobs(ctx, op)
+		if err != nil {
+			return err
+		}
+		return im.prove(ctx, from, image.Descriptor{Digest: d})
+	}
+	ref, err := registry.ParseRef(op.Ref)
+	if err != nil {
+		return err
+	}
+	return im.mayRead(ctx, ref, d, func() error {
+		_, err := im.env.Registry.Stat(ctx, ref, d)
+		return err
+	})
 }
 
 // FetchBlob makes a layer of one file of the blob: Filename, or the digest's hex digits. The draft is not committed.
@@ -49,7 +72,7 @@ func (im *Images) FetchBlob(ctx context.Context, op *graph.Blob, vertex graph.Di
 // haveBlob brings the blob into the store.
 func (im *Images) haveBlob(ctx context.Context, op *graph.Blob, d graph.Digest, vertex graph.Digest) error {
 	im.env.Hold.Blobs(d)
-	if _, ok := im.store.HasBlob(d); ok {
+	if _, ok := im.store.HasBlob(d); ok && im.env.Client.Owner {
 		return nil
 	}
 	desc := image.Descriptor{Digest: d}
@@ -81,21 +104,24 @@ func (im *Images) layoutBlobs(ctx context.Context, op *graph.Blob) (provider, er
 	case nil:
 		return nil, diag.Errorf(diag.NotFound, "%s: there is no client that has the layout", op.Ref)
 	case session.Layouts:
-		return inSession{s, op}, nil
+		return inSession{s, op, im.env.Client}, nil
 	}
 	dir, err := im.env.Session.Dir(ctx, op.Store)
 	if err != nil {
 		return nil, err
 	}
 	a, err := im.archive(ctx, dir.Path)
-	return blobs{a}, err
+	return blobs{a, im.env.Client}, err
 }
 
 // inSession is a store of content on another machine.
 type inSession struct {
-	s  session.Layouts
-	op *graph.Blob
+	s      session.Layouts
+	op     *graph.Blob
+	client session.Client
 }
+
+func (s inSession) place() string { return clientPlace(s.client) }
 
 func (s inSession) open(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error) {
 	r, err := s.s.Blob(ctx, s.op, d.Digest)

@@ -20,6 +20,7 @@ type Env struct {
 	Session  session.Session  // nil = there is no client
 	Progress event.Sink
 	Agent    string // the User-Agent of http sources; "" = strata
+	Client   session.Client
 
 	AllowMetadata bool // sources may be at link-local addresses and metadata services
 }

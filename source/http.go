@@ -24,13 +24,16 @@ import (
 // HTTP downloads files for one build, each URL once.
 type HTTP struct {
 	env   Env
+	names namer
 	locks locks
 	mu    sync.Mutex
 	seen  map[string]*download
 }
 
 // NewHTTP starts a build's downloads.
-func NewHTTP(env Env) *HTTP { return &HTTP{env: env, seen: map[string]*download{}} }
+func NewHTTP(env Env) *HTTP {
+	return &HTTP{env: env, names: newNamer(env.Store), seen: map[string]*download{}}
+}
 
 // download is what is known of a URL. It is kept as a blob that a memo names, so that the next build need only ask
 // whether the file has changed.
@@ -41,14 +44,17 @@ type download struct {
 	Filename string       `json:"filename,omitempty"` // from Content-Disposition
 }
 
-// Pin returns the digest of what the download makes: content, name and time. With a checksum nothing is asked. Without
-// one, the server is asked whether the file is still the one that an earlier build got; if not, it is downloaded now.
+// Pin returns the digest of what the download makes: content, name and time. With a checksum nothing is asked, unless it is not
+// known whether this client can have the file. Without one, the server is asked whether the file is still the one that an earlier build got; if not, it is downloaded now.
 func (h *HTTP) Pin(ctx context.Context, op *graph.HTTP, vertex graph.Digest) (graph.Digest, error) {
 	if err := checkName(op.Filename); err != nil {
 		return "", err
 	}
 	if op.Checksum != "" {
-		return op.Checksum, op.Checksum.Validate()
+		if err := op.Checksum.Validate(); err != nil {
+			return "", err
+		}
+		return op.Checksum, h.mayRead(ctx, op, vertex)
 	}
 	d, err := h.get(ctx, op, vertex)
 	if err != nil {
@@ -164,6 +170,22 @@ func (h *HTTP) Sum(ctx context.Context, op *graph.HTTP, algorithm digest.Algorit
 		return "", err
 	}
 	return sum.Digest(), nil
+}
+
+// mayRead makes sure that the client itself can have a file whose checksum it knows.
+func (h *HTTP) mayRead(ctx context.Context, op *graph.HTTP, vertex graph.Digest) error {
+	if h.env.Client.Owner {
+		return nil
+	}
+	g := &getting{h: h, op: op}
+	req, err := g.request(ctx)
+	if err == nil && req != nil && h.env.knows(g.readable(req)) {
+		return nil
+	}
+	if err == nil {
+		_, err = h.get(ctx, op, vertex)
+	}
+	return err
 }
 
 // get returns what the URL has, and the file is in the store and held then.

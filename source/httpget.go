@@ -33,15 +33,41 @@ type getting struct {
 // run uses the earlier file if the checksum or the server says that it is still right.
 func (g *getting) run(ctx context.Context) (*download, error) {
 	known := g.known(ctx)
-	if known != nil && g.op.Checksum == known.Digest {
+	if known != nil && g.op.Checksum == known.Digest && g.h.env.Client.Owner {
 		return known, nil
 	}
+	req, err := g.request(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if req == nil {
+		return g.upload(ctx)
+	}
+	if known != nil && g.op.Checksum == known.Digest && g.h.env.knows(g.readable(req)) {
+		return known, nil
+	}
+	d, err := g.ask(ctx, req, known)
+	if err != nil || g.op.Checksum != d.Digest || g.h.env.Client.Owner {
+		return d, err
+	}
+	return d, g.h.env.learn(ctx, g.readable(req))
+}
+
+// readable names the memo that a file could be had with a request's logins.
+func (g *getting) readable(req *http.Request) graph.Digest {
+	var b strings.Builder
+	_ = req.Header.Write(&b) // sorted
+	return readFact(g.h.env.Client, g.h.names.named(g.op.URL+"\n"+b.String()), "http", g.op.Checksum.String())
+}
+
+// request makes the request for the file, with the client's login. It is nil for a stream of the client.
+func (g *getting) request(ctx context.Context) (*http.Request, error) {
 	u, err := url.Parse(g.op.URL)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, diag.Errorf(diag.Invalid, "%q is no http or https URL", redacted(g.op.URL))
 	}
 	if u.Host == session.UploadHost {
-		return g.upload(ctx, u)
+		return nil, nil
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, g.op.URL, nil)
 	if err != nil {
@@ -55,9 +81,11 @@ func (g *getting) run(ctx context.Context) (*download, error) {
 	for k, v := range g.op.Header {
 		req.Header.Set(k, v)
 	}
-	if err := g.authorize(ctx, req); err != nil {
-		return nil, err
-	}
+	return req, g.authorize(ctx, req)
+}
+
+// ask makes the request, again where that may help.
+func (g *getting) ask(ctx context.Context, req *http.Request, known *download) (*download, error) {
 	web := registry.NewWeb(registry.WebOptions{Header: 30 * time.Second, AllowMetadata: g.h.env.AllowMetadata})
 	defer web.Close()
 	var last error

@@ -21,6 +21,7 @@ type Puller struct {
 	store *store.Store
 	locks locks         // chain ids being unpacked, digests being downloaded
 	slots chan struct{} // layers in work at the same time
+	names namer         // of logins
 }
 
 // gitDir is where the bare repositories of git sources are, one per remote.
@@ -31,7 +32,7 @@ const parallelLayers = 4
 
 // NewPuller makes the Puller of a store.
 func NewPuller(s *store.Store) *Puller {
-	return &Puller{store: s, slots: make(chan struct{}, parallelLayers)}
+	return &Puller{store: s, slots: make(chan struct{}, parallelLayers), names: newNamer(s)}
 }
 
 // Images is one build's view of images: a name is looked up once, so that all of the build sees the same image.
@@ -84,6 +85,9 @@ func (i *Image) ChainIDs() []digest.Digest {
 	return identity.ChainIDs(ids)
 }
 
+// Unpacked returns the layers that the store had of the image when it was found, all of them or none.
+func (i *Image) Unpacked() []store.LayerID { return i.layers }
+
 // Pin returns the digest that the lowest limit layers (0 = all) are keyed by: their chain id.
 func (i *Image) Pin(limit int) graph.Digest {
 	ids := i.ChainIDs()
@@ -114,6 +118,9 @@ func (im *Images) Resolve(ctx context.Context, op *graph.Image, p graph.Platform
 // Pin is Resolve followed by Image.Pin.
 func (im *Images) Pin(ctx context.Context, op *graph.Image, p graph.Platform) (graph.Digest, error) {
 	img, err := im.Resolve(ctx, op, p)
+	if err == nil {
+		err = im.proveLayers(ctx, img, op.LayerLimit)
+	}
 	if err != nil {
 		return "", err
 	}

@@ -82,7 +82,7 @@ func (im *Images) name(ctx context.Context, rec store.Image, names []string) ([]
 	rec.Updated = time.Now()
 	err := im.store.Update(ctx, func(b *store.Batch) error {
 		for _, n := range names {
-			rec.Name = n
+			rec.Name, rec.Made = n, true
 			b.Image(n, rec)
 			out = append(out, rec)
 		}
@@ -225,7 +225,7 @@ func (im *Images) copyBlobs(ctx context.Context, img *Image) error {
 func (im *Images) copyBlob(ctx context.Context, from provider, d image.Descriptor) error {
 	im.env.Hold.Blobs(d.Digest)
 	if _, ok := im.store.HasBlob(d.Digest); ok {
-		return nil
+		return im.prove(ctx, from, d)
 	}
 	w, err := im.store.NewBlob(ctx, d.Digest)
 	if err != nil {
@@ -233,7 +233,10 @@ func (im *Images) copyBlob(ctx context.Context, from provider, d image.Descripto
 	}
 	defer w.Abort()
 	if w.Complete() {
-		return nil
+		return im.prove(ctx, from, d)
+	}
+	if err := im.resumable(ctx, w, from, d.Digest); err != nil {
+		return err
 	}
 	r, err := from.open(ctx, d, w.Offset())
 	if err != nil {
@@ -243,8 +246,10 @@ func (im *Images) copyBlob(ctx context.Context, from provider, d image.Descripto
 	if _, err := io.Copy(w, r); err != nil {
 		return err
 	}
-	_, _, err = w.Commit(ctx)
-	return err
+	if _, _, err = w.Commit(ctx); err != nil || from.place() == "" {
+		return err
+	}
+	return im.env.learn(ctx, sentFact(from.place(), d.Digest))
 }
 
 // importRootFS makes an image of one layer of a tar of files.
@@ -293,6 +298,8 @@ func (im *Images) importRootFS(ctx context.Context, a *archive.Archive, opt Impo
 
 // whole provides the tar itself as the only blob.
 type whole struct{ t *io.SectionReader }
+
+func (whole) place() string { return "" }
 
 func (w whole) open(ctx context.Context, _ image.Descriptor, offset int64) (io.ReadCloser, error) {
 	return io.NopCloser(&archive.Cancelable{Ctx: ctx, Reader: io.NewSectionReader(w.t, offset, w.t.Size()-offset)}), nil

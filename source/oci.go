@@ -64,6 +64,9 @@ func (im *Images) ResolvePath(ctx context.Context, location, ref string, p graph
 // PinLayout is ResolveLayout followed by Image.Pin.
 func (im *Images) PinLayout(ctx context.Context, op *graph.OCILayout, p graph.Platform) (graph.Digest, error) {
 	img, err := im.ResolveLayout(ctx, op, p)
+	if err == nil {
+		err = im.proveLayers(ctx, img, op.LayerLimit)
+	}
 	if err != nil {
 		return "", err
 	}

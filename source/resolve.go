@@ -19,6 +19,8 @@ import (
 type provider interface {
 	// open reads a blob from offset. A provider does not verify what it reads: who asks does.
 	open(ctx context.Context, d image.Descriptor, offset int64) (io.ReadCloser, error)
+	// place names where it reads, for facts; "" is one that everybody may read.
+	place() string
 }
 
 // remote is a repository of a registry.
@@ -31,12 +33,16 @@ func (r remote) open(ctx context.Context, d image.Descriptor, offset int64) (io.
 	return r.client.FetchUnverified(ctx, r.ref, d, offset)
 }
 
+func (r remote) place() string { return repository(r.ref) }
+
 // inStore is the store itself: it is only asked for what it does not have.
 type inStore struct{ name string }
 
 func (s inStore) open(_ context.Context, d image.Descriptor, _ int64) (io.ReadCloser, error) {
 	return nil, diag.Errorf(diag.NotFound, "%s: the store has neither the layer nor the blob %s", s.name, d.Digest).WithHint("pull or import the image again")
 }
+
+func (inStore) place() string { return "" }
 
 // lookup finds an image by its reference.
 func (im *Images) lookup(ctx context.Context, op *graph.Image, p graph.Platform) (*Image, error) {
@@ -70,14 +76,18 @@ func (im *Images) stored(ctx context.Context, ref registry.Ref, p graph.Platform
 	}
 	var missing error
 	for _, name := range names {
-		rec, err := im.env.Hold.Image(name)
+		rec, err := im.env.Hold.Image(im.env.Client.ImageName(name))
 		if err != nil {
 			missing = diag.Errorf(diag.NotFound, "%s: not in the store: %w", ref, err)
 			continue
 		}
+		rec.Name = name
 		img, err := im.fromRecord(ctx, rec, p)
 		if err == nil && ref.Digest != "" && img.Digest != ref.Digest && (img.Manifest == nil || img.Manifest.Digest != ref.Digest) {
 			err = diag.Errorf(diag.NotFound, "%s: the store has another version, %s", ref, img.Digest)
+		}
+		if err == nil && !rec.Made {
+			err = im.stillReadable(ctx, ref, img)
 		}
 		if err == nil {
 			return img, nil
@@ -85,6 +95,22 @@ func (im *Images) stored(ctx context.Context, ref registry.Ref, p graph.Platform
 		missing = err
 	}
 	return nil, missing
+}
+
+// stillReadable asks the registry of an image that was pulled whether this client may have it. If not, the store has none for it.
+func (im *Images) stillReadable(ctx context.Context, ref registry.Ref, img *Image) error {
+	ref.Tag, ref.Digest = "", img.Digest
+	err := im.mayRead(ctx, ref, img.Digest, func() error {
+		if img.Digest == "" {
+			return diag.Errorf(diag.NotFound, "nobody knows its manifest")
+		}
+		_, err := im.env.Registry.Resolve(ctx, ref)
+		return err
+	})
+	if err != nil && ctx.Err() == nil {
+		return diag.Errorf(diag.NotFound, "%s: not in the store for this client: %w", ref, err)
+	}
+	return err
 }
 
 func (im *Images) fromRecord(ctx context.Context, rec store.Image, p graph.Platform) (*Image, error) {
@@ -155,19 +181,15 @@ func (im *Images) remote(ctx context.Context, ref registry.Ref, p graph.Platform
 	if err != nil {
 		return nil, err
 	}
+	if err := im.mayRead(ctx, ref, desc.Digest, func() error { return nil }); err != nil { // it could just now
+		return nil, err
+	}
 	img := &Image{Name: name, Digest: desc.Digest, from: from, record: name}
 	if ref.Digest != "" {
 		img.record = ref.Name() + "@" + ref.Digest.String()
 	}
 	read := func(d image.Descriptor) ([]byte, error) {
-		if raw, err := im.blob(ctx, d, registry.MaxManifest, nil); err == nil {
-			return raw, nil
-		}
-		raw, err := im.env.Registry.Manifest(ctx, ref, d)
-		if err == nil {
-			err = im.keep(ctx, d.Digest, raw)
-		}
-		return raw, err
+		return im.manifest(ctx, from, d)
 	}
 	return im.describe(ctx, img, desc, describing{platform: p, read: read})
 }
@@ -239,9 +261,29 @@ var layerTypes = map[string]bool{
 	image.DockerLayer: true, image.DockerLayerGzip: true, image.DockerLayerZstd: true, image.DockerForeignLayer: true, image.DockerForeignGzip: true,
 }
 
+// manifest returns a manifest of a repository from the store, or else from the repository, and keeps it then.
+func (im *Images) manifest(ctx context.Context, from remote, d image.Descriptor) ([]byte, error) {
+	if im.env.sent(from.place(), d.Digest) {
+		if raw, err := im.blob(ctx, d, registry.MaxManifest, nil); err == nil {
+			return raw, nil
+		}
+	}
+	raw, err := from.client.Manifest(ctx, from.ref, d)
+	if err == nil {
+		err = im.keep(ctx, d.Digest, raw)
+	}
+	if err == nil {
+		err = im.env.learn(ctx, sentFact(from.place(), d.Digest))
+	}
+	return raw, err
+}
+
 // blob returns a small blob from the store, or else from where it is, and keeps it then. Its digest is verified.
 func (im *Images) blob(ctx context.Context, d image.Descriptor, limit int64, from provider) ([]byte, error) {
 	im.env.Hold.Blobs(d.Digest)
+	if from != nil && !im.env.sent(from.place(), d.Digest) {
+		return im.fetchBlob(ctx, d, limit, from)
+	}
 	if size, ok := im.store.HasBlob(d.Digest); ok && size <= limit {
 		b, err := im.store.OpenBlob(ctx, d.Digest)
 		if err == nil {
@@ -255,6 +297,11 @@ func (im *Images) blob(ctx context.Context, d image.Descriptor, limit int64, fro
 	if from == nil {
 		return nil, diag.Errorf(diag.NotFound, "the store has no blob %s", d.Digest)
 	}
+	return im.fetchBlob(ctx, d, limit, from)
+}
+
+// fetchBlob reads a small blob from where it is, and keeps it.
+func (im *Images) fetchBlob(ctx context.Context, d image.Descriptor, limit int64, from provider) ([]byte, error) {
 	if d.Size > limit {
 		return nil, diag.Errorf(diag.Exhausted, "%s has %d bytes, the limit is %d", d.Digest, d.Size, limit)
 	}
@@ -273,7 +320,10 @@ func (im *Images) blob(ctx context.Context, d image.Descriptor, limit int64, fro
 	if got := d.Digest.Algorithm().FromBytes(raw); got != d.Digest {
 		return nil, diag.Errorf(diag.Invalid, "the bytes of %s have the digest %s", d.Digest, got)
 	}
-	return raw, im.keep(ctx, d.Digest, raw)
+	if err := im.keep(ctx, d.Digest, raw); err != nil || from.place() == "" {
+		return raw, err
+	}
+	return raw, im.env.learn(ctx, sentFact(from.place(), d.Digest))
 }
 
 // keep stores a verified document. The store names blobs by sha256: others are read again when they are needed.

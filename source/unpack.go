@@ -108,7 +108,7 @@ func (u *unpacking) layer(ctx context.Context, i int) error {
 // known takes a layer that is unpacked already, if the image's blob is known to be it.
 func (u *unpacking) known(i int) bool {
 	id, err := u.im.env.Hold.Chain(u.chains[i])
-	if err != nil || !u.proven(i, id) {
+	if err != nil || !u.proven(i, id) || !u.im.env.sent(u.img.from.place(), u.img.Blobs[i].Digest) {
 		return false
 	}
 	u.take(i, id)
@@ -145,6 +145,7 @@ func (u *unpacking) verify(ctx context.Context, i int, id store.LayerID) error {
 	}
 	err = u.im.store.Update(ctx, func(b *store.Batch) error {
 		b.Variant(u.img.Config.RootFS.DiffIDs[i], u.img.Blobs[i])
+		u.sent(b, i)
 		return nil
 	})
 	if err == nil {
@@ -171,8 +172,17 @@ func (u *unpacking) commit(ctx context.Context, i int, draft *store.Draft, appli
 		b.Layer(draft, store.LayerInfo{DiffID: diff, Blob: u.img.Blobs[i].Digest, Size: applied.Bytes, TarSize: applied.TarSize, Files: applied.Entries, Created: made})
 		b.Chain(u.chains[i], draft.ID)
 		b.Variant(diff, u.img.Blobs[i])
+		u.sent(b, i)
 		return nil
 	})
+}
+
+// sent notes that the layer's blob came from where it is said to be.
+func (u *unpacking) sent(b *store.Batch, i int) {
+	if at := u.img.from.place(); at != "" {
+		fact := sentFact(at, u.img.Blobs[i].Digest)
+		b.Memo(fact, fact)
+	}
 }
 
 // apply brings layer i into the draft, or only reads and verifies it if that is nil: from the store's blob, or from its source, whose bytes are then kept as a blob.
@@ -185,7 +195,13 @@ func (u *unpacking) apply(ctx context.Context, i int, draft *store.Draft) (*laye
 	}
 	defer w.Abort()
 	if w.Complete() {
+		if err := u.im.prove(ctx, u.img.from, d); err != nil {
+			return nil, err
+		}
 		return u.fromBlob(ctx, i, draft)
+	}
+	if err := u.im.resumable(ctx, w, u.img.from, d.Digest); err != nil {
+		return nil, err
 	}
 	offset := w.Offset()
 	if offset > d.Size {
@@ -308,13 +324,13 @@ func (im *Images) remember(ctx context.Context, img *Image, layers []store.Layer
 	if im.haveAll(img.Blobs) {
 		mine.Blobs = img.Blobs
 	}
-	release, err := im.locks.take(ctx, "image "+img.record)
+	release, err := im.locks.take(ctx, "image "+im.env.Client.ImageName(img.record))
 	if err != nil {
 		return err
 	}
 	defer release()
 	rec := store.Image{Name: img.record, Updated: time.Now(), Pulled: true, Index: img.Index}
-	old, err := im.env.Hold.Image(img.record)
+	old, err := im.env.Hold.Image(im.env.Client.ImageName(img.record))
 	if err == nil {
 		rec.Pulled = old.Pulled
 	}
@@ -327,7 +343,7 @@ func (im *Images) remember(ctx context.Context, img *Image, layers []store.Layer
 	}
 	rec.Platforms = append(rec.Platforms, mine)
 	return im.store.Update(ctx, func(b *store.Batch) error {
-		b.Image(img.record, rec)
+		b.Image(im.env.Client.ImageName(img.record), rec)
 		return nil
 	})
 }

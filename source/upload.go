@@ -10,7 +10,11 @@ import (
 )
 
 // upload gets the stream of the client that a URL of session.UploadHost names. It can be read once, so nothing is remembered.
-func (g *getting) upload(ctx context.Context, u *url.URL) (*download, error) {
+func (g *getting) upload(ctx context.Context) (*download, error) {
+	u, err := url.Parse(g.op.URL)
+	if err != nil {
+		return nil, err
+	}
 	s, ok := g.h.env.Session.(session.Uploader)
 	if !ok {
 		return nil, diag.Errorf(diag.NotFound, "%s: the client sends no such stream", u)

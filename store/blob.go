@@ -174,7 +174,7 @@ func (s *Store) PutBlob(ctx context.Context, data []byte) (graph.Digest, error) 
 	defer w.Abort()
 	if !w.Complete() {
 		// What an earlier, broken attempt left may be there; it is not worth resuming.
-		if err := w.restart(); err != nil {
+		if err := w.Restart(); err != nil {
 			return "", err
 		}
 		if _, err := w.Write(data); err != nil {

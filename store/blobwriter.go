@@ -87,8 +87,8 @@ func (w *BlobWriter) resume(ctx context.Context) error {
 	return err
 }
 
-// restart throws away what was resumed.
-func (w *BlobWriter) restart() error {
+// Restart throws away what was resumed.
+func (w *BlobWriter) Restart() error {
 	if w.offset == 0 {
 		return nil
 	}

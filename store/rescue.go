@@ -112,7 +112,7 @@ func (r *rescuer) blob(ctx context.Context, d graph.Digest) error {
 	}
 	defer w.Abort()
 	if !w.Complete() {
-		if err := w.restart(); err != nil {
+		if err := w.Restart(); err != nil {
 			return err
 		}
 		if _, err := f.WriteTo(w); err != nil {

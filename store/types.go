@@ -43,6 +43,7 @@ type Image struct {
 	Name      string
 	Updated   time.Time
 	Pulled    bool              `json:",omitempty"` // for a build, which named it: it is collected when there is no room
+	Made      bool              // somebody here has given it the name; else it was pulled, and its registry says who may have it
 	Index     *image.Descriptor // the image index, if there is one as a blob
 	Platforms []PlatformImage
 }

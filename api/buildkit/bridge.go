@@ -27,6 +27,7 @@ import (
 // bridge is a build as a frontend sees it, wherever the frontend runs.
 type bridge struct {
 	s       *Server
+	of      *tenant
 	ctx     context.Context // of what the frontend makes: it ends with the bridge
 	cancel  context.CancelFunc
 	job     *engine.Job
@@ -75,7 +76,7 @@ const maxRefs = 100_000
 // newBridge makes the bridge of a build, or, with the context of a request to a frontend, that of a frontend which runs elsewhere.
 func newBridge(ctx context.Context, s *Server, job *engine.Job, j listener, sess *remote.Session) *bridge {
 	b := &bridge{
-		s: s, job: job, journal: j, session: sess, top: scopeOf(ctx), refs: map[string]*ref{}, vertices: map[graph.Digest]graph.Digest{},
+		s: s, of: s.of(ctx), job: job, journal: j, session: sess, top: scopeOf(ctx), refs: map[string]*ref{}, vertices: map[graph.Digest]graph.Digest{},
 		left: map[string]engine.Tree{}, boxes: map[string]*box{}, returned: make(chan returned, 1),
 	}
 	b.ctx, b.cancel = context.WithCancel(ctx)

@@ -84,9 +84,13 @@ func (b *builds) past(ref string) *build {
 
 // Busy reports whether builds are under way.
 func (s *Server) Busy() bool {
-	s.builds.mu.Lock()
-	defer s.builds.mu.Unlock()
-	return len(s.builds.byRef) > 0
+	busy := false
+	s.each(func(t *tenant) {
+		t.builds.mu.Lock()
+		defer t.builds.mu.Unlock()
+		busy = busy || len(t.builds.byRef) > 0
+	})
+	return busy
 }
 
 // wait returns a build, for which it waits a moment: clients ask before they have begun it.
@@ -113,13 +117,14 @@ func (s *Server) Status(req *control.StatusRequest, stream control.Control_Statu
 	if err := s.sayTime(stream); err != nil {
 		return err
 	}
-	if r := s.history.find(req.Ref); r != nil {
-		return s.history.sendLog(r, stream.Send)
+	t := s.of(stream.Context())
+	if r := t.history.find(req.Ref); r != nil {
+		return t.history.sendLog(r, stream.Send)
 	}
-	if b := s.builds.past(req.Ref); b != nil {
+	if b := t.builds.past(req.Ref); b != nil {
 		return b.journal.follow(stream.Context(), stream.Send)
 	}
-	b, err := s.builds.wait(stream.Context(), req.Ref, 6*time.Second)
+	b, err := t.builds.wait(stream.Context(), req.Ref, 6*time.Second)
 	if err != nil {
 		return err
 	}
@@ -136,7 +141,7 @@ func (s *Server) bridgeOf(ctx context.Context) (*bridge, error) {
 	if len(ids) != 1 || ids[0] == "" {
 		return nil, diag.Errorf(diag.Invalid, "no buildid found in context")
 	}
-	b, err := s.builds.wait(ctx, ids[0], 3*time.Second)
+	b, err := s.of(ctx).builds.wait(ctx, ids[0], 3*time.Second)
 	if err != nil {
 		return nil, err
 	}

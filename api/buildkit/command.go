@@ -37,7 +37,7 @@ func Frontend(opt Options) engine.Frontend {
 		if p, ok := r.Policy.(*policy.Policy); ok {
 			b.policy = p
 		}
-		b.root = s.producers.asked(dockerfileFrontend, r.Attrs, nil)
+		b.root = b.of.producers.asked(dockerfileFrontend, r.Attrs, nil)
 		res, err := b.frontend(ctx, dockerfileFrontend, r.Attrs, nil)
 		if err != nil {
 			return nil, fromStatus(err)

@@ -98,12 +98,12 @@ func described(d string, size int64) []byte {
 	return m.raw
 }
 
-func (s *Server) contentInfo(_ context.Context, in *encoded) (*encoded, error) {
+func (s *Server) contentInfo(ctx context.Context, in *encoded) (*encoded, error) {
 	d, _, _, err := in.fields()
 	if err != nil {
 		return nil, err
 	}
-	f, b, err := s.history.files.Open(d)
+	f, b, err := s.of(ctx).history.files.Open(d)
 	if diag.KindOf(err) == diag.NotFound {
 		return nil, notFound(d)
 	}
@@ -117,7 +117,7 @@ func (s *Server) contentInfo(_ context.Context, in *encoded) (*encoded, error) {
 
 func (s *Server) contentList(ss grpc.ServerStream, _ *encoded) error {
 	out := &encoded{}
-	for _, b := range s.history.files.Blobs() {
+	for _, b := range s.of(ss.Context()).history.files.Blobs() {
 		out.bytes(1, described(b.Digest.String(), b.Size))
 	}
 	return ss.SendMsg(out)
@@ -128,7 +128,7 @@ func (s *Server) contentRead(ss grpc.ServerStream, in *encoded) error {
 	if err != nil {
 		return err
 	}
-	r, b, err := s.history.files.Open(d)
+	r, b, err := s.of(ss.Context()).history.files.Open(d)
 	if diag.KindOf(err) == diag.NotFound {
 		return notFound(d)
 	}

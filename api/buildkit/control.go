@@ -127,8 +127,12 @@ func (s *Server) usage(ctx context.Context) ([]*control.UsageRecord, error) {
 	if err != nil {
 		return nil, err
 	}
+	of := s.of(ctx)
 	var out []*control.UsageRecord
 	for _, u := range all {
+		if !s.sees(of, u) {
+			continue
+		}
 		if strings.HasPrefix(u.Why, "image ") {
 			continue // images are no cache: nobody prunes them here
 		}
@@ -137,7 +141,7 @@ func (s *Server) usage(ctx context.Context) ([]*control.UsageRecord, error) {
 			Description: u.Label, RecordType: usageType(u.Kind), Mutable: usageType(u.Kind) == typeCache,
 		})
 	}
-	slots, err := s.sessions.Usage()
+	slots, err := of.sessions.Usage()
 	for _, x := range slots {
 		out = append(out, slotRecord(x))
 	}
@@ -195,9 +199,14 @@ func (s *Server) Prune(req *control.PruneRequest, stream control.Control_PruneSe
 		return diag.Errorf(diag.Invalid, "what is to be kept must not be negative")
 	}
 	policy := engine.PrunePolicy{All: req.All, Mounts: true, KeepBytes: max(req.ReservedSpace, req.MaxUsedSpace), Until: time.Duration(req.KeepDuration)}
-	if len(req.Filter) > 0 {
+	of := s.of(stream.Context())
+	theirs, err := s.visible(stream.Context())
+	if err != nil {
+		return err
+	}
+	if len(req.Filter) > 0 || of.name != "" {
 		policy.Match = func(u engine.UsageItem) bool {
-			return match(&control.UsageRecord{ID: u.ID, RecordType: usageType(u.Kind), Description: u.Label, InUse: u.InUse, Mutable: usageType(u.Kind) == typeCache})
+			return (of.name == "" || theirs[u.ID]) && match(&control.UsageRecord{ID: u.ID, RecordType: usageType(u.Kind), Description: u.Label, InUse: u.InUse, Mutable: usageType(u.Kind) == typeCache})
 		}
 	}
 	freed, err := s.e.Prune(stream.Context(), policy)
@@ -212,7 +221,7 @@ func (s *Server) Prune(req *control.PruneRequest, stream control.Control_PruneSe
 	if policy.KeepBytes > 0 {
 		return nil // directories of clients are bounded on their own
 	}
-	slots, err := s.sessions.Prune(func(x remote.Slot) bool {
+	slots, err := of.sessions.Prune(func(x remote.Slot) bool {
 		return !match(slotRecord(x)) || (policy.Until > 0 && time.Since(x.Used) < policy.Until)
 	})
 	for _, x := range slots {

@@ -280,10 +280,9 @@ func (b *bridge) converse(c *engine.Container, p engine.Process) (*engine.Exit, 
 	if err != nil {
 		return nil, err
 	}
-	g := grpc.NewServer(
+	g := grpc.NewServer(append(b.s.calls(b.belong),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.ForceServerCodec(remote.Codec{}), grpc.WaitForHandlers(true),
-		grpc.UnaryInterceptor(b.s.unary), grpc.StreamInterceptor(b.s.stream),
-	)
+	)...)
 	gateway.RegisterLLBBridgeServer(g, bridgeServer{s: b.s, fixed: b})
 	grpc_health_v1.RegisterHealthServer(g, health.NewServer())
 	l := &oneConn{conn: conn, closed: make(chan struct{})}

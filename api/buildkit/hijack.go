@@ -24,7 +24,7 @@ func (s *Server) Session(stream control.Control_SessionServer) error {
 		return diag.Errorf(diag.Denied, "the connection has no identity")
 	}
 	c := &hijacked{stream: stream, closed: make(chan struct{})}
-	err := s.sessions.Serve(stream.Context(), c, header, p)
+	err := s.of(stream.Context()).sessions.Serve(stream.Context(), c, header, p)
 	if stream.Context().Err() != nil {
 		return nil // the client has left
 	}

@@ -222,8 +222,9 @@ func (s *Server) ListenBuildHistory(req *control.BuildHistoryRequest, stream con
 	want := func(r *control.BuildHistoryRecord) bool {
 		return (req.Ref == "" || r.Ref == req.Ref) && (!req.ActiveOnly || r.CompletedAt == nil) && match(r)
 	}
-	known, news := s.history.list(want, int(req.Limit))
-	defer s.history.leave(news)
+	h := s.of(stream.Context()).history
+	known, news := h.list(want, int(req.Limit))
+	defer h.leave(news)
 	for _, e := range known {
 		if err := stream.Send(e); err != nil {
 			return err
@@ -250,7 +251,7 @@ func (s *Server) ListenBuildHistory(req *control.BuildHistoryRequest, stream con
 
 // UpdateBuildHistory pins, unpins, completes or forgets a build.
 func (s *Server) UpdateBuildHistory(ctx context.Context, req *control.UpdateBuildHistoryRequest) (*control.UpdateBuildHistoryResponse, error) {
-	h := s.history
+	h := s.of(ctx).history
 	if req.Finalize || req.Delete {
 		if err := h.finalize(ctx, req.Ref); err != nil {
 			return nil, err

@@ -2,6 +2,7 @@ package buildkit
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -173,20 +174,29 @@ func (i identify) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo,
 	}
 	who := authInfo{AuthInfo: info, Peer: remote.Peer{Conn: strconv.FormatInt(i.next.Add(1), 10)}}
 	if t, ok := info.(credentials.TLSInfo); ok && len(t.State.PeerCertificates) > 0 {
-		who.Identity = "certificate " + t.State.PeerCertificates[0].Subject.String()
+		who.Identity = certificateIdentity(t.State.PeerCertificates[0])
 	}
 	if u, ok := raw.(*net.UnixConn); ok {
 		uid, err := uidOf(u)
 		if err != nil {
 			return nil, nil, errors.Join(err, raw.Close())
 		}
-		who.Identity = fmt.Sprintf("user %d", uid)
+		who.Identity = userIdentity(uid)
 	}
 	counted, err := i.quota.connect(conn, who.Identity)
 	if err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
 	}
 	return counted, who, nil
+}
+
+// certificateIdentity is the identity of who has a certificate: whom the authority says it is, or, where it does not say, whose
+// key it is.
+func certificateIdentity(c *x509.Certificate) string {
+	if len(c.Subject.Names) == 0 {
+		return fmt.Sprintf("certificate of key %x", sha256.Sum256(c.RawSubjectPublicKeyInfo))
+	}
+	return "certificate " + c.Subject.String() + " of " + c.Issuer.String()
 }
 
 func uidOf(u *net.UnixConn) (uid uint32, err error) {

@@ -24,7 +24,7 @@ func (s *Server) policyOf(ctx context.Context, req *control.SolveRequest, br fun
 	var opt policy.Options
 	done := func() {}
 	if req.SourcePolicySession != "" {
-		sess, err := s.sessions.Open(ctx, req.SourcePolicySession, peerOf(ctx))
+		sess, err := s.of(ctx).sessions.Open(ctx, req.SourcePolicySession, peerOf(ctx))
 		if err != nil {
 			return nil, nil, err
 		}

@@ -61,7 +61,7 @@ func (r *record) keep(b history.Blob, err error) (*control.Descriptor, error) {
 // end notes how a build ended, and forgets what is too old. Its trace is added when somebody wants it, or after a while: spans
 // of the client come after the build's end.
 func (s *Server) endRecord(ctx context.Context, b *build, resp map[string]string, buildErr error) {
-	h := s.history
+	h := s.of(ctx).history
 	h.mu.Lock()
 	r := h.records[b.ref]
 	h.mu.Unlock()
@@ -77,21 +77,21 @@ func (s *Server) endRecord(ctx context.Context, b *build, resp map[string]string
 	made := &record{}
 	rec := &control.BuildHistoryRecord{CompletedAt: timestamppb.Now(), ExporterResponse: resp}
 	rec.NumTotalSteps, rec.NumCompletedSteps, rec.NumCachedSteps, rec.NumWarnings = int32(total), int32(done), int32(cached), int32(warnings)
-	rec.Logs = note(made.keep(s.putLog(b.journal)))
+	rec.Logs = note(made.keep(h.putLog(b.journal)))
 	rec.Result = &control.BuildResultInfo{Results: map[int64]*control.Descriptor{}}
 	for i, d := range b.results {
 		rec.Result.Results[int64(i)] = d
 		if i == 0 {
 			rec.Result.ResultDeprecated = d
 		}
-		blobs, err := s.putImage(ctx, d)
+		blobs, err := s.putImage(ctx, h, d)
 		made.blobs = append(made.blobs, blobs...)
 		errs = append(errs, err)
 	}
 	if buildErr != nil {
 		st := status.Convert(toStatus(buildErr)).Proto()
 		rec.Error = &spb.Status{Code: st.Code, Message: st.Message}
-		rec.ExternalError = note(made.keep(s.putError(st)))
+		rec.ExternalError = note(made.keep(s.putError(h, st)))
 	}
 	if err := errors.Join(errs...); err != nil {
 		h.log.Warn("the record of a build is not complete", "build", b.ref, "err", err)
@@ -167,11 +167,11 @@ func (h *pastBuilds) finalize(ctx context.Context, ref string) error {
 }
 
 // putLog writes what a build said.
-func (s *Server) putLog(j *journal) (history.Blob, error) {
+func (h *pastBuilds) putLog(j *journal) (history.Blob, error) {
 	j.mu.Lock()
 	said := j.entries.all()
 	j.mu.Unlock()
-	return s.history.files.Put(typeLog, said)
+	return h.files.Put(typeLog, said)
 }
 
 // sendLog reads what a build that has ended said.
@@ -189,7 +189,7 @@ func (h *pastBuilds) sendLog(r *record, send func(*control.StatusResponse) error
 }
 
 // putError writes an error with its details, and which program it comes from.
-func (s *Server) putError(st *spb.Status) (history.Blob, error) {
+func (s *Server) putError(h *pastBuilds, st *spb.Status) (history.Blob, error) {
 	st = proto.CloneOf(st)
 	from := &stack.Stack{Cmdline: []string{filepath.Base(os.Args[0])}, Pid: int32(os.Getpid()), Version: Protocol, Revision: s.opt.Version}
 	st.Details = append(st.Details, detailOf("github.com/moby/buildkit/stack.Stack+json", from))
@@ -197,7 +197,7 @@ func (s *Server) putError(st *spb.Status) (history.Blob, error) {
 	if err != nil {
 		return history.Blob{}, err
 	}
-	return s.history.files.PutBytes(typeError, data)
+	return h.files.PutBytes(typeError, data)
 }
 
 // maxManifest bounds what is kept of an image in the history, in bytes of one blob.
@@ -205,7 +205,7 @@ const maxManifest = 16 << 20
 
 // putImage keeps the manifests and configurations of an image, and what attests it, but none of its layers: the store may
 // collect the image before the history forgets the build. What the store does not have is left out.
-func (s *Server) putImage(ctx context.Context, d *control.Descriptor) ([]history.Blob, error) {
+func (s *Server) putImage(ctx context.Context, h *pastBuilds, d *control.Descriptor) ([]history.Blob, error) {
 	b, err := s.e.OpenBlob(ctx, digest.Digest(d.Digest))
 	if diag.KindOf(err) == diag.NotFound || err == nil && b.Size() > maxManifest {
 		return nil, nil
@@ -217,7 +217,7 @@ func (s *Server) putImage(ctx context.Context, d *control.Descriptor) ([]history
 	if err = errors.Join(err, b.Close()); err != nil {
 		return nil, err
 	}
-	kept, err := s.history.files.PutBytes(d.MediaType, data)
+	kept, err := h.files.PutBytes(d.MediaType, data)
 	if err != nil {
 		return nil, err
 	}
@@ -243,7 +243,7 @@ func (s *Server) putImage(ctx context.Context, d *control.Descriptor) ([]history
 		if n.Digest == "" {
 			continue
 		}
-		more, err := s.putImage(ctx, &control.Descriptor{MediaType: n.MediaType, Digest: n.Digest.String(), Size: n.Size})
+		more, err := s.putImage(ctx, h, &control.Descriptor{MediaType: n.MediaType, Digest: n.Digest.String(), Size: n.Size})
 		if out = append(out, more...); err != nil {
 			return out, err
 		}

@@ -102,7 +102,7 @@ func (b *bridge) wireRef(r *ref) (*gateway.Ref, error) {
 	if err != nil {
 		return nil, err
 	}
-	if forget := b.s.producers.add(r, def); forget != nil {
+	if forget := b.of.producers.add(r, def); forget != nil {
 		b.mu.Lock()
 		b.forget = append(b.forget, forget)
 		b.mu.Unlock()

@@ -48,7 +48,7 @@ func (b *bridge) scope(ctx context.Context) *scope {
 
 // enter begins a scope for a request to a frontend.
 func (b *bridge) enter(ctx context.Context, frontend string, attrs map[string]string, inputs map[string]*pb.Definition) (context.Context, *scope) {
-	r := b.s.producers.asked(frontend, attrs, inputs)
+	r := b.of.producers.asked(frontend, attrs, inputs)
 	r.Root = b.root
 	s, up := &scope{request: r}, b.scope(ctx)
 	up.mu.Lock()

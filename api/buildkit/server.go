@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -37,23 +36,21 @@ type Options struct {
 	Limits       Limits // of each client
 	History      HistoryOptions
 	Tracer       *tracing.Tracer // nil = builds are not traced. It is the engine's to close
+	Tenancy      Tenancy         // "" = TenancyNone
 }
 
 // Server is an engine as BuildKit's clients see it.
 type Server struct {
 	control.UnimplementedControlServer
 
-	e         *engine.Engine
-	opt       Options
-	id        string // of the worker
-	sessions  *remote.Manager
-	builds    builds
-	producers producers
-	history   *pastBuilds
-	conns     atomic.Int64
-	quota     *quota
-	greeting  time.Duration   // for a client to say who it is
-	stopping  context.Context // ends when the server is to end
+	e        *engine.Engine
+	opt      Options
+	id       string // of the worker
+	tenants  tenants
+	conns    atomic.Int64
+	quota    *quota
+	greeting time.Duration   // for a client to say who it is
+	stopping context.Context // ends when the server is to end
 }
 
 // New makes a server. Directories of clients are kept below the engine's root.
@@ -65,18 +62,12 @@ func New(e *engine.Engine, opt Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := remote.NewManager(filepath.Join(e.Root(), "sessions"), opt.Log)
-	if err != nil {
+	if err := opt.Tenancy.Check(); err != nil {
 		return nil, err
 	}
-	e.OnDiskFailure(m.Distrust)
-	past, err := newHistory(filepath.Join(e.Root(), "history"), opt.History, opt.Log)
-	if err != nil {
-		return nil, err
-	}
-	return &Server{
-		quota: newQuota(opt.Limits), e: e, opt: opt, id: id, sessions: m, history: past, greeting: greetPatience, builds: builds{byRef: map[string]*build{}, changed: make(chan struct{})},
-	}, nil
+	s := &Server{quota: newQuota(opt.Limits), e: e, opt: opt, id: id, greeting: greetPatience, tenants: tenants{all: map[string]*tenant{}}}
+	_, err = s.tenant("")
+	return s, err
 }
 
 // Limits of messages, as in BuildKit, and of their metadata, in bytes.
@@ -111,18 +102,17 @@ func (s *Server) Serve(ctx context.Context, endpoints ...*Endpoint) error {
 		g.Stop() // ends the calls' contexts and waits for them
 	}
 	wg.Wait()
-	s.history.saved.Wait()
+	s.each(func(t *tenant) { t.history.saved.Wait() })
 	return err
 }
 
 func (s *Server) server(l *Endpoint) *grpc.Server {
-	g := grpc.NewServer(
+	g := grpc.NewServer(append(s.calls(s.enter),
 		grpc.Creds(newIdentify(l.tls, &s.conns, s.quota)), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.ForceServerCodec(remote.Codec{}),
 		grpc.ConnectionTimeout(s.greeting), grpc.MaxHeaderListSize(maxHeader),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Minute, Timeout: 20 * time.Second}), // who is gone is found out
 		grpc.WaitForHandlers(true), grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
-		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
-	)
+	)...)
 	control.RegisterControlServer(g, s)
 	gateway.RegisterLLBBridgeServer(g, bridgeServer{s: s})
 	g.RegisterService(s.contentAPI(), s)
@@ -135,25 +125,34 @@ func (s *Server) server(l *Endpoint) *grpc.Server {
 	return g
 }
 
-func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	defer s.recover(info.FullMethod, &err)
-	end, err := s.quota.call(ctx)
-	if err != nil {
-		return nil, toStatus(err)
+// calls lets every call belong to the tenant that enter puts into its context, and turns its error into a status.
+func (s *Server) calls(enter func(context.Context) (context.Context, error)) []grpc.ServerOption {
+	unary := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+		defer s.recover(info.FullMethod, &err)
+		end, err := s.quota.call(ctx)
+		if err != nil {
+			return nil, toStatus(err)
+		}
+		defer end()
+		if ctx, err = enter(ctx); err == nil {
+			resp, err = handler(ctx, req)
+		}
+		return resp, toStatus(err)
 	}
-	defer end()
-	resp, err = handler(ctx, req)
-	return resp, toStatus(err)
-}
-
-func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
-	defer s.recover(info.FullMethod, &err)
-	end, err := s.quota.call(ss.Context())
-	if err != nil {
+	stream := func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+		defer s.recover(info.FullMethod, &err)
+		end, err := s.quota.call(ss.Context())
+		if err != nil {
+			return toStatus(err)
+		}
+		defer end()
+		ctx, err := enter(ss.Context())
+		if err == nil {
+			err = handler(srv, tenantStream{ss, ctx})
+		}
 		return toStatus(err)
 	}
-	defer end()
-	return toStatus(handler(srv, ss))
+	return []grpc.ServerOption{grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(stream)}
 }
 
 // recover turns a panic into one call's failure.

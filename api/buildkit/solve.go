@@ -32,15 +32,16 @@ func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control
 	if err != nil {
 		return nil, err
 	}
-	b := &build{ref: req.Ref, journal: newJournal(s.history.files.Scratch()), ready: make(chan struct{}), owner: peerOf(ctx).Conn}
-	if err := s.builds.add(b); err != nil {
+	t := s.of(ctx)
+	b := &build{ref: req.Ref, journal: newJournal(t.history.files.Scratch()), ready: make(chan struct{}), owner: peerOf(ctx).Conn}
+	if err := t.builds.add(b); err != nil {
 		return nil, err
 	}
 	b.recorded = !req.Internal && !s.opt.History.Disabled
 	md, _ := metadata.FromIncomingContext(ctx)
 	ctx, end := s.opt.Tracer.Begin(tracing.From(ctx, func(name string) string { return strings.Join(md.Get(name), ",") }), "build", "ref", req.Ref)
 	if b.recorded {
-		s.history.begin(req, b.journal)
+		t.history.begin(req, b.journal)
 		b.trace = s.opt.Tracer.Record(ctx)
 	}
 	resp, err := s.run(ctx, req, b, allow)
@@ -56,7 +57,7 @@ func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control
 	if b.recorded {
 		s.endRecord(context.WithoutCancel(ctx), b, resp, err)
 	}
-	s.builds.remove(b)
+	t.builds.remove(b)
 	if err != nil {
 		return nil, err
 	}
@@ -103,14 +104,14 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 	if err != nil {
 		return nil, err
 	}
-	use := engine.JobOptions{Sink: event.Sink(b.journal.take), Allow: allow, KeepFailed: true}
+	use := engine.JobOptions{Client: s.client(ctx), Sink: event.Sink(b.journal.take), Allow: allow, KeepFailed: true}
 	wanted, err := attests(req)
 	if err != nil {
 		return nil, err
 	}
 	var local *remote.Session
 	if req.Session != "" {
-		if local, err = s.sessions.Open(ctx, req.Session, peerOf(ctx)); err != nil {
+		if local, err = s.of(ctx).sessions.Open(ctx, req.Session, peerOf(ctx)); err != nil {
 			return nil, err
 		}
 		defer local.Close()
@@ -136,7 +137,7 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 	if err := br.importCaches(controlSpecs(req.GetCache().GetImports())...); err != nil {
 		return nil, err
 	}
-	br.root = s.producers.asked(req.Frontend, req.FrontendAttrs, req.FrontendInputs)
+	br.root = br.of.producers.asked(req.Frontend, req.FrontendAttrs, req.FrontendInputs)
 	b.bridge, ready = br, true
 	close(b.ready)
 	res, err := s.result(ctx, req, br)

@@ -38,6 +38,7 @@ type serving struct {
 	parents      []string // control groups that builds may name
 	asBuildKit   bool
 	provenance   string // directory of what provenance tells of this builder
+	tenancy      string // which clients share what they build
 }
 
 func newServe(c *cli) *cobra.Command {
@@ -72,6 +73,7 @@ func newServe(c *cli) *cobra.Command {
 	fs.BoolVar(&v.oldRunc, "allow-old-runc", false, "Use a runc from which containers can escape ($STRATA_ALLOW_OLD_RUNC)")
 	fs.StringArrayVar(&v.parents, "allow-cgroup-parent", nil, "Let builds put steps below this control group (default none)")
 	bytesFlag(fs, "gc-bytes", "Keep the state below this size (default chosen by the disk; $STRATA_GC_BYTES)", &c.gcBytes)
+	fs.StringVar(&v.tenancy, "tenancy", "", "Who shares what is built: all clients (none, the default), or nobody (client)")
 	fs.BoolVar(&v.asBuildKit, "as-buildkitd", false, "Behave as buildkitd does")
 	fs.Bool("version", false, "Print the version")
 	_ = fs.MarkHidden("as-buildkitd") // these fail for unknown flags only
@@ -177,7 +179,7 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 		return err
 	}
 	defer func() { err = errors.Join(err, eng.Close()) }()
-	bk, err := buildkit.New(eng, buildkit.Options{Log: log, Version: version, Entitlements: v.entitlements, Labels: labels, History: past, Tracer: opt.Tracer, ProxyNetwork: v.proxied, Frontends: use})
+	bk, err := buildkit.New(eng, buildkit.Options{Log: log, Version: version, Entitlements: v.entitlements, Labels: labels, History: past, Tracer: opt.Tracer, ProxyNetwork: v.proxied, Frontends: use, Tenancy: buildkit.Tenancy(v.tenancy)})
 	if err != nil {
 		return err
 	}

@@ -40,6 +40,7 @@ type serveConfig struct {
 	} `toml:"worker"`
 
 	Proxied bool           `toml:"proxyNetwork"`
+	Tenancy string         `toml:"tenancy"`
 	CDI     cdiConfig      `toml:"cdi"`
 	DNS     dnsConfig      `toml:"dns"`
 	History *historyConfig `toml:"history"`
@@ -168,6 +169,7 @@ func (c *serveConfig) apply(cli *cli, v *serving, fs *pflag.FlagSet) {
 	}
 	v.proxied = v.proxied || c.Proxied
 	v.appArmor, v.seLinux = firstOf(v.appArmor, c.Worker.OCI.AppArmor), v.seLinux || c.Worker.OCI.SELinux
+	v.tenancy = firstOf(v.tenancy, c.Tenancy)
 	if v.parallel == 0 {
 		v.parallel = c.Worker.OCI.Parallel
 	}

@@ -1,0 +1,245 @@
+package buildkit
+
+import (
+	"context"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	control "github.com/moby/buildkit/api/services/control"
+	gateway "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/strata-build/strata/engine"
+	"github.com/strata-build/strata/session/remote"
+)
+
+// dialAs connects as another user: the kernel tells the server who has connected.
+func dialAs(t *testing.T, addr string, uid int) client {
+	t.Helper()
+	path := strings.TrimPrefix(addr, "unix://")
+	dir := filepath.Dir(path)
+	for name, mode := range map[string]os.FileMode{path: 0o666, dir: 0o711, filepath.Dir(dir): 0o711} {
+		if err := os.Chmod(name, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	connect := func(context.Context, string) (net.Conn, error) {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		keep := ^uintptr(0)
+		if _, _, e := syscall.RawSyscall(syscall.SYS_SETRESUID, keep, uintptr(uid), keep); e != 0 { // of this thread alone
+			return nil, e
+		}
+		defer syscall.RawSyscall(syscall.SYS_SETRESUID, keep, 0, keep)
+		return net.Dial("unix", path)
+	}
+	cc, err := grpc.NewClient("passthrough:///s", grpc.WithContextDialer(connect), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cc.Close() })
+	return client{control.NewControlClient(cc), gateway.NewLLBBridgeClient(cc), cc}
+}
+
+// command is the definition of a shell command with a cache mount at /c.
+func command(t *testing.T, script string) *pb.Definition {
+	t.Helper()
+	box := busybox(t)
+	raw, err := box.MarshalVT()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return define(t, box, &pb.Op{
+		Inputs: []*pb.Input{{Digest: digest.FromBytes(raw).String()}}, Platform: box.Platform,
+		Op: &pb.Op_Exec{Exec: &pb.ExecOp{
+			Meta: &pb.Meta{Args: []string{"/bin/sh", "-c", script}, Cwd: "/", Env: []string{"PATH=/bin"}}, Network: pb.NetMode_NONE,
+			Mounts: []*pb.Mount{
+				{Dest: "/", Input: 0, Output: 0},
+				{Dest: "/c", Input: -1, Output: -1, MountType: pb.MountType_CACHE, CacheOpt: &pb.CacheOpt{ID: "shared"}},
+			},
+		}},
+	})
+}
+
+func imageSource(t *testing.T, name string) *pb.Definition {
+	return define(t, &pb.Op{Platform: &pb.Platform{OS: "linux", Architecture: "amd64"}, Op: &pb.Op_Source{Source: &pb.SourceOp{
+		Identifier: "docker-image://docker.io/library/" + name + ":latest", Attrs: map[string]string{"image.resolvemode": "local"},
+	}}})
+}
+
+func withImage(ref, name string, def *pb.Definition) *control.SolveRequest {
+	return &control.SolveRequest{Ref: ref, Definition: def, Exporters: []*control.Exporter{{Type: "image", Attrs: map[string]string{"name": name}}}}
+}
+
+func TestTwoUsersOfOneSocketSeeNothingOfEachOther(t *testing.T) {
+	addr, e := serve(t, Options{Tenancy: TenancyClient})
+	a, b, root := dialAs(t, addr, 1234), dialAs(t, addr, 1235), dial(t, addr)
+	const put, has = "test ! -e /c/secret && echo secret >/c/secret", "grep secret /c/secret"
+	for name, c := range map[string]client{"the first user": a, "the second user": b, "root": root} {
+		// The same refs and the same step: each runs it, in a cache mount of its own.
+		if err := solve(t, c, "put", command(t, put)); err != nil {
+			t.Errorf("%s finds another one's cache mount: %v", name, err)
+		}
+		if err := solve(t, c, "has", command(t, has)); err != nil {
+			t.Errorf("%s has lost the cache mount: %v", name, err)
+		}
+	}
+	if _, err := a.ControlClient.Solve(t.Context(), withImage("image", "mine", mkdir(t, "/a"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := solve(t, a, "use", imageSource(t, "mine")); err != nil {
+		t.Errorf("the user's own image: %v", err)
+	}
+	for _, c := range []client{b, root} {
+		if err := solve(t, c, "use", imageSource(t, "mine")); err == nil || !strings.Contains(err.Error(), "not in the store") {
+			t.Errorf("another user's image: %v", err)
+		}
+	}
+	refs, recs := past(t, a, &control.BuildHistoryRequest{})
+	if !slices.Equal(refs, []string{"put", "has", "image", "use"}) {
+		t.Errorf("the history of the first user: %q", refs)
+	}
+	for _, c := range []client{b, root} {
+		if refs, _ := past(t, c, &control.BuildHistoryRequest{}); slices.Contains(refs, "image") {
+			t.Errorf("the history of another user: %q", refs)
+		}
+		if got := readBlob(t, c, recs["image"].Logs); got != "" {
+			t.Error("another user reads the log by its digest")
+		}
+		if _, err := c.UpdateBuildHistory(t.Context(), &control.UpdateBuildHistoryRequest{Ref: "image", Delete: true}); err == nil || !strings.Contains(err.Error(), "there is no build image") {
+			t.Errorf("another user removes the build: %v", err)
+		}
+	}
+	if readBlob(t, a, recs["image"].Logs) == "" {
+		t.Error("the user's own log is not there")
+	}
+	checkUsage(t, e, a, b)
+}
+
+// checkUsage looks at what users are told of the disk, and at what they can remove.
+func checkUsage(t *testing.T, e *engine.Engine, a, b client) {
+	t.Helper()
+	mounts := func(c client) (ids []string) {
+		u, err := c.DiskUsage(t.Context(), &control.DiskUsageRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range u.Record {
+			if r.RecordType == typeCache {
+				ids = append(ids, r.ID)
+			}
+		}
+		return ids
+	}
+	ofA, ofB := mounts(a), mounts(b)
+	if len(ofA) != 1 || len(ofB) != 1 || ofA[0] == ofB[0] {
+		t.Errorf("cache mounts %q and %q", ofA, ofB)
+	}
+	s, err := b.Prune(t.Context(), &control.PruneRequest{All: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = s.Recv()
+	}
+	if got := mounts(a); !slices.Equal(got, ofA) || len(mounts(b)) != 0 {
+		t.Errorf("after the second user's prune the first has %q", got)
+	}
+	all, err := e.Images(t.Context())
+	if err != nil || !slices.ContainsFunc(all, func(i engine.ImageInfo) bool { return i.Name == "user 1234!docker.io/library/mine:latest" }) {
+		t.Errorf("the operator sees %v, %v", all, err)
+	}
+}
+
+func TestSessionOfAnotherUserIsNotFound(t *testing.T) {
+	addr, _ := serve(t, Options{Tenancy: TenancyClient})
+	a, b := dialAs(t, addr, 1234), dialAs(t, addr, 1235)
+	open := func(c client) {
+		t.Helper()
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "x-docker-expose-session-uuid", "theirs")
+		s, err := c.Session(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Recv(); err != nil { // the server begins to speak HTTP/2 when the session is there
+			t.Errorf("the session is refused: %v", err)
+		}
+	}
+	open(a)
+	_, err := b.ControlClient.Solve(t.Context(), &control.SolveRequest{Ref: "r", Session: "theirs", Definition: mkdir(t, "/a")})
+	if err == nil || !strings.Contains(err.Error(), "no active session for theirs") {
+		t.Errorf("the session of another user: %v", err)
+	}
+	open(b) // the same id is free
+}
+
+func TestBuildOfAnotherUserIsNotFollowed(t *testing.T) {
+	addr, _ := serve(t, Options{Tenancy: TenancyClient})
+	a, b := dialAs(t, addr, 1234), dialAs(t, addr, 1235)
+	ctx, end := forward(t, a, "running")
+	if _, err := a.Ping(ctx, &gateway.PingRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Ping(ctx, &gateway.PingRequest{}); err == nil || strings.Contains(err.Error(), "another client") {
+		t.Errorf("the build's frontend for another user: %v", err)
+	}
+	s, err := b.Status(t.Context(), &control.StatusRequest{Ref: "running"})
+	if err == nil {
+		_, err = s.Recv()
+	}
+	if err == nil {
+		t.Error("another user follows the build")
+	}
+	end()
+}
+
+func TestWithoutTenancyClientsShare(t *testing.T) {
+	addr, _ := serve(t, Options{})
+	a, b := dialAs(t, addr, 1234), dialAs(t, addr, 1235)
+	if err := solve(t, a, "put", command(t, "echo secret >/c/secret")); err != nil {
+		t.Fatal(err)
+	}
+	if err := solve(t, b, "has", command(t, "grep secret /c/secret")); err != nil {
+		t.Error(err)
+	}
+	if _, err := a.ControlClient.Solve(t.Context(), withImage("image", "ours", mkdir(t, "/a"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := solve(t, b, "use", imageSource(t, "ours")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTenantOf(t *testing.T) {
+	s := &Server{opt: Options{Tenancy: TenancyClient}}
+	if _, err := s.tenantOf(remote.Peer{}); err == nil {
+		t.Error("a connection without an identity is a tenant")
+	}
+	one := &x509.Certificate{RawSubjectPublicKeyInfo: []byte("one")}
+	two := &x509.Certificate{RawSubjectPublicKeyInfo: []byte("two")}
+	if certificateIdentity(one) == certificateIdentity(two) {
+		t.Error("two certificates without a subject are one client")
+	}
+	for _, c := range []*x509.Certificate{one, two} {
+		c.Subject.Names = []pkix.AttributeTypeAndValue{{Type: []int{2, 5, 4, 3}, Value: "ci"}}
+	}
+	two.Issuer.CommonName = "another authority"
+	if certificateIdentity(one) == certificateIdentity(two) {
+		t.Error("two authorities vouch for one client")
+	}
+	if err := Tenancy("uid").Check(); err == nil {
+		t.Error("an unknown tenancy is taken")
+	}
+}
