@@ -198,7 +198,7 @@ func (r runner) run(ctx context.Context, s *solve.Step[tree.Tree, *build]) ([]tr
 			return nil, err
 		}
 		return r.e.execs.Run(ctx, o, s.In, op.ExecEnv{
-			Session: b.session, Proxy: via, Platform: s.V.Platform, Tenant: b.client.Tenant, Allowed: b.allowed, Devices: b.devicesOf, Keep: b.keepFailed,
+			Session: sharedSecrets{s}, Proxy: via, Platform: s.V.Platform, Tenant: b.client.Tenant, Allowed: b.allowed, Devices: b.devicesOf, Keep: b.keepFailed,
 			Renew: b.renews(s.V), Restore: b.caches.restoreMount, Source: b.caches.noteSource(ctx, s.V),
 			Known: func(ctx context.Context, p *graph.Previous) ([]op.Known, error) { return b.known(ctx, p, s.V.Platform) },
 			Log: func(stream int, data []byte) {

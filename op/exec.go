@@ -28,7 +28,7 @@ type ExecRunner struct {
 
 // ExecEnv is what a build gives to one command.
 type ExecEnv struct {
-	Session  session.Session               // secrets and ssh agents; nil = there are none
+	Session  session.Secrets               // secrets and ssh agents; nil = there are none
 	Log      func(stream int, data []byte) // takes output as it comes, stream 1 or 2, one call at a time; data is the callee's to keep. Nil drops it
 	Platform graph.Platform                // that the command is for; zero = this machine's
 	// Allowed says by an error whether the build may have a network and a confinement. Nil allows the defaults, and no network.

@@ -16,12 +16,9 @@ import (
 // Session is the client's side of one build. Every method may be called at any time until the build ends, from many
 // goroutines. What the client does not have is a diag.NotFound error.
 type Session interface {
+	Secrets
 	// Dir returns the client's directory of that name, such as "context".
 	Dir(ctx context.Context, name string) (Dir, error)
-	// Secret returns a secret's bytes.
-	Secret(ctx context.Context, id string) ([]byte, error)
-	// SSH connects to the client's ssh agent of that id; "" is "default".
-	SSH(ctx context.Context, id string) (io.ReadWriteCloser, error)
 	// Credential returns what the client knows for a registry host; the zero Credential is anonymous access.
 	Credential(ctx context.Context, host string) (Credential, error)
 	// Output returns where an exporter writes what it makes for the client.
@@ -32,6 +29,14 @@ type Session interface {
 // is kept there is his without asking anybody again.
 type Owner interface {
 	OwnsState()
+}
+
+// Secrets is what a step may ask of a client while it runs.
+type Secrets interface {
+	// Secret returns a secret's bytes.
+	Secret(ctx context.Context, id string) ([]byte, error)
+	// SSH connects to the client's ssh agent of that id; "" is "default".
+	SSH(ctx context.Context, id string) (io.ReadWriteCloser, error)
 }
 
 // Syncer is a session whose directories are on another machine: Sync brings what op selects of one to this machine. The

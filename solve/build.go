@@ -1,6 +1,7 @@
 package solve
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -69,11 +70,32 @@ func (s *Solver[R, E]) Build(ctx context.Context, env E, opt BuildOptions) *Buil
 	ctx, stop := context.WithCancelCause(ctx)
 	b := &Build[R, E]{s: s, id: s.builds.Add(1), tenant: opt.Tenant, env: env, sink: opt.Sink, parent: ctx, stop: stop, nodes: map[graph.Digest]*node[R]{}}
 	b.ctx, b.cancel = context.WithCancelCause(ctx)
+	s.mu.Lock()
+	s.live[b] = struct{}{}
+	s.mu.Unlock()
 	return b
+}
+
+// peers returns the other builds of the tenant that have a vertex in their graphs, oldest first.
+func (b *Build[R, E]) peers(id graph.Digest) []*Build[R, E] {
+	b.s.mu.Lock()
+	all := slices.SortedFunc(maps.Keys(b.s.live), func(x, y *Build[R, E]) int { return cmp.Compare(x.id, y.id) })
+	b.s.mu.Unlock()
+	return slices.DeleteFunc(all, func(p *Build[R, E]) bool {
+		if p == b || p.tenant != b.tenant {
+			return true
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.nodes[id] == nil
+	})
 }
 
 // Close ends the build and gives up its results.
 func (b *Build[R, E]) Close() {
+	b.s.mu.Lock()
+	delete(b.s.live, b)
+	b.s.mu.Unlock()
 	b.stop(context.Canceled)
 	b.mu.Lock()
 	nodes := slices.AppendSeq(b.past, maps.Values(b.nodes))

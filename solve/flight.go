@@ -3,6 +3,7 @@ package solve
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/strata-build/strata/event"
@@ -10,7 +11,7 @@ import (
 
 // flight is one run under way. It lives as long as somebody waits for it: its context is its own, and is cancelled when
 // the last waiter leaves.
-type flight[R Result] struct {
+type flight[R Result, E any] struct {
 	cancel context.CancelCauseFunc
 	owner  context.Context // of the waiter that started it and lent it its session
 	done   chan struct{}   // closed when the run has ended and cleaned up
@@ -23,6 +24,7 @@ type flight[R Result] struct {
 	sinks   map[int]event.Sink
 	sent    []event.Event // what a late waiter has missed
 	kept    int           // bytes of output in sent
+	lacked  []func(E) bool
 	next    int
 }
 
@@ -32,7 +34,7 @@ const (
 	replayedBytes = 1 << 20
 )
 
-func (f *flight[R]) emit(e event.Event) {
+func (f *flight[R, E]) emit(e event.Event) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.kept += len(e.Data); len(f.sent) < replayed && f.kept <= replayedBytes {
@@ -44,7 +46,7 @@ func (f *flight[R]) emit(e event.Event) {
 }
 
 // join adds a waiter and returns its number: 1 for the one that starts the flight, 0 if the flight was abandoned.
-func (f *flight[R]) join(s event.Sink) int {
+func (f *flight[R, E]) join(s event.Sink) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.next > 0 && f.waiters == 0 {
@@ -60,7 +62,7 @@ func (f *flight[R]) join(s event.Sink) int {
 }
 
 // leave ends a waiter's interest. The last one to leave stops the run and waits until it has cleaned up.
-func (f *flight[R]) leave(id int) {
+func (f *flight[R, E]) leave(id int) {
 	f.mu.Lock()
 	delete(f.sinks, id)
 	f.waiters--
@@ -79,7 +81,7 @@ func (f *flight[R]) leave(id int) {
 var errAbandoned = errors.New("no build waits for this step any more")
 
 // wait returns the flight's result, retained for the caller.
-func (f *flight[R]) wait(ctx context.Context, id int) (*shared[R], error) {
+func (f *flight[R, E]) wait(ctx context.Context, id int) (*shared[R], error) {
 	defer f.leave(id)
 	select {
 	case <-f.done:
@@ -92,12 +94,20 @@ func (f *flight[R]) wait(ctx context.Context, id int) (*shared[R], error) {
 	}
 }
 
+// lacks reports whether the run did without something that a waiter has.
+func (f *flight[R, E]) lacks(env E) bool {
+	f.mu.Lock()
+	lacked := f.lacked
+	f.mu.Unlock()
+	return slices.ContainsFunc(lacked, func(has func(E) bool) bool { return has(env) })
+}
+
 // orphaned reports whether an ended flight failed when the waiter that lent it its session had left. Another waiter may
 // then try again with a session of its own.
-func (f *flight[R]) orphaned() bool { return f.err != nil && f.owner.Err() != nil }
+func (f *flight[R, E]) orphaned() bool { return f.err != nil && f.owner.Err() != nil }
 
 // board returns the flight for a key, started by run if there is none, and the caller's number in it.
-func (s *Solver[R, E]) board(ctx context.Context, key string, sink event.Sink, run func(context.Context, *flight[R])) (*flight[R], int) {
+func (s *Solver[R, E]) board(ctx context.Context, key string, sink event.Sink, run func(context.Context, *flight[R, E])) (*flight[R, E], int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f := s.flights[key]; f != nil {
@@ -106,7 +116,7 @@ func (s *Solver[R, E]) board(ctx context.Context, key string, sink event.Sink, r
 		}
 	}
 	fctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	f := &flight[R]{cancel: cancel, owner: ctx, done: make(chan struct{}), sinks: map[int]event.Sink{}}
+	f := &flight[R, E]{cancel: cancel, owner: ctx, done: make(chan struct{}), sinks: map[int]event.Sink{}}
 	id := f.join(sink)
 	s.flights[key] = f
 	go func() {

@@ -62,20 +62,27 @@ func (b *Build[R, E]) fly(n *node[R], in *held[R]) (*shared[R], error) {
 		// A forced run is not the run that another build began earlier.
 		fkey += "@" + strconv.FormatInt(b.id, 10)
 	}
-	for {
+	for own := false; ; {
 		if err := context.Cause(n.ctx); err != nil {
 			return nil, err
 		}
 		in.retain() // for the flight, which may outlive this build
-		f, id := b.s.board(n.ctx, fkey, b.sink, func(ctx context.Context, f *flight[R]) {
+		f, id := b.s.board(n.ctx, fkey, b.sink, func(ctx context.Context, f *flight[R, E]) {
 			defer in.release()
-			b.run(ctx, n, in, f)
+			b.run(ctx, n, in, f, own)
 		})
 		if id != 1 {
 			in.release()
 		}
 		res, err := f.wait(n.ctx, id)
 		if err != nil && id != 1 && n.ctx.Err() == nil && f.orphaned() {
+			continue
+		}
+		if id != 1 && !own && n.ctx.Err() == nil && f.lacks(b.env) {
+			if err == nil {
+				res.release()
+			}
+			own, fkey = true, fkey+"@"+strconv.FormatInt(b.id, 10)
 			continue
 		}
 		if err != nil {
@@ -125,9 +132,9 @@ func (b *Build[R, E]) inputs(n *node[R]) (*held[R], error) {
 	return h, nil
 }
 
-// run is the body of a flight.
-func (b *Build[R, E]) run(ctx context.Context, n *node[R], in *held[R], f *flight[R]) {
-	if !n.forced() {
+// run is the body of a flight. own tells that a result which another build has made just now is not wanted.
+func (b *Build[R, E]) run(ctx context.Context, n *node[R], in *held[R], f *flight[R, E], own bool) {
+	if !n.forced() && !own {
 		// Another flight may have ended between the look-up and this one's start.
 		if outs, err := b.s.cache.Lookup(ctx, OriginKey(n.key, in.origins)); err == nil {
 			f.res, f.cached = newShared(outs, in.origins), true
@@ -165,12 +172,24 @@ func (b *Build[R, E]) why(ctx context.Context, n *node[R]) string {
 	return b.s.cache.Why(ctx, n.v.Name, n.pre)
 }
 
-func (b *Build[R, E]) runAndStore(ctx context.Context, n *node[R], in *held[R], f *flight[R]) ([]R, []string, error) {
+func (b *Build[R, E]) runAndStore(ctx context.Context, n *node[R], in *held[R], f *flight[R, E]) ([]R, []string, error) {
 	start := time.Now()
 	var mu sync.Mutex
 	origins := in.origins
 	outs, err := b.s.runner.Run(ctx, &Step[R, E]{
 		V: n.v, Pin: n.pin, Key: n.key, In: in.outs, Env: b.env,
+		Peers: func() []E {
+			var envs []E
+			for _, p := range b.peers(n.v.ID) {
+				envs = append(envs, p.env)
+			}
+			return envs
+		},
+		Lacked: func(has func(E) bool) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.lacked = append(f.lacked, has)
+		},
 		Solve: func(edges ...graph.Edge) ([]R, error) {
 			outs, err := b.nested(edges...)
 			mu.Lock()

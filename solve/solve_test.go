@@ -52,6 +52,8 @@ type world struct {
 type fake struct {
 	mu       sync.Mutex
 	runs     []string
+	secret   bool // steps ask for one, of the build that runs them
+	peers    int  // that had it
 	released atomic.Int64
 }
 
@@ -67,10 +69,24 @@ func (f *fake) Pin(_ context.Context, v *graph.Vertex, w *world) (Pin, error) {
 
 func (f *fake) Run(ctx context.Context, s *Step[files, *world]) ([]files, error) {
 	if l, ok := s.V.Op.(*graph.Local); ok {
+		if s.Env.tag == "no directories" {
+			return nil, diag.Errorf(diag.NotFound, "the client gives no directories")
+		}
 		return []files{f.result(s.Env.context, l.Name)}, nil
 	}
 	f.mu.Lock()
 	f.runs = append(f.runs, s.V.Name)
+	if f.secret {
+		has := func(w *world) bool { return w.tag == "has the secret" }
+		for _, p := range s.Peers() {
+			if has(p) {
+				f.peers++
+			}
+		}
+		if !has(s.Env) {
+			s.Lacked(has)
+		}
+	}
 	f.mu.Unlock()
 	if strings.Contains(s.V.Name, "fails beside") {
 		<-s.Env.begun
@@ -348,6 +364,75 @@ func TestLastWaiterStopsTheRun(t *testing.T) {
 		t.Error("a flight is left")
 	}
 	want(t, "cancelled", f.took(), "slow")
+}
+
+// A build that has what a run did without, by whose session the run was started, does not take its result.
+func TestLackingRunIsDoneAgain(t *testing.T) {
+	s, f := newWorld()
+	w := &world{begun: make(chan struct{}, 8), block: make(chan struct{}), gone: context.Background()}
+	has := &world{begun: w.begun, block: w.block, gone: w.gone, tag: "has the secret"}
+	f.secret = true
+	e := exec("step", "x", graph.Edge{})
+	var wg sync.WaitGroup
+	var errs [3]error
+	for i, env := range []*world{w, has, {begun: w.begun, block: w.block, gone: w.gone}} {
+		wg.Go(func() { errs[i] = solveOnce(t, s, env, nil, e) })
+		if i == 0 {
+			<-w.begun
+		} else {
+			waitFor(t, func() bool { return waiters(s) == i+1 })
+		}
+	}
+	close(w.block)
+	wg.Wait()
+	if err := errors.Join(errs[:]...); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "with a build that has the secret", f.took(), "step", "step")
+}
+
+// A run may use what other builds with its vertex have.
+func TestPeersOfARun(t *testing.T) {
+	s, f := newWorld()
+	f.secret = true
+	e := exec("step", "x", graph.Edge{})
+	b := s.Build(t.Context(), &world{tag: "has the secret"}, BuildOptions{})
+	defer b.Close()
+	b.plan([]graph.Edge{e})
+	other := s.Build(t.Context(), &world{tag: "has the secret"}, BuildOptions{Tenant: "other"})
+	defer other.Close()
+	other.plan([]graph.Edge{e})
+	if err := solveOnce(t, s, &world{}, nil, e); err != nil {
+		t.Fatal(err)
+	}
+	if f.peers != 1 {
+		t.Errorf("the run had %d peers with the secret, want 1", f.peers)
+	}
+}
+
+// A build whose client lacks a directory finds what a live build has made of it.
+func TestContentOfAnotherBuild(t *testing.T) {
+	s, f := newWorld()
+	ctx := graph.Edge{V: graph.New(&graph.Local{Name: "context"}, nil, graph.Named("context"))}
+	e := copyFrom("src", "/main.go", exec("base", "b", graph.Edge{}), ctx)
+	bare := &world{tag: "no directories"}
+	if err := solveOnce(t, s, bare, nil, e); err == nil {
+		t.Fatal("a build without its directory is made")
+	}
+	f.took()
+	b := s.Build(t.Context(), &world{context: map[string]string{"/main.go": "1"}}, BuildOptions{})
+	if _, err := b.Solve(e); err != nil {
+		t.Fatal(err)
+	}
+	f.took()
+	if err := solveOnce(t, s, bare, nil, e); err != nil {
+		t.Error(err)
+	}
+	want(t, "while the other build lives", f.took())
+	b.Close()
+	if err := solveOnce(t, s, bare, nil, e); err == nil {
+		t.Error("a build without its directory is made, though nobody has it")
+	}
 }
 
 func TestOrphanedRunIsDoneAgain(t *testing.T) {

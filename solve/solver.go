@@ -34,6 +34,12 @@ type Step[R Result, E any] struct {
 	In   []R // the zero R for scratch
 	Env  E
 	Emit event.Sink
+	// Peers are other builds of the tenant whose graphs have the vertex at this moment: a run that several wait for may use what
+	// any of them has.
+	Peers func() []E
+	// Lacked notes that the run does without something, such as a secret. A build that waits for the run too, and has it by what
+	// has says, does not take the result but runs the vertex itself.
+	Lacked func(has func(E) bool)
 	// Solve solves another graph as part of the same build, for nested builds.
 	Solve func(...graph.Edge) ([]R, error)
 }
@@ -106,7 +112,8 @@ type Solver[R Result, E any] struct {
 	builds atomic.Int64
 
 	mu      sync.Mutex
-	flights map[string]*flight[R]
+	flights map[string]*flight[R, E]
+	live    map[*Build[R, E]]struct{}
 }
 
 // New returns a solver.
@@ -114,7 +121,7 @@ func New[R Result, E any](r Runner[R, E], c Cache[R], o Options) *Solver[R, E] {
 	if o.Parallel <= 0 {
 		o.Parallel = 4
 	}
-	return &Solver[R, E]{runner: r, cache: c, slots: make(chan struct{}, o.Parallel), flights: map[string]*flight[R]{}}
+	return &Solver[R, E]{runner: r, cache: c, slots: make(chan struct{}, o.Parallel), flights: map[string]*flight[R, E]{}, live: map[*Build[R, E]]struct{}{}}
 }
 
 // shared counts the users of a vertex's outputs.

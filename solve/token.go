@@ -5,6 +5,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 )
 
@@ -97,6 +98,11 @@ func (b *Build[R, E]) token(user, in *node[R], i int) (Input, []string, error) {
 	}
 	r, err := b.output(user.v.In[i])
 	if err != nil {
+		if in.pin.Volatile && diag.KindOf(err) == diag.NotFound {
+			if known, ok := b.borrow(user, i); ok {
+				return known, nil, nil
+			}
+		}
 		return Input{}, nil, err
 	}
 	d, err := r.Content(user.ctx, *sel)
@@ -110,6 +116,18 @@ func (b *Build[R, E]) token(user, in *node[R], i int) (Input, []string, error) {
 		}
 	}
 	return Input{Content: d, Name: in.v.Name}, nil, nil
+}
+
+// borrow returns what an input contributes to the key of the same vertex in another build of the tenant: its client may have the
+// directory that this build's client lacks. The result is then found, or the build fails for want of the directory.
+func (b *Build[R, E]) borrow(user *node[R], i int) (Input, bool) {
+	for _, p := range b.peers(user.v.ID) {
+		n := p.node(user.v)
+		if p.keyOf(n) == nil && n.pre.Inputs[i].Content != "" {
+			return n.pre.Inputs[i], true
+		}
+	}
+	return Input{}, false
 }
 
 // recall finds the content of an input that need not be there: in a memo, or in what caches elsewhere say.
