@@ -3,6 +3,7 @@ package solve
 import (
 	"fmt"
 	"runtime"
+	"sync"
 	"testing"
 
 	"github.com/strata-build/strata/event"
@@ -26,7 +27,10 @@ func TestGraphOfManyOps(t *testing.T) {
 		s, f := newWorld()
 		var most, stack uint64
 		n := 0
+		var mu sync.Mutex
 		sink := event.Sink(func(event.Event) {
+			mu.Lock()
+			defer mu.Unlock()
 			if n++; n%5000 == 0 {
 				most = max(most, uint64(runtime.NumGoroutine()))
 				var m runtime.MemStats
@@ -49,7 +53,7 @@ func TestGraphOfManyOps(t *testing.T) {
 
 // A step says a gigabyte: what a flight keeps for those who join it later is bounded in bytes, not only in events.
 func TestFlightOfMuchOutput(t *testing.T) {
-	f := &flight[files]{sinks: map[int]event.Sink{}}
+	f := &flight[files, *world]{sinks: map[int]event.Sink{}}
 	for range 2000 {
 		f.emit(event.Event{Kind: event.Log, Data: make([]byte, 32<<10)})
 	}
