@@ -2,6 +2,7 @@ package export
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -218,10 +219,23 @@ func (p *Packer) make(ctx context.Context, l Layer, c *layer.Compression, hold *
 			return made{}, diag.Errorf(diag.Conflict, "layer %d was pulled as %s, but its files make %s, and the blob is gone", l.ID, l.DiffID, got).
 				WithHint("pull the image again")
 		}
+		if l.DiffID != "" && l.ID != 0 {
+			return made{}, p.damaged(ctx, l, got)
+		}
 		l.DiffID = got
 	}
 	l.TarSize = tar.n
 	return made{l, blob}, p.note(ctx, l, blob)
+}
+
+// damaged drops a layer that is not what the store has promised, so that it is made again, and says so.
+func (p *Packer) damaged(ctx context.Context, l Layer, got graph.Digest) error {
+	err := diag.Errorf(diag.Conflict, "layer %d is damaged: its files make %s, not %s as recorded", l.ID, got, l.DiffID).
+		WithHint("the layer was dropped: build the image again, which makes it anew; strata check --full finds other damage")
+	if derr := p.store.DropLayer(ctx, l.ID); derr != nil {
+		return errors.Join(err, derr)
+	}
+	return err
 }
 
 // estargz finds or makes an eStargz blob. Its tar is another one of the same files, with a table of contents: which one is
@@ -248,7 +262,7 @@ func (p *Packer) estargz(ctx context.Context, req Request) (Layer, image.Descrip
 		tar := newMeter()
 		blob, diff, err := p.compress(ctx, l, req.Compression, packingTo{hold, tar})
 		if err == nil && tar.digest() != l.DiffID {
-			err = diag.Errorf(diag.Conflict, "layer %d holds %s, not %s as recorded", l.ID, tar.digest(), l.DiffID)
+			err = p.damaged(ctx, l, tar.digest())
 		}
 		if err != nil {
 			return made{}, err

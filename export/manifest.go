@@ -17,6 +17,7 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/store"
 	"github.com/strata-build/strata/strictjson"
 )
 
@@ -247,9 +248,24 @@ func (e *Env) requests(im *Image, o *packing, epoch *time.Time) ([]Request, erro
 		if o.Rewrite && epoch != nil && i >= im.BaseLayers {
 			r.Clamp = epoch
 		}
+		if r.Clamp == nil {
+			r.Clamp = e.clampedAs(im, i, r.ID)
+		}
 		reqs[i] = r
 	}
 	return reqs, nil
+}
+
+// clampedAs returns the epoch with which a layer of an image of the store has the diff_id that the image promises, nil if it has it
+// without one.
+func (e *Env) clampedAs(im *Image, i int, id store.LayerID) *time.Time {
+	if im.rawConf == nil || id == 0 || i >= len(im.diffIDs) || im.Config.Created == nil {
+		return nil
+	}
+	if d, err := e.Store.Memo(clampKey(id, *im.Config.Created)); err != nil || d != im.diffIDs[i] {
+		return nil
+	}
+	return im.Config.Created
 }
 
 func (e *Env) packIndex(ctx context.Context, p *packed, set *Set, o *packing) error {

@@ -164,11 +164,14 @@ func (p *Packer) write(ctx context.Context, w io.Writer, l Layer, d image.Descri
 			return err
 		}
 	} else {
-		c := &counter{Writer: w}
-		if err := p.tar(ctx, c, l); err != nil {
+		m := newMeter()
+		if err := p.tar(ctx, io.MultiWriter(w, m), l); err != nil {
 			return err
 		}
-		n = c.n
+		if got := m.digest(); got != d.Digest && l.ID != 0 {
+			return p.damaged(ctx, l, got)
+		}
+		n = m.n
 	}
 	if n != d.Size {
 		return diag.Errorf(diag.Conflict, "layer %d is %d bytes long, not %d: its files were changed behind the store's back", l.ID, n, d.Size)

@@ -120,40 +120,68 @@ func (s *Store) writeLock(text string) error {
 func (s *Store) layout() (fresh bool, err error) {
 	name := filepath.Join(s.root, "version")
 	b, err := os.ReadFile(name)
-	if err == nil {
+	empty := err == nil && strings.TrimSpace(string(b)) == "" // a power cut soon after the root was made
+	if err == nil && !empty {
 		if v := strings.TrimSpace(string(b)); v != formatVersion {
 			return false, diag.Errorf(diag.Conflict, "the state in %s has format %q, and this program knows format %s", s.root, v, formatVersion).
 				WithHint("use the program that made it, or choose another root, or delete this one")
 		}
-		return false, nil
+		return false, s.makeDirs() // one that somebody has removed is made again
 	}
-	if !errors.Is(err, os.ErrNotExist) {
+	if !empty && !errors.Is(err, os.ErrNotExist) {
 		return false, s.fail("cannot read the version of "+s.root, err)
 	}
 	// Layers hold other people's setuid programs: nobody else may reach them.
 	if err := os.Chmod(s.root, 0o700); err != nil {
 		return false, s.fail("cannot make "+s.root, err)
 	}
-	for _, d := range []string{"blobs/sha256", "snapshots", "ingest", "mounts", "tmp", "index"} {
-		if err := os.MkdirAll(filepath.Join(s.root, d), 0o700); err != nil {
-			return false, s.fail("cannot make "+s.root, err)
-		}
+	if err := s.makeDirs(); err != nil {
+		return false, err
 	}
 	for _, f := range []struct{ name, text string }{
 		{"oci-layout", `{"imageLayoutVersion":"1.0.0"}`},
 		{"index.json", `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`},
 		{"version", formatVersion + "\n"}, // last: its presence says that the rest is there
 	} {
-		tmp := filepath.Join(s.root, "tmp", f.name)
-		err := os.WriteFile(tmp, []byte(f.text), 0o644)
-		if err == nil {
-			err = os.Rename(tmp, filepath.Join(s.root, f.name))
-		}
-		if err != nil {
+		if err := writeDurably(filepath.Join(s.root, "tmp", f.name), filepath.Join(s.root, f.name), f.text); err != nil {
 			return false, s.fail("cannot make "+s.root, err)
 		}
 	}
-	return true, nil
+	return !empty, nil
+}
+
+// makeDirs makes the directories of a root that are not there.
+func (s *Store) makeDirs() error {
+	for _, d := range []string{"blobs/sha256", "snapshots", "ingest", "mounts", "tmp", "index"} {
+		if err := os.MkdirAll(filepath.Join(s.root, d), 0o700); err != nil {
+			return s.fail("cannot make "+s.root, err)
+		}
+	}
+	return nil
+}
+
+// writeDurably writes a small file by way of tmp. After a power cut it is there as a whole, or not at all.
+func writeDurably(tmp, name, text string) error {
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, name); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
 }
 
 // incarnation names the time since the root's file system came up: what was written in it is in the page cache or on the

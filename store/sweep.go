@@ -40,6 +40,9 @@ func (s *Store) sweep() error {
 		defer close(s.swept)
 		s.sweepLayers()
 		s.sweepBlobs()
+		if err := s.forgetDeleted(); err != nil {
+			s.log.Warn("cannot clear the records of what was deleted", "cause", err)
+		}
 		if s.ctx.Err() != nil {
 			s.untidy.Store(true) // not done
 		}
@@ -129,6 +132,56 @@ func (s *Store) abandoned(name string) bool {
 	}
 	s.trash.put(s.path("snapshots", name))
 	return true
+}
+
+// forgetDeleted drops the records of layers and blobs whose files are gone, and the results and chains that name such layers. A
+// power cut soon after a collection leaves them: the files are deleted at once, the records some time later. Images that lack
+// something stay, for Check to report.
+func (s *Store) forgetDeleted() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	b := &Batch{s: s}
+	gone := map[LayerID]bool{}
+	err := s.each(kindLayer, func(name string, _ uint64, _ []byte, err error) {
+		key := keyOf(kindLayer, name)
+		if id, ok := layerOf(key); ok && err == nil && missing(s.LayerDir(id)) {
+			gone[id] = true
+			b.drop(key)
+		}
+	})
+	if err == nil {
+		err = s.each(kindBlob, func(name string, _ uint64, _ []byte, err error) {
+			if d := graph.Digest(name); err == nil && d.Validate() == nil && missing(s.blobPath(d)) {
+				b.drop(keyOf(kindBlob, name))
+			}
+		})
+	}
+	if err == nil && len(gone) > 0 {
+		err = s.each(kindResult, func(name string, _ uint64, p []byte, err error) {
+			r, derr := decodeResult(p)
+			for _, stack := range r.Outputs {
+				if err == nil && derr == nil && slices.ContainsFunc(stack, func(id LayerID) bool { return gone[id] }) {
+					b.DropResult(graph.Digest(name))
+					return
+				}
+			}
+		})
+	}
+	if err != nil || len(b.changes) == 0 {
+		return err
+	}
+	s.log.Info("records of deleted files were dropped", "count", len(b.changes))
+	err = s.commit(b)
+	s.presence.clear()
+	return err
+}
+
+func missing(path string) bool {
+	_, err := os.Lstat(path)
+	return os.IsNotExist(err)
 }
 
 // sweepBlobs hashes the blob files that no record vouches for and keeps the good ones, and deletes partial blobs that

@@ -90,6 +90,16 @@ func (s *Store) OpenVerified(ctx context.Context, d graph.Digest) (*Blob, error)
 	return nil, diag.Errorf(diag.NotFound, "the blob %s was damaged, and is gone now", d).WithHint("run the command again; if it fails, pull or build the image again")
 }
 
+// DropLayer drops a layer that was found to be damaged. What names it is made again.
+func (s *Store) DropLayer(ctx context.Context, id LayerID) error {
+	if err := s.Update(ctx, func(b *Batch) error { b.drop(layerKey(id)); return nil }); err != nil {
+		return err
+	}
+	s.presence.set(id, layerGone)
+	s.trash.put(s.layerRoot(id))
+	return nil
+}
+
 func (s *Store) dropBlob(d graph.Digest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
