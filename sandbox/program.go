@@ -43,7 +43,12 @@ func (j *jail) program(fds [3]int) (*spawn.Program, error) {
 	if err := j.rights(p); err != nil {
 		return nil, err
 	}
-	deathSignal(p) // changing users forgets it
+	deathSignal(p)                     // changing users forgets it
+	for n := uintptr(1); n < 32; n++ { // one that this process ignores, as under nohup, would stay ignored
+		if n != uintptr(unix.SIGKILL) && n != uintptr(unix.SIGSTOP) {
+			p.Call("reset a signal", unix.SYS_RT_SIGACTION, n, spawn.Value(p, new([4]uint64)), 0, 8)
+		}
+	}
 	p.Call("let signals through", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, spawn.Value(p, new(uint64)), 0, 8)
 	return p, j.command(p)
 }

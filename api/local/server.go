@@ -25,6 +25,8 @@ type ServeOptions struct {
 	Exe  string        // which program this is: another one's client asks it to end; "" = it stays
 	Busy func() bool   // whether the engine serves others too, so that a client cannot end it now; nil = never
 	Log  *slog.Logger
+	// Stays is for an engine that somebody serves on purpose: daemon stop does not end it.
+	Stays bool
 }
 
 // server is one engine and its callers.
@@ -169,7 +171,9 @@ func (s *server) serve(ctx context.Context, u *net.UnixConn) {
 	defer call.closeFiles()
 	if req.Method == "stop" {
 		var err error
-		if !s.retire() {
+		if s.opt.Stays {
+			err = diag.Errorf(diag.Conflict, "the engine is served by strata serve (process %d)", os.Getpid()).WithHint("end it with: kill %d", os.Getpid())
+		} else if !s.retire() {
 			err = diag.Errorf(diag.Conflict, "the engine is in use").WithHint("wait until its builds have ended")
 		}
 		_ = c.write(frameDone, outcomeOf(0, nil, err))

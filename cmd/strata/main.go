@@ -26,6 +26,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/strata-build/strata/api/buildkit"
+	"github.com/strata-build/strata/api/local"
 	"github.com/strata-build/strata/cmd/strata/progress"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
@@ -134,6 +135,15 @@ type cli struct {
 func (c *cli) openHere(ctx context.Context) (*engine.Engine, error) {
 	opt, err := c.engineOptions()
 	if err != nil {
+		return nil, err
+	}
+	eng, err := engine.Open(ctx, opt)
+	if held, ok := errors.AsType[*engine.InUse](err); !ok || !held.Serves {
+		return eng, err
+	}
+	// An engine that a command has started, and that nobody uses, hands the root over.
+	idle, derr := local.Dial(c.root)
+	if derr != nil || idle.Stop(ctx) != nil {
 		return nil, err
 	}
 	return engine.Open(ctx, opt)

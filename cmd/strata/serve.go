@@ -208,7 +208,7 @@ func (c *cli) listenAndServe(ctx context.Context, v *serving, eng *engine.Engine
 	var g errgroup.Group
 	g.Go(func() error {
 		defer cancel()
-		return local.Serve(ctx, own, eng, local.ServeOptions{Log: log, Busy: bk.Busy})
+		return local.Serve(ctx, own, eng, local.ServeOptions{Log: log, Busy: bk.Busy, Stays: true})
 	})
 	g.Go(func() error {
 		defer cancel()
