@@ -1,9 +1,10 @@
 package layer
 
 import (
-	"golang.org/x/sys/unix"
 	"maps"
 	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/diag"
 )

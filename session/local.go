@@ -96,9 +96,6 @@ func fileError(err error, format string, args ...any) error {
 	return diag.Errorf(kind, format+": %w", append(args, err)...)
 }
 
-// OwnsState implements Owner.
-func (*Local) OwnsState() {}
-
 // Dir returns a directory that was given under that name.
 func (l *Local) Dir(_ context.Context, name string) (Dir, error) {
 	d, ok := l.opt.Dirs[name]

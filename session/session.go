@@ -25,12 +25,6 @@ type Session interface {
 	Output(ctx context.Context, id string) (Output, error)
 }
 
-// Owner is a session of the user whom the engine's state belongs to, on the engine's machine. He may read all of the state: what
-// is kept there is his without asking anybody again.
-type Owner interface {
-	OwnsState()
-}
-
 // Secrets is what a step may ask of a client while it runs.
 type Secrets interface {
 	// Secret returns a secret's bytes.

@@ -17,11 +17,6 @@ import (
 	"github.com/strata-build/strata/registry"
 )
 
-// owner is the client of the user whose state it is.
-type owner struct{ client }
-
-func (owner) OwnsState() {}
-
 // private is a repository that only readers with a token may see.
 func private(t *testing.T) (r *repo, remote string, env func(*fixture) Env) {
 	t.Helper()
@@ -197,7 +192,7 @@ func TestAttackGitCommitOfAnotherLogin(t *testing.T) {
 	}
 	// The owner of the state needs no login, and no network, for what is his.
 	mine := f.env()
-	mine.Session = owner{}
+	mine.Client.Owner = true
 	if got := slurp(f.checkoutOf(p.NewGit(mine), &graph.Git{Remote: remote, Ref: sha}), "f"); got != "PRIVATE-CANARY" {
 		t.Error(got)
 	}

@@ -12,7 +12,6 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/registry"
-	"github.com/strata-build/strata/session"
 )
 
 // remoteURL is a remote in normal form, without secrets in its address.
@@ -106,7 +105,7 @@ func (g *Git) reached(r remoteURL) {
 // mayRead makes sure that this build's login reads the remote, before commits of it are used that another build has fetched.
 // The owner of the state may read all of it anyway: his builds need no network for what is there.
 func (g *Git) mayRead(ctx context.Context, op *graph.Git, r remoteURL) error {
-	if _, own := g.env.Session.(session.Owner); own {
+	if g.env.Client.Owner {
 		return nil
 	}
 	g.mu.Lock()

@@ -19,13 +19,7 @@ import (
 // remote is the client's session as the engine sees it.
 type remote struct{ k *call }
 
-var (
-	_ session.Session = remote{}
-	_ session.Owner   = remote{}
-)
-
-// OwnsState implements session.Owner: the socket serves the engine's own user and root only.
-func (remote) OwnsState() {}
+var _ session.Session = remote{}
 
 func (r remote) Dir(ctx context.Context, name string) (d session.Dir, err error) {
 	_, err = r.k.ask(ctx, "dir", name, &d)
