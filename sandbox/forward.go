@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -131,7 +130,7 @@ func (f *forwarding) close() {
 		return
 	}
 	defer unlock()
-	links, err := netlink.LinkList()
+	links, err := listLinks()
 	if err != nil {
 		return
 	}
@@ -154,7 +153,7 @@ func guard(interfaces []string) error {
 	if len(interfaces) == 0 {
 		return nil
 	}
-	if _, err := exec.LookPath("nft"); err == nil {
+	if _, err := firewallTool("nft"); err == nil {
 		var names []string
 		for _, i := range interfaces {
 			names = append(names, fmt.Sprintf("%q", i))
@@ -200,7 +199,7 @@ func removeGuard() error {
 }
 
 func removeRules() {
-	if _, err := exec.LookPath("nft"); err == nil {
+	if _, err := firewallTool("nft"); err == nil {
 		firewall("", "nft", "delete", "table", "ip", forwardName)
 		return
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/strata-build/strata/diag"
 )
 
 // nat is the firewall's part of a router: steps go out with the address of this machine, each sends with its own address only, and
@@ -34,8 +36,8 @@ func newNAT(owner string, subnet netip.Prefix, refused []netip.Prefix) (*nat, er
 		}
 	}
 	rules := n.remove()
-	_, noNFT := exec.LookPath("nft")
-	_, noIPT := exec.LookPath("iptables")
+	_, noNFT := firewallTool("nft")
+	_, noIPT := firewallTool("iptables")
 	switch {
 	case noNFT == nil:
 		if _, err := firewall(n.table(), "nft", "-f", "-"); err != nil {
@@ -49,7 +51,7 @@ func newNAT(owner string, subnet netip.Prefix, refused []netip.Prefix) (*nat, er
 	case noIPT == nil:
 		return n, n.iptables(n.allRules())
 	}
-	return nil, errors.New("neither nft nor iptables is installed")
+	return nil, diag.Errorf(diag.Unsupported, "neither nft nor iptables is installed")
 }
 
 func lastAddr(p netip.Prefix) netip.Addr {
@@ -144,7 +146,7 @@ func (n *nat) remove() string {
 		m := ruleOwner.FindStringSubmatch(line)
 		return m != nil && (m[1] == n.owner || !gatewayExists(m[1]))
 	}
-	if _, err := exec.LookPath("nft"); err == nil {
+	if _, err := firewallTool("nft"); err == nil {
 		tables, _ := firewall("", "nft", "list", "tables", "ip")
 		for line := range strings.Lines(tables) {
 			if stale(line) {
@@ -152,7 +154,7 @@ func (n *nat) remove() string {
 			}
 		}
 	}
-	if _, err := exec.LookPath("iptables-save"); err != nil {
+	if _, err := firewallTool("iptables-save"); err != nil {
 		return ""
 	}
 	rules, _ := firewall("", "iptables-save")
@@ -178,7 +180,11 @@ func gatewayExists(owner string) bool {
 
 // firewall runs a firewall tool and returns what it printed; its complaint becomes the error.
 func firewall(stdin, name string, args ...string) (string, error) {
-	cmd := exec.Command(name, args...)
+	path, err := firewallTool(name)
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.Command(path, args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.Output()
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {

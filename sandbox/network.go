@@ -210,8 +210,12 @@ func (n *network) decide() error {
 	case n.cfg.Mode == Auto && n.cfg.MayUseHost:
 		n.warn("build steps use the network of this machine, because they cannot have one of their own: " + err.Error())
 	default:
+		install := ""
+		if diag.KindOf(err) == diag.Unsupported {
+			install = "apt-get install nftables; or "
+		}
 		n.err = diag.Errorf(diag.Unavailable, "cannot make the network of build steps: %w", err).
-			WithHint("give the steps this machine's network with --network=host, or in a daemon with --oci-worker-net=host, or none with --network=none")
+			WithHint("%sgive the steps this machine's network with --network=host, or in a daemon with --oci-worker-net=host, or none with --network=none", install)
 	}
 	return nil
 }

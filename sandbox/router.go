@@ -138,7 +138,7 @@ func (b *router) nameserver() string {
 // chooseSubnet finds a /24 that no route of the host overlaps with, and the MTU of the way out. Each owner starts to look
 // somewhere else.
 func (b *router) chooseSubnet(pool netip.Prefix, owner string) (netip.Prefix, int, error) {
-	routes, err := b.h.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := wholeList(func() ([]netlink.Route, error) { return b.h.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return netip.Prefix{}, 0, err
 	}
@@ -345,7 +345,7 @@ func (b *router) close() {
 
 // sweepLinks removes the gateway and the ports of an owner. Those of a process that ended go by themselves, some time later.
 func sweepLinks(h *netlink.Handle, owner string) error {
-	links, err := h.LinkList()
+	links, err := wholeList(h.LinkList)
 	if err != nil {
 		return err
 	}

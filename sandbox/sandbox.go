@@ -240,6 +240,11 @@ func (s *Sandbox) Run(ctx context.Context, spec *Spec) (_ *Exit, err error) {
 	if err := s.prepare(); err != nil {
 		return nil, err
 	}
+	if s.native == nil { // before anything is made for the step
+		if _, err := s.outside(s.lacks); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.guard(); err != nil {
 		return nil, err
 	}
