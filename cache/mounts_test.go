@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -122,7 +123,7 @@ func (*mountResults) DiffID(store.LayerID) graph.Digest { return "" }
 // countedPlace is a directory that counts what is written.
 type countedPlace struct {
 	layout
-	written int64
+	written atomic.Int64
 }
 
 func (p *countedPlace) name() string { return "exporting" }
@@ -131,7 +132,7 @@ func (p *countedPlace) put(ctx context.Context, l *Layer, _ func(event.Event)) e
 	if _, err := p.stat(ctx, l.Desc.Digest); err == nil {
 		return nil
 	}
-	p.written += l.Desc.Size
+	p.written.Add(l.Desc.Size)
 	r, err := l.Open(ctx, 0)
 	if err != nil {
 		return err
@@ -202,7 +203,7 @@ func TestMountsGoAndComeBack(t *testing.T) {
 	if r.asked[0] != (UsedMount{"/go", graph.SharingLocked}) {
 		t.Errorf("the mount was read as %v", r.asked[0])
 	}
-	first := place.written
+	first := place.written.Load()
 	if first < 16<<20 || first > 18<<20 || len(blobs) < 8 {
 		t.Errorf("%d bytes in %d blobs were written of 16 MiB", first, len(blobs))
 	}
@@ -211,15 +212,15 @@ func TestMountsGoAndComeBack(t *testing.T) {
 	}
 
 	// Unchanged: nothing is written. A changed file: what holds it.
-	if _, _, err := x.sendMounts(ctx, newCollector(ctx, NewKeys(nil), nil, r), roots); err != nil || place.written != first {
-		t.Errorf("%d bytes of an unchanged mount were written (%v)", place.written-first, err)
+	if _, _, err := x.sendMounts(ctx, newCollector(ctx, NewKeys(nil), nil, r), roots); err != nil || place.written.Load() != first {
+		t.Errorf("%d bytes of an unchanged mount were written (%v)", place.written.Load()-first, err)
 	}
 	if err := os.WriteFile(filepath.Join(from, "20/data"), noise(1000, 300<<10), 0o640); err != nil {
 		t.Fatal(err)
 	}
 	confs, _, err = x.sendMounts(ctx, newCollector(ctx, NewKeys(nil), nil, r), roots)
-	if err != nil || place.written == first || place.written-first > 4<<20 {
-		t.Errorf("%d bytes of a mount with one changed file were written (%v)", place.written-first, err)
+	if err != nil || place.written.Load() == first || place.written.Load()-first > 4<<20 {
+		t.Errorf("%d bytes of a mount with one changed file were written (%v)", place.written.Load()-first, err)
 	}
 
 	to := t.TempDir()
@@ -238,8 +239,8 @@ func TestMountsGoAndComeBack(t *testing.T) {
 	again := &countedPlace{layout: layout{t.TempDir()}}
 	x.to = again
 	carried, _, err := x.sendMounts(ctx, newCollector(ctx, NewKeys(nil), m, &mountResults{dir: tmp}), roots)
-	if err != nil || len(carried) != 1 || carried[0].List.Digest != confs[0].List.Digest || again.written < 16<<20 {
-		t.Errorf("%v, %d bytes, %v", carried, again.written, err)
+	if err != nil || len(carried) != 1 || carried[0].List.Digest != confs[0].List.Digest || again.written.Load() < 16<<20 {
+		t.Errorf("%v, %d bytes, %v", carried, again.written.Load(), err)
 	}
 
 	// A cache that has lost a chunk restores nothing, and leaves nothing.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 	types "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/strata-build/strata/diag"
@@ -42,13 +43,18 @@ func newCNI(cfg CNIConfig, cache, id string, next func() int64) (*cni, error) {
 	if err != nil {
 		return nil, diag.Errorf(diag.Invalid, "the CNI configuration %s: %w", cfg.Config, err)
 	}
-	c := &cni{net: list, run: libcni.NewCNIConfigWithCacheDir([]string{cfg.Bin}, cache, nil), id: id, next: next}
+	c := &cni{net: list, run: runCNI(cfg, cache), id: id, next: next}
 	for _, p := range list.Plugins {
 		if _, err := os.Stat(filepath.Join(cfg.Bin, p.Network.Type)); err != nil {
 			return nil, diag.Errorf(diag.NotFound, "the CNI plugin %s: %w", p.Network.Type, err)
 		}
 	}
 	return c, nil
+}
+
+// runCNI runs plugins for several steps at once. Without an Exec of ours, the library makes one when it is first used, unguarded.
+func runCNI(cfg CNIConfig, cache string) *libcni.CNIConfig {
+	return libcni.NewCNIConfigWithCacheDir([]string{cfg.Bin}, cache, &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}})
 }
 
 func readCNI(path string) (*libcni.NetworkConfigList, error) {
@@ -129,7 +135,7 @@ func sweepCNI(ctx context.Context, cfg CNIConfig, cache string) error {
 	if _, err := os.Stat(cache); err != nil {
 		return nil
 	}
-	run := libcni.NewCNIConfigWithCacheDir([]string{cfg.Bin}, cache, nil)
+	run := runCNI(cfg, cache)
 	left, err := run.GetCachedAttachments("")
 	errs := []error{err}
 	for _, a := range left {

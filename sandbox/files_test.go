@@ -85,16 +85,50 @@ func TestMakeAndRemovePath(t *testing.T) {
 		return st.ModTime()
 	}
 	own := newNode{file: true, uid: os.Getuid(), gid: os.Getgid()}
-	nodes, err := makePath(dir, "/etc/a/b/file", own)
+	nodes, err := makePath(dir, "/etc/a/b/file", own, nil)
 	if err != nil || len(nodes) != 3 || !mtime().Equal(past) {
 		t.Fatalf("%+v %v %v", nodes, err, mtime())
 	}
-	if again, err := makePath(dir, "/etc/a/b/file", own); err != nil || len(again) != 0 {
+	if again, err := makePath(dir, "/etc/a/b/file", own, nil); err != nil || len(again) != 0 {
 		t.Fatalf("%+v %v", again, err)
 	}
 	removeMade(dir, nodes)
 	if _, err := os.Lstat(filepath.Join(root, "etc/a")); !os.IsNotExist(err) || !mtime().Equal(past) {
 		t.Fatalf("%v %v", err, mtime())
+	}
+}
+
+// Steps that run on one root file system at once do not remove each other's mount points; the last one removes them.
+func TestMountPointsOfStepsAtOnce(t *testing.T) {
+	root := t.TempDir()
+	dir, err := os.OpenFile(root, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	points := &mountPoints{}
+	own := newNode{file: true, uid: os.Getuid(), gid: os.Getgid()}
+	var steps [3][]made
+	for i, p := range []string{"/etc/file", "/etc/other", "/etc/file"} {
+		if steps[i], err = points.make(dir, p, own); err != nil || len(steps[i]) != 2 {
+			t.Fatal(steps[i], err)
+		}
+	}
+	there := func(name string) bool {
+		_, err := os.Lstat(filepath.Join(root, name))
+		return err == nil
+	}
+	points.remove(dir, steps[0])
+	if !there("etc/file") || !there("etc/other") {
+		t.Error("a mount point of another step is removed")
+	}
+	points.remove(dir, steps[2])
+	if there("etc/file") || !there("etc/other") {
+		t.Error("the last step that needs a mount point does not remove it")
+	}
+	points.remove(dir, steps[1])
+	if there("etc") || len(points.users) != 0 {
+		t.Errorf("left: %v", points.users)
 	}
 }
 
@@ -124,7 +158,7 @@ func TestRemoveMadeIsCareful(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		nodes, err := makePath(dir, "/a/b", own)
+		nodes, err := makePath(dir, "/a/b", own, nil)
 		if err != nil || len(nodes) != 2 {
 			t.Fatal(nodes, err)
 		}
@@ -149,7 +183,7 @@ func TestRemoveMadeOfAnotherOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dir.Close()
-	nodes, err := makePath(dir, "/a/b", newNode{})
+	nodes, err := makePath(dir, "/a/b", newNode{}, nil)
 	if err != nil || len(nodes) != 2 {
 		t.Fatal(nodes, err)
 	}

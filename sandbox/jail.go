@@ -181,7 +181,7 @@ func (m *mounter) target(at string, file bool) (*os.File, error) {
 		if real, err = resolve(m.path, at); err != nil {
 			return nil, err
 		}
-		if _, err = makePath(m.root, real, newNode{file: file}); err != nil {
+		if _, err = makePath(m.root, real, newNode{file: file}, nil); err != nil {
 			return nil, err
 		}
 		f, err = m.open(real, unix.O_PATH|unix.O_NOFOLLOW)
@@ -205,7 +205,7 @@ func (m *mounter) target(at string, file bool) (*os.File, error) {
 
 // plain opens a directory by a name that has no symbolic links, and makes it if it is not there.
 func (m *mounter) plain(at string) (*os.File, error) {
-	if _, err := makePath(m.root, at, newNode{}); err != nil {
+	if _, err := makePath(m.root, at, newNode{}, nil); err != nil {
 		return nil, err
 	}
 	fd, err := openat2(int(m.root.Fd()), "."+at, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)

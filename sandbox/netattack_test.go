@@ -733,10 +733,10 @@ func TestFirewallOfIptables(t *testing.T) {
 func TestNoNetworkSendsNothing(t *testing.T) { both(t, testNoNetworkSendsNothing) }
 
 func testNoNetworkSendsNothing(t *testing.T, b *box) {
-	out, _ := b.sh(t, strings.Join([]string{
-		"nslookup example.com", "nc -w 1 198.51.100.2 80 </dev/null", "nc -w 1 169.254.169.254 80 </dev/null", "nc -u -w 1 8.8.8.8 53 </dev/null",
+	out, _ := b.sh(t, "exec 2>&1; "+strings.Join([]string{ // one stream, so that the order is kept
+		"nslookup example.com", "nc -w 1 198.51.100.2 80 </dev/null", "nc -w 1 169.254.169.254 80 </dev/null", "nslookup example.com 8.8.8.8",
 		"echo -n devices:", "for i in /sys/class/net/*; do echo -n \" ${i##*/}\"; done; echo", "echo -n sent:", "cat /proc/net/dev",
-	}, "; ")+" 2>&1", nil)
+	}, "; "), nil)
 	if !strings.Contains(out, "devices: lo\n") && !strings.Contains(out, "devices: *\n") {
 		t.Errorf("there are other interfaces: %q", out)
 	}

@@ -21,6 +21,7 @@ var errNoProgram = errors.New("executable file not found in $PATH")
 func (j *jail) program(fds [3]int) (*spawn.Program, error) {
 	p := &spawn.Program{}
 	deathSignal(p)
+	p.DefaultSignals()
 	p.Call("start a session", unix.SYS_SETSID)
 	zero := p.String("0")
 	for _, f := range j.group.tasks {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"sync"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"golang.org/x/sys/unix"
@@ -68,7 +69,45 @@ func resolve(root, p string) (string, error) {
 type made struct {
 	path string // clean, within the root
 	dir  bool
-	ino  uint64
+	inode
+}
+
+// inode identifies a file of this machine while it exists.
+type inode struct{ dev, ino uint64 }
+
+// mountPoints are the made files and directories that running steps need. Several steps can run on one root file system at once,
+// such as those of a client's containers: what one of them made stays until none needs it.
+type mountPoints struct {
+	mu    sync.Mutex
+	users map[inode]int
+}
+
+// make makes the path of a mount point and notes who needs what. What it returns is for remove.
+func (m *mountPoints) make(root *os.File, p string, n newNode) ([]made, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out, err := makePath(root, p, n, func(i inode) bool { return m.users[i] > 0 })
+	if m.users == nil {
+		m.users = map[inode]int{}
+	}
+	for _, n := range out {
+		m.users[n.inode]++
+	}
+	return out, err
+}
+
+// remove removes what make returned and no other step needs.
+func (m *mountPoints) remove(root *os.File, nodes []made) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var last []made
+	for _, n := range nodes {
+		if m.users[n.inode]--; m.users[n.inode] <= 0 {
+			delete(m.users, n.inode)
+			last = append(last, n)
+		}
+	}
+	removeMade(root, last)
 }
 
 // newNode says what makePath creates: the last element as a directory or an empty file, its parents as directories.
@@ -78,8 +117,8 @@ type newNode struct {
 }
 
 // makePath creates what is missing of a resolved path, 0755 for directories and 0644 for a file, and returns it,
-// outermost first. The times of the directory that gets the first new entry are kept.
-func makePath(root *os.File, p string, n newNode) ([]made, error) {
+// outermost first, with what others made, if that is not nil. The times of the directory that gets the first new entry are kept.
+func makePath(root *os.File, p string, n newNode, others func(inode) bool) ([]made, error) {
 	var out []made
 	dir, err := unix.Openat(int(root.Fd()), ".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -98,6 +137,11 @@ func makePath(root *os.File, p string, n newNode) ([]made, error) {
 			if m, next, err = makeNode(dir, elem, last && n.file, n); err == nil {
 				m.path = "/" + path.Join(elems[:i+1]...)
 				out = append(out, m)
+			}
+		} else if err == nil && others != nil {
+			var st unix.Stat_t
+			if err = unix.Fstat(next, &st); err == nil && others(inodeOf(&st)) {
+				out = append(out, made{path: "/" + path.Join(elems[:i+1]...), dir: st.Mode&unix.S_IFMT == unix.S_IFDIR, inode: inodeOf(&st)})
 			}
 		}
 		if err != nil {
@@ -132,8 +176,10 @@ func makeNode(dir int, name string, file bool, n newNode) (made, int, error) {
 		unix.Close(fd)
 		return made{}, -1, err
 	}
-	return made{dir: !file, ino: st.Ino}, fd, nil
+	return made{dir: !file, inode: inodeOf(&st)}, fd, nil
 }
+
+func inodeOf(st *unix.Stat_t) inode { return inode{uint64(st.Dev), st.Ino} }
 
 // keepTimes sets the times of an open directory. O_PATH descriptors need the way through /proc.
 func keepTimes(dir int, st *unix.Stat_t) error {
@@ -161,7 +207,7 @@ func removeNode(root *os.File, m made) {
 	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || unix.Fstat(dir, &before) != nil {
 		return
 	}
-	if st.Ino != m.ino || (st.Mode&unix.S_IFMT == unix.S_IFDIR) != m.dir {
+	if inodeOf(&st) != m.inode || (st.Mode&unix.S_IFMT == unix.S_IFDIR) != m.dir {
 		return
 	}
 	if m.dir {

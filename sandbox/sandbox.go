@@ -54,6 +54,7 @@ type Sandbox struct {
 	guardian       guardian
 	allowedParents []string
 	parents        parents
+	mountPoints    mountPoints
 	oldRunc        bool
 
 	mu     sync.Mutex // of prepare and outside
@@ -277,8 +278,8 @@ func (s *Sandbox) Run(ctx context.Context, spec *Spec) (_ *Exit, err error) {
 		return nil, diag.Errorf(diag.Unavailable, "cannot open the root file system: %w", err)
 	}
 	defer root.Close()
-	stubs, err := makeStubs(root, p)
-	defer removeMade(root, stubs)
+	stubs, err := s.makeStubs(root, p)
+	defer s.mountPoints.remove(root, stubs)
 	if err != nil {
 		return nil, diag.Errorf(diag.Invalid, "cannot make a mount point: %w", err)
 	}
@@ -409,7 +410,7 @@ var kernelDirs = []string{"/proc", "/dev", "/sys"}
 
 // makeStubs makes the mount points that are missing in the root file system itself. Those within other mounts are left to
 // the runtime, and so are /proc, /dev and /sys, which images are expected to have.
-func makeStubs(root *os.File, p *plan) ([]made, error) {
+func (s *Sandbox) makeStubs(root *os.File, p *plan) ([]made, error) {
 	var out []made
 	covered := slices.Clone(kernelDirs)
 	all := sortMounts(append([]specs.Mount{fileMount(p.resolv, "/etc/resolv.conf"), fileMount(p.hosts, "/etc/hosts")}, p.mounts...))
@@ -430,7 +431,7 @@ func makeStubs(root *os.File, p *plan) ([]made, error) {
 			}
 			file = !st.IsDir()
 		}
-		nodes, err := makePath(root, at, newNode{file: file})
+		nodes, err := s.mountPoints.make(root, at, newNode{file: file})
 		out = append(out, nodes...)
 		if err != nil {
 			return out, err
@@ -454,7 +455,7 @@ func makeCwd(root *os.File, p *plan) error {
 			return nil
 		}
 	}
-	if _, err := makePath(root, at, newNode{uid: int(p.user.UID), gid: int(p.user.GID)}); err != nil {
+	if _, err := makePath(root, at, newNode{uid: int(p.user.UID), gid: int(p.user.GID)}, nil); err != nil {
 		return diag.Errorf(diag.Invalid, "cannot make the working directory %s: %w", p.Cwd, err)
 	}
 	return nil

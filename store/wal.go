@@ -169,8 +169,10 @@ func replayFrames(b []byte, f func(seq uint64, changes []change)) (bad int) {
 	return bad
 }
 
-// nextFrame finds the first good frame. A nil payload means that there is none left.
+// nextFrame finds the first good frame. A nil payload means that there is none left. A torn frame at the end is not skipped: nobody
+// was told of its update.
 func nextFrame(b []byte) (payload, rest []byte, skipped bool) {
+	whole := b
 	for len(b) > 0 {
 		if p, ok := frameAt(b); ok {
 			return p, b[frameHead+len(p):], skipped
@@ -182,7 +184,16 @@ func nextFrame(b []byte) (payload, rest []byte, skipped bool) {
 		}
 		b = b[1+i:]
 	}
-	return nil, nil, skipped
+	return nil, nil, skipped && !torn(whole)
+}
+
+// torn reports whether b begins a frame and ends before it: its writer was killed before it could say that the update was made.
+func torn(b []byte) bool {
+	if len(b) < frameHead {
+		return strings.HasPrefix(frameMagic, string(b[:min(len(b), len(frameMagic))]))
+	}
+	n := binary.LittleEndian.Uint32(b[len(frameMagic):])
+	return string(b[:len(frameMagic)]) == frameMagic && n <= frameMax && uint64(n) > uint64(len(b)-frameHead)
 }
 
 func frameAt(b []byte) ([]byte, bool) {

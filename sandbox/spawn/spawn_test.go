@@ -5,6 +5,7 @@ package spawn
 import (
 	"errors"
 	"os"
+	"os/signal"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -108,6 +109,21 @@ func TestExec(t *testing.T) {
 	m, _ := r.Read(buf[n:])
 	if want := "b c\nSigBlk:\t0000000000000000\n"; code != 0 || err != nil || string(buf[:n+m]) != want {
 		t.Errorf("%d %v %q", code, err, buf[:n+m])
+	}
+}
+
+// A builder that was started with nohup ignores SIGHUP; its steps do not.
+func TestDefaultSignals(t *testing.T) {
+	needed(t)
+	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGUSR2} {
+		signal.Ignore(sig)
+		defer signal.Reset(sig)
+	}
+	p := &Program{}
+	p.DefaultSignals()
+	p.Call("run", unix.SYS_EXECVE, p.String("/bin/sh"), p.Strings([]string{"sh", "-c", "exec grep -q 'SigIgn:.0000000000000000' /proc/self/status"}), p.Strings([]string{"PATH=/bin:/usr/bin"}))
+	if code, err := run(t, p, Options{}); code != 0 || err != nil {
+		t.Errorf("signals are ignored: %d %v", code, err)
 	}
 }
 
