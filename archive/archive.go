@@ -3,6 +3,8 @@ package archive
 import (
 	"context"
 	"io"
+	"os"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -189,13 +191,39 @@ func (a *Archive) Document(d image.Descriptor) ([]byte, error) {
 	return raw, nil
 }
 
-// Pick finds the image that a reference means: by digest, by name or by tag; the only one if nothing is asked for.
+// SplitPath finds the longest part of s that is a file or a directory, and what is said behind it: PATH, PATH:NAME, PATH:TAG,
+// PATH@DIGEST or PATH:TAG@DIGEST. The path may have colons and capitals itself.
+func SplitPath(s string) (path, ref string, ok bool) {
+	for i := len(s); i > 0; i-- {
+		switch {
+		case i < len(s) && s[i] != ':' && s[i] != '@':
+		case !exists(s[:i]):
+		case i == len(s):
+			return s, "", true
+		case s[i] == ':':
+			return s[:i], s[i+1:], true
+		default:
+			return s[:i], s[i:], true
+		}
+	}
+	return "", "", false
+}
+
+func exists(p string) bool {
+	_, err := os.Stat(p)
+	return err == nil
+}
+
+// Pick finds the image that a reference means: by digest, by name or by tag. The only image is taken if nothing is asked for,
+// if it has no name, or for the tag latest, which is what a reference without a tag means.
 func Pick(all []Entry, ref string) (Entry, error) {
 	name, dig, _ := strings.Cut(ref, "@")
-	full := ""
-	tag := name
+	full, tag := "", name
 	if r, err := registry.ParseRef(name); err == nil {
-		full, tag = r.String(), r.Tag
+		full = r.String()
+	}
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		tag = name[i+1:]
 	}
 	for _, e := range all {
 		if dig != "" && e.Desc != nil && e.Desc.Digest.String() == dig {
@@ -217,12 +245,15 @@ func Pick(all []Entry, ref string) (Entry, error) {
 			return e, nil
 		}
 	}
-	if len(all) == 1 {
+	if len(all) == 1 && (name == "" || dig != "" || tag == "latest" || all[0].Tag == "" && len(all[0].Names) == 0) {
 		return all[0], nil
 	}
 	var names []string
 	for _, e := range all {
-		names = append(names, append(e.Names, e.Tag)...)
+		names = append(names, e.Names...)
+		if e.Tag != "" && !slices.Contains(e.Names, e.Tag) {
+			names = append(names, e.Tag)
+		}
 	}
 	return Entry{}, diag.Errorf(diag.NotFound, "%s: the archive has no such image", ref).WithHint("it has: %s", strings.Join(names, ", "))
 }

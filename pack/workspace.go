@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strata-build/strata/archive"
@@ -129,37 +128,17 @@ func (w *Workspace) Open(ctx context.Context, name string) (*Source, error) {
 	}
 	for _, t := range transports {
 		if rest, ok := strings.CutPrefix(name, t); ok {
-			path, ref, ok := splitPath(rest)
+			path, ref, ok := archive.SplitPath(rest)
 			if !ok {
 				return nil, diag.Errorf(diag.NotFound, "%s: there is no file %s", name, rest)
 			}
 			return w.fromFiles(ctx, path, ref)
 		}
 	}
-	if path, ref, ok := splitPath(name); ok {
+	if path, ref, ok := archive.SplitPath(name); ok {
 		return w.fromFiles(ctx, path, ref)
 	}
 	return w.fromRegistry(ctx, name)
-}
-
-// splitPath finds the longest part of s that is a file, and what is said behind it.
-func splitPath(s string) (path, ref string, ok bool) {
-	if exists(s) {
-		return s, "", true
-	}
-	for i := len(s) - 1; i > 0; i-- {
-		if c := s[i]; c == ':' && exists(s[:i]) {
-			return s[:i], s[i+1:], true
-		} else if c == '@' && exists(s[:i]) {
-			return s[:i], s[i:], true
-		}
-	}
-	return "", "", false
-}
-
-func exists(p string) bool {
-	_, err := os.Stat(p)
-	return err == nil
 }
 
 func (w *Workspace) fromStore(ctx context.Context, name string) (*Source, error) {
@@ -222,7 +201,7 @@ func (w *Workspace) fromRegistry(ctx context.Context, name string) (*Source, err
 		return nil, diag.Errorf(diag.NotFound, "%s: there is no such file, and no registry to ask", name)
 	}
 	c := w.opt.Registry
-	raw, err := c.Manifest(ctx, ref, image.Descriptor{})
+	raw, top, err := c.Document(ctx, ref, image.Descriptor{})
 	if err != nil {
 		return nil, err
 	}
@@ -236,12 +215,12 @@ func (w *Workspace) fromRegistry(ctx context.Context, name string) (*Source, err
 		return src, nil
 	}
 	r := reading{src: src, at: &place{registry: c, ref: ref}, document: func(ctx context.Context, d image.Descriptor) ([]byte, error) {
-		if d.Digest == digest.FromBytes(raw) {
+		if d.Digest == top.Digest {
 			return raw, nil
 		}
 		return c.Manifest(ctx, ref, d)
 	}}
-	return src, r.top(ctx, image.Descriptor{Digest: digest.FromBytes(raw), Size: int64(len(raw))})
+	return src, r.top(ctx, top)
 }
 
 // reading reads the documents of an image.

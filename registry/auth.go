@@ -51,12 +51,13 @@ func (c *Client) authorize(ctx context.Context, ep *endpoint, scopes []string, r
 	case "":
 		return "", nil
 	case "basic":
-		cred, err := c.credential(ctx, ep.name)
+		cred, err := c.credential(ctx, loginTarget(ep, scopes))
 		if err != nil || cred.Username == "" {
 			return "", err
 		}
 		return "Basic " + basic(cred), nil
 	}
+	target := loginTarget(ep, scopes)
 	scopes = normalizeScopes(append(slices.Clone(scopes), ch.scopes...))
 	key := strings.Join(scopes, " ")
 	l.mu.Lock()
@@ -75,7 +76,7 @@ func (c *Client) authorize(ctx context.Context, ep *endpoint, scopes []string, r
 	if t.value != "" && "Bearer "+t.value != rejected && time.Now().Before(t.expires) {
 		return "Bearer " + t.value, nil
 	}
-	value, life, err := c.fetchToken(ctx, ep, ch, scopes)
+	value, life, err := c.fetchToken(ctx, ep, ch, tokenFor{target, scopes})
 	if err != nil {
 		return "", err
 	}
@@ -98,9 +99,28 @@ func (c *Client) challenged(ep *endpoint, resp *http.Response) bool {
 	return true
 }
 
+// loginTarget names what a login is looked for: the first repository of a request, or the endpoint if there is none.
+func loginTarget(ep *endpoint, scopes []string) string {
+	if len(scopes) > 0 {
+		if rest, ok := strings.CutPrefix(scopes[0], "repository:"); ok {
+			if i := strings.LastIndexByte(rest, ':'); i > 0 {
+				return ep.name + "/" + rest[:i]
+			}
+		}
+	}
+	return ep.name
+}
+
+// tokenFor is what a token is asked for: whose login, and the rights.
+type tokenFor struct {
+	target string
+	scopes []string
+}
+
 // fetchToken asks the token server. Source: distribution "Token Authentication" and "OAuth2 Token Authentication".
-func (c *Client) fetchToken(ctx context.Context, ep *endpoint, ch challenge, scopes []string) (string, time.Duration, error) {
-	cred, err := c.credential(ctx, ep.name)
+func (c *Client) fetchToken(ctx context.Context, ep *endpoint, ch challenge, what tokenFor) (string, time.Duration, error) {
+	scopes := what.scopes
+	cred, err := c.credential(ctx, what.target)
 	if err != nil {
 		return "", 0, err
 	}

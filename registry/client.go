@@ -69,14 +69,14 @@ func (c *Client) Close() {
 
 // Login returns the login that a repository's registry is asked with.
 func (c *Client) Login(ctx context.Context, ref Ref) (session.Credential, error) {
-	return c.credential(ctx, ref.Host)
+	return c.credential(ctx, ref.Name())
 }
 
-func (c *Client) credential(ctx context.Context, host string) (session.Credential, error) {
+func (c *Client) credential(ctx context.Context, target string) (session.Credential, error) {
 	if c.credentials == nil {
 		return session.Credential{}, nil
 	}
-	return c.credentials(ctx, host)
+	return c.credentials(ctx, target)
 }
 
 // readers returns the endpoints that answer for host, mirrors first.

@@ -29,8 +29,8 @@ type Config struct {
 	AllowMetadata bool // registries may be at link-local addresses and metadata services
 }
 
-// Credentials returns the login for a registry host; the zero credential is anonymous access.
-type Credentials func(ctx context.Context, host string) (session.Credential, error)
+// Credentials returns the login for a repository, as HOST/REPOSITORY, or for a host; the zero credential is anonymous access.
+type Credentials func(ctx context.Context, target string) (session.Credential, error)
 
 // HostConfig says how one registry is reached. The TOML names are those of buildkitd.toml.
 type HostConfig struct {

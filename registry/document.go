@@ -38,7 +38,7 @@ func IsManifest(mediaType string) bool { return manifestTypes[mediaType] }
 func IsIndex(mediaType string) bool { return indexTypes[mediaType] }
 
 // Decode parses a manifest or an index. mediaType is what the descriptor or the server said, "" if nothing; the document's
-// own mediaType, if there is one, must agree. A document that two readers could understand in two ways is refused: one
+// own mediaType, if there is one, must agree; without either, its fields decide. A document that two readers could understand in two ways is refused: one
 // with the fields of both kinds, with a key twice, or with a known key in other letters (which Go's decoder would take).
 func Decode(data []byte, mediaType string) (*Document, error) {
 	if len(data) > MaxManifest {
@@ -65,7 +65,9 @@ func Decode(data []byte, mediaType string) (*Document, error) {
 	}
 	switch {
 	case mediaType == "" && head.MediaType == "":
-		return nil, diag.Errorf(diag.Invalid, "the manifest has no mediaType")
+		if mediaType = typeByFields(head.Manifests != nil, head.Config != nil); mediaType == "" {
+			return nil, diag.Errorf(diag.Invalid, "the document is neither a manifest nor an index: it has no mediaType, config or manifests")
+		}
 	case mediaType == "":
 		mediaType = head.MediaType
 	case head.MediaType != "" && head.MediaType != mediaType:
@@ -90,6 +92,24 @@ func Decode(data []byte, mediaType string) (*Document, error) {
 		return doc, decodeInto(data, doc.Manifest)
 	}
 	return nil, diag.Errorf(diag.Unsupported, "%q is no image manifest", mediaType)
+}
+
+// typeByFields returns the OCI type of a document that nobody gave one: the specification only recommends the field, and
+// umoci and older versions of skopeo and buildah leave it out. "" is a document that is neither.
+func typeByFields(manifests, config bool) string {
+	switch {
+	case manifests:
+		return ocispec.MediaTypeImageIndex
+	case config:
+		return ocispec.MediaTypeImageManifest
+	}
+	return ""
+}
+
+// IsConfig reports whether a media type is that of an image's configuration, or says nothing: old builders wrote
+// application/octet-stream, and then the content decides.
+func IsConfig(mediaType string) bool {
+	return mediaType == ocispec.MediaTypeImageConfig || mediaType == image.DockerConfig || plainType(mediaType) == ""
 }
 
 // decodeInto decodes and checks every descriptor that will be used as a name.

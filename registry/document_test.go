@@ -27,8 +27,10 @@ func TestDecode(t *testing.T) {
 		`{"schemaVersion":2,"mediaType":"` + manifest + `","config":` + aDesc + `,"layers":[]}`:          "",
 		`{"schemaVersion":2,"config":` + aDesc + `,"layers":[],"annotations":{"Size":"1","size":"2"}}`:   manifest + "; charset=utf-8",
 		`{"schemaVersion":2,"mediaType":"` + image.DockerManifestList + `","manifests":[` + aDesc + `]}`: "application/json",
+		`{"schemaVersion":2,"manifests":[` + aDesc + `]}`:                                                "",
 		`{"schemaVersion":2,"manifests":[],"futureField":{"A":1,"a":2}}`:                                 index,
 	}
+	ok[`{"schemaVersion":2,"config":`+aDesc+`,"layers":[] }`] = "application/octet-stream"
 	for in, mt := range ok {
 		if _, err := Decode([]byte(in), mt); err != nil {
 			t.Errorf("%s: %v", in, err)
@@ -39,7 +41,7 @@ func TestDecode(t *testing.T) {
 		kind   diag.Kind
 		text   string
 	}{
-		{`{"schemaVersion":2,"config":` + aDesc + `,"layers":[]}`, "", diag.Invalid, "no mediaType"},
+		{`{"schemaVersion":2,"layers":[]}`, "", diag.Invalid, "neither a manifest nor an index"},
 		{`{"schemaVersion":2,"config":` + aDesc + `,"layers":[],"manifests":[]}`, manifest, diag.Invalid, "both"},
 		{`{"schemaVersion":2,"config":` + aDesc + `,"layers":[],"manifests":[]}`, index, diag.Invalid, "both"},
 		{`{"schemaVersion":2,"config":` + aDesc + `,"layers":[],"layers":[]}`, manifest, diag.Invalid, "twice"},

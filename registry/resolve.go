@@ -175,26 +175,33 @@ func (c *Client) readSmall(resp *http.Response, limit int64) ([]byte, error) {
 // Manifest returns the bytes of the manifest or index that desc names, at most MaxManifest of them, with desc's digest.
 // Without a digest in desc, those that ref names now. Decode tells what they are.
 func (c *Client) Manifest(ctx context.Context, ref Ref, desc image.Descriptor) ([]byte, error) {
+	raw, _, err := c.Document(ctx, ref, desc)
+	return raw, err
+}
+
+// Document is Manifest that also returns the descriptor, with the type that the server gave, "" if that says nothing.
+func (c *Client) Document(ctx context.Context, ref Ref, desc image.Descriptor) ([]byte, image.Descriptor, error) {
 	if desc.Size > MaxManifest {
-		return nil, diag.Errorf(diag.Exhausted, "%s: the manifest has %d bytes, the limit is %d", ref, desc.Size, MaxManifest)
+		return nil, desc, diag.Errorf(diag.Exhausted, "%s: the manifest has %d bytes, the limit is %d", ref, desc.Size, MaxManifest)
 	}
 	pinned := ref
 	if desc.Digest != "" {
 		pinned = ref.WithDigest(desc.Digest)
 	}
 	var raw []byte
+	var got image.Descriptor
 	err := c.read(ctx, ref.Host, func(ep *endpoint) error {
 		var err error
-		raw, _, err = c.get(ctx, ep, pinned)
+		raw, got, err = c.get(ctx, ep, pinned)
 		return err
 	})
 	if err == nil && desc.Size > 0 && int64(len(raw)) != desc.Size {
 		err = diag.Errorf(diag.Invalid, "%s: the manifest has %d bytes, its descriptor says %d", pinned, len(raw), desc.Size)
 	}
 	if err != nil {
-		return nil, err
+		return nil, desc, err
 	}
-	return raw, nil
+	return raw, got, nil
 }
 
 // Exists reports whether the repository of ref has what desc names.
@@ -211,15 +218,12 @@ func (c *Client) Exists(ctx context.Context, ref Ref, desc image.Descriptor) (bo
 	if err != nil {
 		return false, err
 	}
-	resp, err := c.send(ctx, ep, request{
-		method: http.MethodHead, url: u, header: http.Header{"Accept": {accept}},
-		scopes: []string{ep.scope(ref.Repo, "pull")},
-	})
+	resp, err := c.probe(ctx, ep, request{url: u, header: http.Header{"Accept": {accept}}, scopes: []string{ep.scope(ref.Repo, "pull")}})
 	if err != nil {
 		return false, err
 	}
 	switch resp.StatusCode {
-	case http.StatusOK:
+	case http.StatusOK, http.StatusPartialContent:
 		Drain(resp.Body)
 		return true, nil
 	case http.StatusNotFound:
@@ -227,6 +231,23 @@ func (c *Client) Exists(ctx context.Context, ref Ref, desc image.Descriptor) (bo
 		return false, nil
 	}
 	return false, c.refused(ep, ref.Name()+"@"+desc.Digest.String(), resp)
+}
+
+// probe asks with HEAD, and with GET for the first byte where the registry does not know HEAD. The body of the answer says
+// nothing.
+func (c *Client) probe(ctx context.Context, ep *endpoint, r request) (*http.Response, error) {
+	r.method = http.MethodHead
+	resp, err := c.send(ctx, ep, r)
+	if err != nil || resp.StatusCode != http.StatusMethodNotAllowed && resp.StatusCode != http.StatusNotImplemented {
+		return resp, err
+	}
+	Drain(resp.Body)
+	r.method = http.MethodGet
+	if r.header = r.header.Clone(); r.header == nil {
+		r.header = http.Header{}
+	}
+	r.header.Set("Range", "bytes=0-0")
+	return c.send(ctx, ep, r)
 }
 
 // Stat returns the descriptor of a blob that only its digest is known of.
@@ -238,18 +259,26 @@ func (c *Client) Stat(ctx context.Context, ref Ref, d digest.Digest) (image.Desc
 		if err != nil {
 			return err
 		}
-		resp, err := c.send(ctx, ep, request{method: http.MethodHead, url: u, scopes: []string{ep.scope(ref.Repo, "pull")}})
+		resp, err := c.probe(ctx, ep, request{url: u, scopes: []string{ep.scope(ref.Repo, "pull")}})
 		if err != nil {
 			return err
 		}
-		if resp.StatusCode != http.StatusOK {
+		size := resp.ContentLength
+		switch resp.StatusCode {
+		case http.StatusOK:
+		case http.StatusPartialContent:
+			var ok bool
+			if _, size, ok = parseRange(resp.Header.Get("Content-Range")); !ok {
+				size = -1
+			}
+		default:
 			return c.refused(ep, what, resp)
 		}
 		Drain(resp.Body)
-		if resp.ContentLength < 0 {
+		if size < 0 {
 			return diag.Errorf(diag.Unavailable, "%s: %s does not tell the size", what, ep.name)
 		}
-		desc.Size = resp.ContentLength
+		desc.Size = size
 		return nil
 	})
 	return desc, err

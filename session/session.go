@@ -19,8 +19,9 @@ type Session interface {
 	Secrets
 	// Dir returns the client's directory of that name, such as "context".
 	Dir(ctx context.Context, name string) (Dir, error)
-	// Credential returns what the client knows for a registry host; the zero Credential is anonymous access.
-	Credential(ctx context.Context, host string) (Credential, error)
+	// Credential returns the client's login for a repository, as HOST/REPOSITORY, or for a host; the zero Credential is
+	// anonymous access.
+	Credential(ctx context.Context, target string) (Credential, error)
 	// Output returns where an exporter writes what it makes for the client.
 	Output(ctx context.Context, id string) (Output, error)
 }

@@ -227,8 +227,8 @@ func (im *Images) describe(ctx context.Context, img *Image, desc image.Descripto
 		}
 	}
 	m := doc.Manifest
-	if m.Config.MediaType != ocispec.MediaTypeImageConfig && m.Config.MediaType != image.DockerConfig {
-		return nil, diag.Errorf(diag.Unsupported, "%s is no image: its configuration is of type %s", img.Name, m.Config.MediaType)
+	if !registry.IsConfig(m.Config.MediaType) {
+		return nil, diag.Errorf(diag.Unsupported, "%s is not an image: its configuration is of type %s", img.Name, m.Config.MediaType)
 	}
 	raw, err := im.blob(ctx, m.Config, registry.MaxConfig, img.from)
 	if err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"io"
 	"io/fs"
@@ -10,6 +11,9 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
+
+	"github.com/strata-build/strata/archive"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/session"
 )
@@ -136,12 +140,19 @@ func (in *inputs) setNamed(contexts map[string]string) error {
 		scheme, _, isURL := strings.Cut(value, "://")
 		switch {
 		case isURL && scheme == "oci-layout":
-			path, ref := splitLayout(strings.TrimPrefix(value, "oci-layout://"))
-			if !exists(path) {
-				return diag.Errorf(diag.NotFound, "--build-context %s: the OCI layout %s does not exist", name, path)
+			said := strings.TrimPrefix(value, "oci-layout://")
+			path, ref, ok := archive.SplitPath(said)
+			if !ok {
+				return diag.Errorf(diag.NotFound, "--build-context %s: the OCI layout %s does not exist", name, said).
+					WithHint("write it as oci-layout://DIR, oci-layout://DIR:TAG or oci-layout://DIR@DIGEST")
 			}
-			in.dirs[path] = session.Dir{Path: path}
-			in.contexts[name] = "oci-layout://" + path + ref
+			if ref = cmp.Or(ref, "latest"); ref[0] != '@' {
+				ref = ":" + ref
+			}
+			// A path may have what the names of images may not, such as colons and capitals.
+			id := "layout-" + digest.FromString(path).Encoded()[:16]
+			in.dirs[id] = session.Dir{Path: path}
+			in.contexts[name] = "oci-layout://" + id + ref
 		case isURL, remote.MatchString(value), strings.HasPrefix(value, "target:"):
 			in.contexts[name] = value
 		default:
@@ -153,17 +164,6 @@ func (in *inputs) setNamed(contexts map[string]string) error {
 		}
 	}
 	return nil
-}
-
-// splitLayout parts "PATH@sha256:…" or "PATH:TAG".
-func splitLayout(s string) (path, ref string) {
-	if i := strings.LastIndex(s, "@"); i > 0 {
-		return s[:i], s[i:]
-	}
-	if i := strings.LastIndex(s, ":"); i > 0 && !strings.Contains(s[i:], "/") {
-		return s[:i], s[i:]
-	}
-	return s, ":latest"
 }
 
 func exists(path string) bool {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-func archive(t *testing.T, entries ...tar.Header) []byte {
+func tarOf(t *testing.T, entries ...tar.Header) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -42,7 +42,7 @@ func unpack(data []byte, dir string) error {
 
 func TestUnpackContext(t *testing.T) {
 	when := time.Unix(1e9, 0)
-	data := archive(t,
+	data := tarOf(t,
 		tar.Header{Typeflag: tar.TypeDir, Name: "./sub/", Mode: 0o750, ModTime: when},
 		tar.Header{Typeflag: tar.TypeReg, Name: "./sub/run.sh", Mode: 0o755, ModTime: when},
 		tar.Header{Typeflag: tar.TypeSymlink, Name: "link", Linkname: "sub/run.sh"},
@@ -99,7 +99,7 @@ func TestUnpackContextEscapes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = unpack(archive(t, entries...), t.TempDir()) // an error is as good as leaving the entry out
+		_ = unpack(tarOf(t, entries...), t.TempDir()) // an error is as good as leaving the entry out
 		if b, err := os.ReadFile(filepath.Join(outside, "canary")); err != nil || string(b) != "ok" {
 			t.Errorf("%s: the canary holds %q, %v", name, b, err)
 		}
@@ -122,6 +122,6 @@ func TestUnpackDockerfile(t *testing.T) {
 	}
 	wantError(t, "empty", unpack(nil, t.TempDir()), "no build context on standard input")
 	wantError(t, "binary", unpack([]byte{1, 0, 2}, t.TempDir()), "neither a tar archive nor a Dockerfile")
-	cut := archive(t, tar.Header{Typeflag: tar.TypeReg, Name: "x", Mode: 0o644})
+	cut := tarOf(t, tar.Header{Typeflag: tar.TypeReg, Name: "x", Mode: 0o644})
 	wantError(t, "cut", unpack(cut[:512], t.TempDir()), "standard input")
 }

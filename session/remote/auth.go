@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -12,7 +13,9 @@ import (
 )
 
 // Credential asks the client for a login. A client that does not give it away may give tokens instead.
-func (s *Session) Credential(ctx context.Context, host string) (session.Credential, error) {
+// The protocol knows hosts only.
+func (s *Session) Credential(ctx context.Context, target string) (session.Credential, error) {
+	host, _, _ := strings.Cut(target, "/")
 	m, err := s.c.unary(ctx, "/moby.filesync.v1.Auth/Credentials", text(host))
 	switch status.Code(err) {
 	case codes.OK:
