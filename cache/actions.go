@@ -48,8 +48,8 @@ var (
 // actionsVersion stands for how entries are made, in the service's eyes: all that BuildKit and Strata make are alike.
 var actionsVersion = digest.FromString("|go-actionscache-1.0").Encoded()
 
-func newActions(s Spec) (*actions, error) {
-	a := &actions{token: s.Attrs["token"], scope: s.attr("scope", "", "buildkit"), timeout: 10 * time.Minute, pause: 2 * time.Second, client: &http.Client{}}
+func newActions(s Spec, rules *Rules) (*actions, error) {
+	a := &actions{token: s.Attrs["token"], scope: s.attr("scope", "", "buildkit"), timeout: 10 * time.Minute, pause: 2 * time.Second, client: rules.client()}
 	url := s.Attrs["url_v2"]
 	if url == "" && (s.Attrs["version"] == "2" || strings.Contains(s.Attrs["url"], "results-receiver.actions.githubusercontent.com")) {
 		url = s.Attrs["url"]

@@ -134,7 +134,7 @@ func actionsToken(valid time.Duration) string {
 func TestActions(t *testing.T) {
 	h := newHub(t)
 	spec := Spec{"gha", map[string]string{"url_v2": h.url, "token": actionsToken(time.Hour), "scope": "app", "timeout": "1m"}}
-	a, err := newActions(spec)
+	a, err := newActions(spec, &Rules{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +191,7 @@ func TestActions(t *testing.T) {
 		t.Errorf("%+v, %v", x, err)
 	}
 	spec.Attrs["scope"] = "other"
-	if a, err := newActions(spec); err != nil {
+	if a, err := newActions(spec, &Rules{}); err != nil {
 		t.Error(err)
 	} else if x, err := a.load(t.Context()); err != nil || len(x.records) != 0 {
 		t.Errorf("another scope: %+v, %v", x, err)
@@ -208,14 +208,14 @@ func TestActionsOptions(t *testing.T) {
 		"no JWT":            {"token": "x.y.z", "url_v2": "http://x"},
 		"cache token expir": {"token": actionsToken(-1), "url_v2": "http://x"},
 	} {
-		if _, err := newActions(Spec{"gha", attrs}); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := newActions(Spec{"gha", attrs}, &Rules{}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %v", attrs, err)
 		}
 		if _, err := NewExport(Spec{"gha", attrs}, Env{}); err == nil || !strings.Contains(err.Error(), "failed to configure gha cache exporter") {
 			t.Errorf("%v: %v", attrs, err)
 		}
 	}
-	if a, err := newActions(Spec{"gha", map[string]string{"token": token, "url": "https://results-receiver.actions.githubusercontent.com/"}}); err != nil || a.scope != "buildkit" {
+	if a, err := newActions(Spec{"gha", map[string]string{"token": token, "url": "https://results-receiver.actions.githubusercontent.com/"}}, &Rules{}); err != nil || a.scope != "buildkit" {
 		t.Errorf("%+v, %v", a, err)
 	}
 }

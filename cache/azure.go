@@ -25,7 +25,7 @@ type azure struct {
 // azureVersion is the version of the service's protocol.
 const azureVersion = "2021-08-06"
 
-func newAzure(s Spec) (*objects, error) {
+func newAzure(s Spec, rules *Rules) (*objects, error) {
 	raw := s.attr("account_url", "BUILDKIT_AZURE_STORAGE_ACCOUNT_URL", "")
 	if raw == "" {
 		return nil, diag.Errorf(diag.Invalid, "either ${BUILDKIT_AZURE_STORAGE_ACCOUNT_URL} or account_url attribute is required for azblob cache")
@@ -43,7 +43,7 @@ func newAzure(s Spec) (*objects, error) {
 	b.base = base
 	prefix := s.attr("prefix", "BUILDKIT_AZURE_STORAGE_PREFIX", "")
 	return &objects{
-		kind: "azblob", title: "exporting cache to Azure Blob Storage", where: b.base.String(), bucket: b, client: stayingClient(),
+		kind: "azblob", title: "exporting cache to Azure Blob Storage", where: b.base.String(), bucket: b, client: rules.stayingClient(),
 		manifests: path.Join(prefix, s.attr("manifests_prefix", "", "manifests")) + "/",
 		layers:    path.Join(prefix, s.attr("blobs_prefix", "", "blobs")) + "/",
 		names:     strings.Split(s.attr("name", "", "buildkit"), ";"),

@@ -78,7 +78,7 @@ func NewExport(s Spec, env Env) (*Export, error) {
 	case "s3", "azblob":
 		x.to, err = newObjects(s, &env.Rules)
 	case "gha":
-		x.to, err = newActions(s)
+		x.to, err = newActions(s, &env.Rules)
 	default:
 		e := diag.Errorf(diag.Invalid, "unknown cache exporter: %q", s.Type)
 		if near := diag.Suggest(s.Type, []string{"registry", "local", "inline", "s3", "azblob", "gha"}); near != "" {

@@ -29,7 +29,7 @@ func importer(s Spec, env Env) (load func(context.Context) (*index, error), id s
 		}
 		return st.load, st.id(), nil
 	case "gha":
-		a, err := newActions(s)
+		a, err := newActions(s, &env.Rules)
 		if err != nil {
 			return nil, "", err
 		}

@@ -57,12 +57,7 @@ func newObjects(s Spec, rules *Rules) (*objects, error) {
 	if s.Type == "s3" {
 		return newS3(s, rules)
 	}
-	return newAzure(s)
-}
-
-// stayingClient follows no redirects: a signature is for one host, and a session token must not reach another.
-func stayingClient() *http.Client {
-	return &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return newAzure(s, rules)
 }
 
 func (o *objects) id() string { return o.kind + ":" + o.where + " " + o.names[0] }

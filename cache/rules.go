@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"net/http"
 	"net/url"
 	"path"
 	"slices"
@@ -17,6 +18,8 @@ type Rules struct {
 	// Credentials are the URLs of buckets that get the credentials of this process's environment. A bucket that a client names
 	// elsewhere is used with the client's own credentials, or without any.
 	Credentials []string
+	// AllowMetadata lets clients name servers at link-local addresses and at those of clouds' metadata services.
+	AllowMetadata bool
 }
 
 // Check reports what cannot be a rule.
@@ -50,6 +53,18 @@ func (r *Rules) lends(bucket *url.URL) bool {
 		return err == nil && u.Scheme == bucket.Scheme && strings.EqualFold(u.Host, bucket.Host) &&
 			strings.HasPrefix(at, strings.TrimSuffix(u.Path, "/")+"/") && !strings.Contains(at, "/../")
 	})
+}
+
+// client returns an HTTP client for servers that clients name.
+func (r *Rules) client() *http.Client {
+	return &http.Client{Transport: registry.Transport(r.AllowMetadata)}
+}
+
+// stayingClient follows no redirects: a signature is for one host, and a session token must not reach another.
+func (r *Rules) stayingClient() *http.Client {
+	c := r.client()
+	c.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return c
 }
 
 // placeOf names where the blobs of a cache are.

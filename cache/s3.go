@@ -76,7 +76,7 @@ func newS3(s Spec, rules *Rules) (*objects, error) {
 	}
 	prefix := s.Attrs["prefix"]
 	return &objects{
-		kind: "s3", title: "exporting cache to Amazon S3", where: base.String(), bucket: b, touch: touch, client: stayingClient(),
+		kind: "s3", title: "exporting cache to Amazon S3", where: base.String(), bucket: b, touch: touch, client: rules.stayingClient(),
 		manifests: prefix + s.attr("manifests_prefix", "", "manifests/"), layers: prefix + s.attr("blobs_prefix", "", "blobs/"),
 		names: strings.Split(s.attr("name", "", "buildkit"), ";"),
 	}, nil

@@ -60,9 +60,10 @@ func newCaches(ctx context.Context, b *build) *caches {
 }
 
 func (c *caches) env() cache.Env {
-	who := c.b.client
+	who, rules := c.b.client, c.b.e.opt.Caches
+	rules.AllowMetadata = c.b.e.opt.AllowMetadata
 	return cache.Env{
-		Registry: c.b.web, Session: c.b.session, Events: c.b.sink, Rules: c.b.e.opt.Caches,
+		Registry: c.b.web, Session: c.b.session, Events: c.b.sink, Rules: rules,
 		Client: strings.TrimSpace(who.Tenant + " " + who.Name), Owner: who.Owner,
 	}
 }

@@ -51,6 +51,13 @@ func NewWeb(opt WebOptions) *Web {
 	return w
 }
 
+// Transport is for servers that builds name and that have protocols of their own. Link-local addresses and the metadata services
+// of clouds are refused, unless they are allowed.
+func Transport(allowMetadata bool) *http.Transport {
+	w := &Web{opt: WebOptions{AllowMetadata: allowMetadata}}
+	return transport(nil, w.checkOwn, func(net.Conn) {})
+}
+
 // Close drops idle connections.
 func (w *Web) Close() {
 	w.own.CloseIdleConnections()
