@@ -100,6 +100,19 @@ func parseMarker(p string) (marker, string, error) {
 	return whiteout, join(dir, hidden), nil
 }
 
+// Marker reports whether a path in a layer tar is a marker, and what it hides: a path and all below it, or, of an opaque
+// directory, only what is below. Markers of AUFS hide nothing: "".
+func Marker(p string) (hides string, below, ok bool) {
+	switch m, hidden, err := parseMarker(p); {
+	case err != nil || m == noMarker:
+		return "", false, false
+	case m == ignored:
+		return "", false, true
+	default:
+		return hidden, m == opaque, true
+	}
+}
+
 // checkHeader refuses numbers that the kernel would cut short into something else.
 func checkHeader(h *tar.Header) error {
 	bad := func(what string, v int64) error {

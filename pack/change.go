@@ -21,8 +21,8 @@ type Change struct {
 	Created    *time.Time
 	Author     string
 	Env        []string // NAME=VALUE; the value replaces an older one
-	Cmd        []string
-	Entrypoint []string // resets Cmd unless that is set too, as in a Dockerfile
+	Cmd        []string // an empty list removes it
+	Entrypoint []string // an empty list removes it; resets Cmd unless that is set too, as in a Dockerfile
 	User       string
 	WorkingDir string
 	Labels     map[string]string
@@ -44,10 +44,10 @@ func (c Change) Apply(to *image.Config) {
 	r := &to.Config
 	r.Env = image.MergeEnv(r.Env, c.Env)
 	if c.Entrypoint != nil {
-		r.Entrypoint, r.Cmd = c.Entrypoint, nil
+		r.Entrypoint, r.Cmd = unlessEmpty(c.Entrypoint), nil
 	}
 	if c.Cmd != nil {
-		r.Cmd = c.Cmd
+		r.Cmd = unlessEmpty(c.Cmd)
 	}
 	r.User, r.WorkingDir, r.StopSignal = cmp.Or(c.User, r.User), cmp.Or(c.WorkingDir, r.WorkingDir), cmp.Or(c.StopSignal, r.StopSignal)
 	if len(c.Labels) > 0 && r.Labels == nil {
@@ -63,6 +63,14 @@ func (c Change) Apply(to *image.Config) {
 	for _, v := range c.Volumes {
 		r.Volumes = put(r.Volumes, v)
 	}
+}
+
+// unlessEmpty returns nil for an empty list: a setting that is removed is no setting.
+func unlessEmpty(list []string) []string {
+	if len(list) == 0 {
+		return nil
+	}
+	return list
 }
 
 func put(m map[string]struct{}, k string) map[string]struct{} {

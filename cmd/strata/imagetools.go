@@ -10,6 +10,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
@@ -28,10 +29,12 @@ func newImageAssemble(c *cli) *cobra.Command {
 	var f configuration
 	var base string
 	var most int
+	how := pack.Follow
 	cmd := &cobra.Command{
 		Use: "assemble [OPTIONS] LAYER [LAYER...]", Short: "Make an image of layers, without a Dockerfile", Args: args(1, -1, "at least one layer"),
 		Long: "Make an image of layers, bottom first. LAYER is a directory, which becomes a layer as with 'strata layer create'; DIR=PREFIX for one of\n" +
-			"another place in the image; a tar, compressed or not, which stays as it is; or IMAGE@DIGEST, one layer of an image.\n\n" + imageNames,
+			"another place in the image; a tar, compressed or not, which stays as it is; or IMAGE@DIGEST, one layer of an image.\n" +
+			"With --base, a directory is resolved against what is below it. " + conflictHelp + "\n" + imageNames,
 		Example: "  strata image assemble -o app.tar -t app:1 --entrypoint /bin/app rootfs dist=opt/app",
 	}
 	fs := cmd.Flags()
@@ -40,6 +43,7 @@ func newImageAssemble(c *cli) *cobra.Command {
 	f.flags(fs)
 	parsedFlag(fs, spec{"platform", "platform", "", "Platform of the image (default that of this machine, or of the base)"}, graph.ParsePlatform, func(p graph.Platform) { f.arch = p })
 	fs.StringVar(&base, "base", "", "Image that the layers go on")
+	conflictFlag(fs, &how)
 	fs.IntVar(&most, "max-layers", 127, "Merge the upper layers if there are more than this")
 	cmd.RunE = func(cmd *cobra.Command, names []string) error {
 		return c.workspace(false, func(w *pack.Workspace) error {
@@ -61,6 +65,9 @@ func newImageAssemble(c *cli) *cobra.Command {
 			var layers []*pack.Layer
 			for _, n := range names {
 				l, err := givenLayer(ctx, w, n, &s, opt)
+				if err == nil && on != nil {
+					l, err = w.LayerOnto(ctx, pack.Assemble(on, layers, pack.Change{}), l, how)
+				}
 				if err != nil {
 					return err
 				}
@@ -152,21 +159,33 @@ func listLayers(out io.Writer, list []pack.Description) error {
 	return t.Flush()
 }
 
+// conflictHelp is the part of the help about files that meet others.
+const conflictHelp = "Directories that the image has keep their mode and owner. Below a symlink to a directory, files go where it points.\n" +
+	"Other --conflict values: keep drops what the image has in another form; error refuses it; replace writes the files as they\n" +
+	"are, without reading the image, and puts directories in the place of symlinks.\n"
+
+func conflictFlag(fs *pflag.FlagSet, how *pack.Conflict) {
+	parsedFlag(fs, spec{"conflict", "how", string(pack.Follow), "What to do where the image has something already: " + strings.Join(pack.Conflicts(), ", ")},
+		oneOf(pack.Conflicts()...), func(s string) { *how = pack.Conflict(s) })
+}
+
 func newImagePushOnto(c *cli) *cobra.Command {
 	var d destination
 	var s content
 	var f configuration
 	var skip bool
+	how := pack.Follow
 	cmd := &cobra.Command{
 		Use: "push-onto [OPTIONS] PARENT DIR", Short: "Put the files of a directory onto an image, as one more layer", Args: args(2, 2, "an image and a directory"),
 		Long: "Put the files of a directory onto an image, as one more layer. With --skip-existing, what the image shows exactly so already (type, mode,\n" +
-			"owner, size, content, attributes and link target; not times) is left out.\n\n" + strings.Replace(imageNames, "IMAGE", "PARENT", 1),
+			"owner, size, content, attributes and link target; not times) is left out.\n" + conflictHelp + "\n" + strings.Replace(imageNames, "IMAGE", "PARENT", 1),
 		Example: "  strata image push-onto --skip-existing --prefix opt/app -o new.tar debian:12 dist",
 	}
 	d.flags(cmd.Flags())
 	d.reading(cmd.Flags())
 	s.flags(cmd.Flags())
 	f.flags(cmd.Flags())
+	conflictFlag(cmd.Flags(), &how)
 	cmd.Flags().BoolVar(&skip, "skip-existing", false, "Leave out what the image has already")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return c.workspace(d.schema1, func(w *pack.Workspace) error {
@@ -187,7 +206,10 @@ func newImagePushOnto(c *cli) *cobra.Command {
 				return err
 			}
 			w.Keep(src.Close)
-			entries := src.Entries
+			entries, err := w.Onto(cmd.Context(), im, src.Entries, how)
+			if err != nil {
+				return err
+			}
 			if skip {
 				if entries, err = w.Missing(cmd.Context(), im, entries); err != nil {
 					return err

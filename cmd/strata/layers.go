@@ -276,13 +276,15 @@ type configuration struct {
 	created string
 	labels  map[string]string
 	arch    graph.Platform
+	given   func(flag string) bool
 }
 
 func (f *configuration) flags(fs *pflag.FlagSet) {
+	f.given = fs.Changed
 	f.labels = map[string]string{}
 	fs.StringArrayVarP(&f.change.Env, "env", "e", nil, "Set an environment variable: NAME=VALUE")
-	fs.StringVar(&f.cmd, "cmd", "", "Arguments or command, as JSON or as words")
-	fs.StringVar(&f.entry, "entrypoint", "", "Entry point, as JSON or as words; it resets the command")
+	fs.StringVar(&f.cmd, "cmd", "", "Arguments or command, as JSON or as words; \"\" is none")
+	fs.StringVar(&f.entry, "entrypoint", "", "Entry point, as JSON or as words; it resets the command; \"\" is none")
 	fs.StringVarP(&f.change.User, "user", "u", "", "User, as NAME or UID[:GID]")
 	fs.StringVarP(&f.change.WorkingDir, "workdir", "w", "", "Working directory")
 	labelFlag(fs, "Set a label: NAME[=VALUE]", f.labels)
@@ -298,11 +300,15 @@ func (f *configuration) read(epoch *time.Time) (pack.Change, error) {
 	ch := f.change
 	ch.Labels, ch.Created = f.labels, epoch
 	var err error
-	if ch.Cmd, err = commandLine(f.cmd); err != nil {
-		return ch, diag.Errorf(diag.Invalid, "--cmd: %w", err)
+	if f.given("cmd") { // else the base's stays
+		if ch.Cmd, err = commandLine(f.cmd); err != nil {
+			return ch, diag.Errorf(diag.Invalid, "--cmd: %w", err)
+		}
 	}
-	if ch.Entrypoint, err = commandLine(f.entry); err != nil {
-		return ch, diag.Errorf(diag.Invalid, "--entrypoint: %w", err)
+	if f.given("entrypoint") {
+		if ch.Entrypoint, err = commandLine(f.entry); err != nil {
+			return ch, diag.Errorf(diag.Invalid, "--entrypoint: %w", err)
+		}
 	}
 	for _, e := range ch.Env {
 		if name, _, ok := strings.Cut(e, "="); !ok || name == "" {
@@ -323,12 +329,12 @@ func (f *configuration) read(epoch *time.Time) (pack.Change, error) {
 	return ch, nil
 }
 
-// commandLine reads a JSON list, or words; "" is nil.
+// commandLine reads a JSON list, or words. The list is never nil.
 func commandLine(s string) ([]string, error) {
 	if !strings.HasPrefix(strings.TrimSpace(s), "[") {
 		return strings.Fields(s), nil
 	}
-	var out []string
+	out := []string{}
 	if err := strictjson.Unmarshal([]byte(s), &out); err != nil {
 		return nil, diag.Errorf(diag.Invalid, "%w", err)
 	}
