@@ -98,7 +98,7 @@ const (
 
 // openStore takes the root. What the steps of a dead owner left is removed before its layers are looked at.
 func (e *Engine) openStore(ctx context.Context) error {
-	opt := store.Options{Log: e.log, MaxBytes: e.opt.GCBytes, Serves: e.opt.Serves, Orphaned: func() { e.steps.sweep(ctx) }, Copy: copyLayer, Differs: differs}
+	opt := store.Options{Log: e.log, MaxBytes: e.opt.GCBytes, Serves: e.opt.Serves, Orphaned: func() { e.steps.sweep(ctx) }, Copy: copyLayer, DiffID: diffID, Differs: differs}
 	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		st, err := store.Open(e.opt.Root, opt)
 		if err == nil {

@@ -101,6 +101,7 @@ func (b *Batch) Image(name string, im Image) {
 		b.fail("image %s has no JSON: %w", name, err)
 	}
 	b.put(kindImage, name, v)
+	b.drop(keyOf(kindLost, name))
 }
 
 // DeleteImage forgets a name.

@@ -373,6 +373,12 @@ func (c *checker) references() error {
 			c.batch.drop(keyOf(kindChain, name)) // chains outlive collected layers: no problem
 		}
 	}))
+	err = errors.Join(err, c.s.each(kindLost, func(name string, _ uint64, why []byte, err error) {
+		if err == nil {
+			c.problem("image", name, "it was lost with the metadata database: "+string(why)+"; build or pull it again")
+			c.batch.drop(keyOf(kindLost, name))
+		}
+	}))
 	return errors.Join(err, c.s.each(kindImage, func(name string, _ uint64, b []byte, err error) {
 		var im Image
 		if err != nil || json.Unmarshal(b, &im) != nil {

@@ -25,11 +25,13 @@ const (
 	kindMount    kind = 'd' // directory below mounts/ -> mountRecord, JSON
 	kindUse      kind = 'u' // useKey of another record -> use
 	kindState    kind = 's' // "clock", "next" -> number
+	kindLost     kind = 'x' // name of an image that was lost with the database -> why it was not found again
 )
 
 var kindNames = map[kind]string{
 	kindLayer: "layer", kindResult: "result", kindMemo: "memo", kindPreimage: "preimage", kindChain: "chain",
 	kindImage: "image", kindVariant: "variant", kindBlob: "blob", kindMount: "cache mount", kindUse: "use", kindState: "state",
+	kindLost: "lost name",
 }
 
 func (k kind) String() string { return kindNames[k] }

@@ -25,7 +25,7 @@
 //
 // Layout of a root (mode 0700):
 //
-//	oci-layout index.json blobs/ALG/HEX    OCI image layout; index.json stays empty, images are records
+//	oci-layout index.json blobs/ALG/HEX    OCI image layout; images are records; index.json has their names too
 //	snapshots/N/{fs,work}                  layers
 //	meta.db                                records, durable (bbolt)
 //	wal.N                                  records since the last flush

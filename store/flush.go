@@ -74,6 +74,10 @@ func (s *Store) flushOnce() (*suspects, error) {
 	}
 	batch := s.cur
 	s.frozen, s.cur = batch, newGeneration()
+	renamed := s.namesChanged
+	for key := range batch.vals {
+		renamed = renamed || kind(key[0]) == kindImage
+	}
 	s.wal.rotate()
 	files := s.wal.files
 	s.wal.files = nil
@@ -90,9 +94,13 @@ func (s *Store) flushOnce() (*suspects, error) {
 		all[k] = seal(k, clock, encodeUint(v))
 	}
 	err := db.put(all)
+	if err == nil && renamed {
+		defer s.saveNames() // without mu
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.frozen = nil
+	s.namesChanged = err != nil && renamed
 	if err != nil {
 		s.takeBack(batch, files)
 		if lost(err) && !isFull(err) {

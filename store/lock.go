@@ -140,7 +140,7 @@ func (s *Store) layout() (fresh bool, err error) {
 	}
 	for _, f := range []struct{ name, text string }{
 		{"oci-layout", `{"imageLayoutVersion":"1.0.0"}`},
-		{"index.json", `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`},
+		{"index.json", emptyIndex},
 		{"version", formatVersion + "\n"}, // last: its presence says that the rest is there
 	} {
 		if err := writeDurably(filepath.Join(s.root, "tmp", f.name), filepath.Join(s.root, f.name), f.text); err != nil {
@@ -149,6 +149,9 @@ func (s *Store) layout() (fresh bool, err error) {
 	}
 	return !empty, nil
 }
+
+// emptyIndex is the index.json of a root without images.
+const emptyIndex = `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}`
 
 // makeDirs makes the directories of a root that are not there.
 func (s *Store) makeDirs() error {

@@ -30,25 +30,36 @@ func (s *Store) damaged(err error) {
 	s.background(func() {
 		defer close(r.done)
 		defer s.rebuilding.Store(nil)
-		s.flushMu.Lock()
-		defer s.flushMu.Unlock()
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.untidy.Store(true)
-		path := s.path("meta.db")
-		aside, kept, rerr := rebuildDatabase(path)
-		if rerr != nil {
-			s.log.Error("cannot rebuild the damaged metadata database", "cause", rerr)
+		if !s.replaceDatabase(err) {
 			return
 		}
-		db, rerr := openDatabase(path)
-		if rerr != nil {
-			s.log.Error("cannot open the rebuilt metadata database", "cause", rerr)
-			return
+		if err := s.findNames(); err != nil {
+			s.log.Error("cannot find the names of images again", "cause", err)
 		}
-		// The old one is left open: closing it might touch the damage again.
-		s.db = db
-		s.presence.clear()
-		s.log.Warn("the metadata database was damaged; a new one was made from what could be read", "cause", err, "records", kept, "old", aside)
 	})
+}
+
+// replaceDatabase puts a new database in the place of the damaged one, and reports whether it could.
+func (s *Store) replaceDatabase(cause error) bool {
+	s.flushMu.Lock()
+	defer s.flushMu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.untidy.Store(true)
+	path := s.path("meta.db")
+	aside, kept, err := rebuildDatabase(path)
+	if err != nil {
+		s.log.Error("cannot rebuild the damaged metadata database", "cause", err)
+		return false
+	}
+	db, err := openDatabase(path)
+	if err != nil {
+		s.log.Error("cannot open the rebuilt metadata database", "cause", err)
+		return false
+	}
+	// The old one is left open: closing it might touch the damage again.
+	s.db = db
+	s.presence.clear()
+	s.log.Warn("the metadata database was damaged; a new one was made from what could be read", "cause", cause, "records", kept, "old", aside)
+	return true
 }

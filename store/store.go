@@ -30,8 +30,10 @@ type Options struct {
 	Orphaned func()
 	// Copy copies the directory of a layer that was made here to an empty one, and returns the diff_id of what it has read.
 	// Differs compares a layer's directory with the blob that it was unpacked from, and returns what is not the same, or "".
-	// With them images survive a disk that fails for a moment. nil = they do not.
+	// DiffID computes the digest of a layer's tar from its directory. With them images survive a disk that fails for a moment,
+	// and the loss of the database. nil = they do not.
 	Copy    func(ctx context.Context, from, to string) (graph.Digest, error)
+	DiffID  func(ctx context.Context, dir string) (graph.Digest, error)
 	Differs func(ctx context.Context, blob io.Reader, dir string) (string, error)
 
 	overhead    func() int64         // for tests: instead of measuring the root
@@ -63,8 +65,11 @@ type Store struct {
 	cur    *generation // changes since the last flush began
 	frozen *generation // changes that are being flushed; nil if none
 	wal    wal
-	next   LayerID            // never given out yet
-	drafts map[LayerID]uint64 // with the epoch that each was begun in
+	next   LayerID // never given out yet
+	// namesChanged says that index.json lacks names; listed is what it has. A flush uses them alone.
+	namesChanged bool
+	listed       map[string]listedImage
+	drafts       map[LayerID]uint64 // with the epoch that each was begun in
 
 	clock    atomic.Uint64 // counts updates and uses
 	touchMu  sync.Mutex
@@ -161,6 +166,12 @@ func (s *Store) open() error {
 		return err
 	}
 	s.trash.start(s)
+	s.namesChanged = s.indexUnknown()
+	if !fresh && (rebuilt || s.neverFlushed()) {
+		if err := s.findNames(); err != nil {
+			return err
+		}
+	}
 	if left != "" || rebuilt {
 		if err := s.sweep(); err != nil {
 			return err
@@ -244,6 +255,14 @@ func (s *Store) readCounters(rebuilt bool) error {
 	s.clock.Store(clock)
 	s.next = LayerID(max(next, 1))
 	return nil
+}
+
+// neverFlushed reports whether the database has nothing that a flush writes: it may have taken the place of one that was lost.
+func (s *Store) neverFlushed() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	b, err := s.value(keyOf(kindState, "clock"))
+	return err == nil && b == nil
 }
 
 func (s *Store) counter(name string) (uint64, error) {
