@@ -219,3 +219,15 @@ func TestActionsOptions(t *testing.T) {
 		t.Errorf("%+v, %v", a, err)
 	}
 }
+
+// An operator who requires verified caches gets none that is not.
+func TestActionsThatMustBeVerified(t *testing.T) {
+	h := newHub(t)
+	spec := Spec{Type: "gha", Attrs: map[string]string{"url_v2": h.url, "token": actionsToken(time.Hour)}}
+	if _, _, err := importer(spec, Env{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := importer(spec, Env{Rules: Rules{RefuseActions: true}}); diag.KindOf(err) != diag.Denied {
+		t.Errorf("error %v", err)
+	}
+}

@@ -29,6 +29,10 @@ func importer(s Spec, env Env) (load func(context.Context) (*index, error), id s
 		}
 		return st.load, st.id(), nil
 	case "gha":
+		if env.Rules.RefuseActions {
+			return nil, "", diag.Errorf(diag.Denied, "cache of type gha: the daemon requires verified caches and cannot verify any").
+				WithHint("cache.gha.verify.required in the daemon's configuration says so")
+		}
 		a, err := newActions(s, &env.Rules)
 		if err != nil {
 			return nil, "", err

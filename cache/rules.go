@@ -20,6 +20,8 @@ type Rules struct {
 	Credentials []string
 	// AllowMetadata lets clients name servers at link-local addresses and at those of clouds' metadata services.
 	AllowMetadata bool
+	// RefuseActions refuses caches in GitHub's service: the operator wants them to be verified, and nothing here can do that.
+	RefuseActions bool
 }
 
 // Check reports what cannot be a rule.

@@ -31,6 +31,7 @@ type Options struct {
 	MaxParallel    int          // steps at once; 0 = four for each processor, at least 16: steps wait for disks and networks more than they compute
 	GCBytes        int64        // cap of the state; 0 = the store's own
 	RegistryConfig string       // TOML file, see registry.LoadHosts; "" = none
+	Registries     Registries   // in place of the file's
 	Runtime        string       // path or name of the OCI runtime of all steps; "" = the built-in one, and runc for what that does not know
 	Guarded        bool         // steps end with this process even if they are hostile, see sandbox.Helper
 	OldRuntime     bool         // a runc with known ways out of its containers may be used
@@ -124,6 +125,9 @@ type NetworkConfig = sandbox.NetworkConfig
 
 // StepOptions are how all steps are confined.
 type StepOptions = sandbox.Steps
+
+// Registries says how each registry is reached.
+type Registries = map[string]registry.HostConfig
 
 // Network says what the default network of steps is: bridge, cni, host or none.
 func (e *Engine) Network() string { return string(e.box.Network()) }

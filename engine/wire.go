@@ -84,7 +84,7 @@ func (s *swept) live(ctx context.Context, spec *sandbox.Spec) *sandbox.Live {
 
 func (e *Engine) hosts() (map[string]registry.HostConfig, error) {
 	if e.opt.RegistryConfig == "" {
-		return nil, nil
+		return e.opt.Registries, nil
 	}
 	return registry.LoadHosts(e.opt.RegistryConfig)
 }

@@ -81,7 +81,8 @@ func (s *Server) workers() []*apitypes.WorkerRecord {
 		devices = append(devices, &apitypes.CDIDevice{Name: d.Name, AutoAllow: d.Free, Annotations: d.Annotations})
 	}
 	return []*apitypes.WorkerRecord{{
-		ID: s.id, CDIDevices: devices, Labels: labels, BuildkitVersion: s.version(), Platforms: []*pb.Platform{{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant}},
+		ID: s.id, CDIDevices: devices, Labels: labels, BuildkitVersion: s.version(), GCPolicy: s.policies(),
+		Platforms: []*pb.Platform{{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant}},
 	}}
 }
 
@@ -90,11 +91,15 @@ const (
 	typeRegular = "regular"
 	typeLocal   = "source.local"
 	typeCache   = "exec.cachemount"
+	typeGit     = "source.git.checkout"
 )
 
 func usageType(kind string) string {
-	if kind == "mount" {
+	switch kind {
+	case "mount":
 		return typeCache
+	case "git":
+		return typeGit
 	}
 	return typeRegular
 }
@@ -191,43 +196,20 @@ func (s *Server) DiskUsage(ctx context.Context, req *control.DiskUsageRequest) (
 
 // Prune removes what nothing needs and tells what it was.
 func (s *Server) Prune(req *control.PruneRequest, stream control.Control_PruneServer) error {
-	match, err := matcher(req.Filter, usageField)
-	if err != nil {
-		return err
-	}
 	if req.KeepDuration < 0 || req.ReservedSpace < 0 || req.MaxUsedSpace < 0 || req.MinFreeSpace < 0 {
 		return diag.Errorf(diag.Invalid, "what is to be kept must not be negative")
 	}
-	policy := engine.PrunePolicy{All: req.All, Mounts: true, KeepBytes: max(req.ReservedSpace, req.MaxUsedSpace), Until: time.Duration(req.KeepDuration)}
+	r := &GCRule{
+		All: req.All, Filters: req.Filter, KeepDuration: time.Duration(req.KeepDuration),
+		Reserved: Space{Bytes: req.ReservedSpace}, MaxUsed: Space{Bytes: req.MaxUsedSpace}, MinFree: Space{Bytes: req.MinFreeSpace},
+	}
 	of := s.of(stream.Context())
-	theirs, err := s.visible(stream.Context())
-	if err != nil {
-		return err
-	}
-	if len(req.Filter) > 0 || of.name != "" {
-		policy.Match = func(u engine.UsageItem) bool {
-			return (of.name == "" || theirs[u.ID]) && match(&control.UsageRecord{ID: u.ID, RecordType: usageType(u.Kind), Description: u.Label, InUse: u.InUse, Mutable: usageType(u.Kind) == typeCache})
-		}
-	}
-	freed, err := s.e.Prune(stream.Context(), policy)
-	if err != nil {
-		return err
-	}
-	for _, f := range freed.Removed {
-		if err := stream.Send(&control.UsageRecord{ID: f.ID, Size: f.Size, Description: f.Label, RecordType: typeRegular}); err != nil {
+	var theirs map[string]bool
+	if of.name != "" {
+		var err error
+		if theirs, err = s.visible(stream.Context()); err != nil {
 			return err
 		}
 	}
-	if policy.KeepBytes > 0 {
-		return nil // directories of clients are bounded on their own
-	}
-	slots, err := of.sessions.Prune(func(x remote.Slot) bool {
-		return !match(slotRecord(x)) || (policy.Until > 0 && time.Since(x.Used) < policy.Until)
-	})
-	for _, x := range slots {
-		if err := stream.Send(slotRecord(x)); err != nil {
-			return err
-		}
-	}
-	return err
+	return s.prune(stream.Context(), r, []*tenant{of}, theirs, stream.Send)
 }

@@ -37,6 +37,7 @@ type Options struct {
 	History      HistoryOptions
 	Tracer       *tracing.Tracer // nil = builds are not traced. It is the engine's to close
 	Tenancy      Tenancy         // "" = TenancyNone
+	GC           []GCRule        // carried out at the start and after builds
 }
 
 // Server is an engine as BuildKit's clients see it.
@@ -51,6 +52,7 @@ type Server struct {
 	quota    *quota
 	greeting time.Duration   // for a client to say who it is
 	stopping context.Context // ends when the server is to end
+	built    chan struct{}   // a build has ended since the last collection
 }
 
 // New makes a server. Directories of clients are kept below the engine's root.
@@ -65,7 +67,7 @@ func New(e *engine.Engine, opt Options) (*Server, error) {
 	if err := opt.Tenancy.Check(); err != nil {
 		return nil, err
 	}
-	s := &Server{quota: newQuota(opt.Limits), e: e, opt: opt, id: id, greeting: greetPatience, tenants: tenants{all: map[string]*tenant{}}}
+	s := &Server{built: make(chan struct{}, 1), quota: newQuota(opt.Limits), e: e, opt: opt, id: id, greeting: greetPatience, tenants: tenants{all: map[string]*tenant{}}}
 	_, err = s.tenant("")
 	return s, err
 }
@@ -82,6 +84,8 @@ const greetPatience = 20 * time.Second
 // Serve answers calls until ctx ends. Builds that run then are canceled, and are waited for.
 func (s *Server) Serve(ctx context.Context, endpoints ...*Endpoint) error {
 	s.stopping = ctx
+	collect, enough := context.WithCancel(ctx)
+	defer enough()
 	var wg sync.WaitGroup
 	errs := make(chan error, len(endpoints))
 	servers := make([]*grpc.Server, len(endpoints))
@@ -93,11 +97,13 @@ func (s *Server) Serve(ctx context.Context, endpoints ...*Endpoint) error {
 			}
 		})
 	}
+	wg.Go(func() { s.collecting(collect) })
 	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-errs:
 	}
+	enough()
 	for _, g := range servers {
 		g.Stop() // ends the calls' contexts and waits for them
 	}

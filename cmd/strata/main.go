@@ -59,6 +59,7 @@ func (c *cli) execute(args []string) int {
 	ctx, stop := c.interruptible()
 	defer stop()
 	root := newRoot(c)
+	c.args = args
 	root.SetArgs(args)
 	root.SetIn(c.in)
 	root.SetOut(c.out)
@@ -126,6 +127,7 @@ type cli struct {
 	shown    atomic.Pointer[progress.Display] // the latest display
 	reexec   func() error                     // runs this program again so that steps cannot write to it; nil in tests
 
+	args                  []string
 	root, config, runtime string
 	gcBytes               int64
 	debug, noDaemon       bool

@@ -39,6 +39,9 @@ type serving struct {
 	asBuildKit   bool
 	provenance   string // directory of what provenance tells of this builder
 	tenancy      string // which clients share what they build
+	log          logConfig
+	trace        bool
+	gc           gcConfig
 }
 
 func newServe(c *cli) *cobra.Command {
@@ -49,8 +52,9 @@ func newServe(c *cli) *cobra.Command {
 		Long: "Serve BuildKit's clients: buildctl, docker buildx (driver remote) and others; and this program's own commands.\n\n" +
 			"The configuration file has the names of buildkitd.toml. A program of the name buildkitd is this command: it takes\n" +
 			"buildkitd's flags, and reads /etc/buildkit/buildkitd.toml.",
-		Args:        args(0, 0, "no arguments"),
-		Annotations: map[string]string{ownsEngine: "yes"},
+		Args:               args(0, 0, "no arguments"),
+		Annotations:        map[string]string{ownsEngine: "yes"},
+		FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true}, // warnOfFlags says which they are
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if show, err := cmd.Flags().GetBool("version"); err == nil && show {
 				fmt.Fprintf(c.out, "buildkitd github.com/strata-build/strata %s\n", version)
@@ -75,7 +79,11 @@ func newServe(c *cli) *cobra.Command {
 	bytesFlag(fs, "gc-bytes", "Keep the state below this size (default chosen by the disk; $STRATA_GC_BYTES)", &c.gcBytes)
 	fs.StringVar(&v.tenancy, "tenancy", "", "Who shares what is built: all clients (none, the default), or nobody (client)")
 	fs.BoolVar(&v.asBuildKit, "as-buildkitd", false, "Behave as buildkitd does")
+	fs.StringVar(&v.log.Level, "log-level", "", "What to log: trace, debug, info, warn, error, fatal or panic ($BUILDKITD_LOG_LEVEL, default info)")
+	fs.StringVar(&v.log.Format, "log-format", "", "Format of the log: text or json (default text)")
+	fs.BoolVar(&v.trace, "trace", false, "Log everything")
 	fs.Bool("version", false, "Print the version")
+	_ = fs.MarkHidden("trace")
 	_ = fs.MarkHidden("as-buildkitd") // these fail for unknown flags only
 	_ = fs.MarkHidden("version")
 	fs.StringVar(&v.provenance, "provenance-env-dir", "", "Directory of JSON files with what provenance tells of this builder (default /etc/buildkit/provenance.d)")
@@ -83,47 +91,26 @@ func newServe(c *cli) *cobra.Command {
 	fs.BoolVar(&v.seLinux, "oci-worker-selinux", false, "")
 	_ = fs.MarkHidden("oci-worker-selinux") // it is refused
 	networkFlags(fs, &v.net, &v.devices)
-	foreignFlags(fs)
+	gcFlags(fs, &v.gc)
+	ignoredFlags(fs)
 	return cmd
-}
-
-// foreign are flags of buildkitd that this program takes and does not need, with what they mean here; "" is not worth a word.
-var foreign = map[string]string{
-	"oci-worker": "", "containerd-worker": "", "oci-worker-gc": "", "containerd-worker-gc": "", "trace": "", "debugaddr": "no debug address is served",
-	"oci-worker-snapshotter": "layers are always stacked with overlayfs", "oci-worker-platform": "",
-	"oci-worker-gc-keepstorage": "use --gc-bytes", "oci-worker-rootless": "", "rootless": "", "otel-socket-path": "", "save-cache-debug": "",
-	"oci-worker-no-process-sandbox": "steps keep a process namespace of their own",
-	"oci-worker-binary":             "use --runtime", "oci-worker-proxy-snapshotter-path": "",
-}
-
-// foreignFlags adds them, hidden.
-func foreignFlags(fs *pflag.FlagSet) {
-	for name := range foreign {
-		fs.String(name, "", "")
-		f := fs.Lookup(name)
-		f.Hidden, f.NoOptDefVal = true, "true"
-		if slices.Contains([]string{"oci-worker-snapshotter", "oci-worker-platform", "otel-socket-path", "debugaddr"}, name) {
-			f.NoOptDefVal = ""
-		}
-	}
 }
 
 // serveClients is the daemon.
 func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (err error) {
-	log := slog.New(slog.NewTextHandler(diag.RedactWriter(c.err), nil))
-	if v.asBuildKit && !fs.Changed("config") && os.Getenv("STRATA_CONFIG") == "" {
-		c.config = "/etc/buildkit/buildkitd.toml"
+	if !fs.Changed("config") {
+		c.config = v.configPath(c.config)
 	}
-	conf, err := loadServeConfig(c.config, log)
+	conf, told, err := loadServeConfig(c.config)
 	if err != nil {
 		return err
 	}
+	log, err := v.logging(c.debug, conf).logger(c.err)
+	if err != nil {
+		return err
+	}
+	logAll(log, append(told, warnOfFlags(fs, c.args)...))
 	conf.apply(c, v, fs)
-	fs.Visit(func(f *pflag.Flag) {
-		if why := foreign[f.Name]; why != "" {
-			log.Warn("a flag has no effect", "flag", "--"+f.Name, "why", why)
-		}
-	})
 	for _, e := range v.entitlements {
 		if !slices.Contains([]string{"network.host", "security.insecure", "device"}, e) {
 			return diag.Errorf(diag.Invalid, "invalid entitlement: %s", e).WithHint("it must be network.host, security.insecure or device")
@@ -144,6 +131,14 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 	if err != nil {
 		return err
 	}
+	rules, capacity, err := v.gc.rules()
+	if err != nil {
+		return err
+	}
+	if opt.GCBytes == 0 {
+		opt.GCBytes = capacity
+	}
+	opt.RegistryConfig, opt.Registries, opt.Caches.RefuseActions = "", conf.Registry, conf.Cache.GHA.Verify.Required
 	opt.Steps.AppArmor = firstOf(v.appArmor, opt.Steps.AppArmor)
 	opt.Serves, opt.MaxParallel, opt.Log, opt.Devices = true, v.parallel, log, v.devices
 	if opt.ProvenanceEnv, err = builderFacts(v.provenance); err != nil {
@@ -179,11 +174,22 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 		return err
 	}
 	defer func() { err = errors.Join(err, eng.Close()) }()
-	bk, err := buildkit.New(eng, buildkit.Options{Log: log, Version: version, Entitlements: v.entitlements, Labels: labels, History: past, Tracer: opt.Tracer, ProxyNetwork: v.proxied, Frontends: use, Tenancy: buildkit.Tenancy(v.tenancy)})
+	bk, err := buildkit.New(eng, buildkit.Options{Log: log, Version: version, Entitlements: v.entitlements, Labels: labels, History: past, Tracer: opt.Tracer, ProxyNetwork: v.proxied, Frontends: use, Tenancy: buildkit.Tenancy(v.tenancy), GC: rules})
 	if err != nil {
 		return err
 	}
 	return c.listenAndServe(ctx, v, eng, bk, log)
+}
+
+// configPath is the file that the daemon reads if no flag names one.
+func (v *serving) configPath(own string) string {
+	if p := os.Getenv("BUILDKITD_CONFIG"); p != "" && (v.asBuildKit || os.Getenv("STRATA_CONFIG") == "") {
+		return p
+	}
+	if v.asBuildKit && os.Getenv("STRATA_CONFIG") == "" {
+		return "/etc/buildkit/buildkitd.toml"
+	}
+	return own
 }
 
 func (c *cli) listenAndServe(ctx context.Context, v *serving, eng *engine.Engine, bk *buildkit.Server, log *slog.Logger) error {
