@@ -131,7 +131,15 @@ func (w *Web) seen(c net.Conn) {
 }
 
 func (w *Web) checkMetadata(ip netip.Addr) error {
-	if netguard.IsMetadata(ip) && !w.opt.AllowMetadata {
+	if w.opt.AllowMetadata {
+		return nil
+	}
+	return CheckMetadata(ip)
+}
+
+// CheckMetadata refuses the addresses of the machine's metadata services.
+func CheckMetadata(ip netip.Addr) error {
+	if netguard.IsMetadata(ip) {
 		return netguard.Refuse(ip)
 	}
 	return nil

@@ -70,6 +70,7 @@ func (k *checkout) detach(ctx context.Context, work string) error {
 
 func (k *checkout) submodules(ctx context.Context, work string) error {
 	args := []string{"submodule", "update", "-q", "--init", "--recursive", "--force"}
+	k.run.rights.Ports = nil // they may be anywhere
 	_, err := k.run.git(ctx, work, append(args, "--depth=1")...)
 	if dumb(err) {
 		_, err = k.run.git(ctx, work, args...)

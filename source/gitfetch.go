@@ -120,6 +120,7 @@ func (k *checkout) into(ctx context.Context, dir string) error {
 		return err
 	}
 	if k.op.Bundle {
+		k.run.allow(dir)
 		return k.bundle(ctx, dir)
 	}
 	work := filepath.Join(k.temp, "work")
@@ -161,10 +162,17 @@ func (k *checkout) objects(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Dir(k.bare), 0o700); err != nil {
 		return err
 	}
-	if _, err := os.Stat(filepath.Join(k.bare, "HEAD")); err != nil {
+	_, err := os.Stat(filepath.Join(k.bare, "HEAD"))
+	if err != nil {
 		if err := os.RemoveAll(k.bare); err != nil { // what is left of one that was being removed
 			return err
 		}
+		if err := os.Mkdir(k.bare, 0o700); err != nil {
+			return err
+		}
+	}
+	k.run.allow(k.bare, k.temp)
+	if err != nil {
 		if err := k.init(ctx, k.bare, "--bare"); err != nil {
 			return err
 		}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/sandbox/restrict"
 )
 
 // gitRunner runs git with an environment of its own: nothing of the daemon's configuration, no prompts, no hooks.
@@ -24,6 +25,9 @@ type gitRunner struct {
 	env  []string
 	name string // the remote, for messages
 	way  *gitWay
+
+	dir    string // temporary, of this runner alone
+	rights *restrict.Rights
 }
 
 // runner prepares git for a remote. done ends the forwarded agent.
@@ -32,7 +36,27 @@ func (g *Git) runner(ctx context.Context, op *graph.Git, remote remoteURL) (*git
 	if err != nil {
 		return nil, nil, diag.Errorf(diag.Unsupported, "a git source needs the git program, which is not installed on the builder").WithHint("install git, or use an http archive of the repository")
 	}
-	run := &gitRunner{path: program, name: remote.arg, env: gitEnviron()}
+	dir, err := os.MkdirTemp("", "strata-git-") // short: the path of the agent's socket has 107 bytes
+	if err != nil {
+		return nil, nil, err
+	}
+	run := &gitRunner{path: program, name: remote.arg, env: append(gitEnviron(), "TMPDIR="+dir), dir: dir}
+	done, err := g.prepare(ctx, op, remote, run)
+	if err != nil {
+		run.end()
+		return nil, nil, err
+	}
+	return run, func() { done(); run.end() }, nil
+}
+
+// end ends what the runner has started.
+func (r *gitRunner) end() {
+	r.way.close()
+	os.RemoveAll(r.dir)
+}
+
+// prepare makes the runner's configuration, its ways to the remote, and its rights.
+func (g *Git) prepare(ctx context.Context, op *graph.Git, remote remoteURL, run *gitRunner) (done func(), err error) {
 	config := [][2]string{
 		{"core.hooksPath", "/dev/null"},
 		{"core.fsmonitor", "false"},
@@ -54,10 +78,10 @@ func (g *Git) runner(ctx context.Context, op *graph.Git, remote remoteURL) (*git
 			[2]string{"http." + remote.origin + ".followRedirects", "false"})
 	}
 	if err := checkHost(ctx, remote.arg, g.env.AllowMetadata); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if run.way, err = newGitWay(ctx, g.env.AllowMetadata); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if run.way != nil {
 		config = append(config, run.way.config())
@@ -67,12 +91,8 @@ func (g *Git) runner(ctx context.Context, op *graph.Git, remote remoteURL) (*git
 	for i, kv := range config {
 		run.env = append(run.env, fmt.Sprintf("GIT_CONFIG_KEY_%d=%s", i, kv[0]), fmt.Sprintf("GIT_CONFIG_VALUE_%d=%s", i, kv[1]))
 	}
-	done, err := g.ssh(ctx, op, remote, run)
-	if err != nil {
-		run.way.close()
-		return nil, nil, err
-	}
-	return run, func() { done(); run.way.close() }, nil
+	run.rights = gitRights(run, remote)
+	return g.ssh(ctx, op, remote, run)
 }
 
 // gitEnviron is the environment of git: of the engine's own it has the way to programs, proxies and certificates. No file of
@@ -95,16 +115,10 @@ func gitEnviron() []string {
 // ssh says how git reaches ssh servers, those of submodules too: without any configuration or key of this machine, and with the
 // client's agent only if the source itself is reached by ssh. Without known hosts the first key that a host shows is taken.
 func (g *Git) ssh(ctx context.Context, op *graph.Git, remote remoteURL, run *gitRunner) (func(), error) {
-	dir, err := os.MkdirTemp("", "strata-ssh-") // short: a socket's path has 107 bytes
-	if err != nil {
-		return nil, err
-	}
-	end := func() { os.RemoveAll(dir) }
 	command := "ssh -F /dev/null -o BatchMode=yes -o IdentityFile=none"
-	known := filepath.Join(dir, "known_hosts")
+	known := filepath.Join(run.dir, "known_hosts")
 	if op.KnownHosts != "" {
 		if err := os.WriteFile(known, []byte(op.KnownHosts), 0o600); err != nil {
-			end()
 			return nil, err
 		}
 		command += " -o StrictHostKeyChecking=yes -o GlobalKnownHostsFile=/dev/null"
@@ -114,28 +128,24 @@ func (g *Git) ssh(ctx context.Context, op *graph.Git, remote remoteURL, run *git
 	command += " -o UserKnownHostsFile=" + known
 	if !remote.ssh || g.env.Session == nil {
 		run.env = append(run.env, "GIT_SSH_VARIANT=ssh", "GIT_SSH_COMMAND="+command+" -o IdentityAgent=none")
-		return end, nil
+		return func() {}, nil
 	}
 	run.env = append(run.env, "GIT_SSH_VARIANT=ssh", "GIT_SSH_COMMAND="+command)
-	stop, err := g.agent(ctx, op, dir, run)
-	if err != nil {
-		end()
-		return nil, err
-	}
-	return func() { stop(); end() }, nil
+	return g.agent(ctx, op, run)
 }
 
 // agent lets ssh reach the client's agent.
-func (g *Git) agent(ctx context.Context, op *graph.Git, dir string, run *gitRunner) (func(), error) {
+func (g *Git) agent(ctx context.Context, op *graph.Git, run *gitRunner) (func(), error) {
 	if err := g.checkAgent(ctx, op); err != nil {
 		return nil, err
 	}
-	sock := filepath.Join(dir, "agent")
+	sock := filepath.Join(run.dir, "agent")
 	l, err := net.Listen("unix", sock)
 	if err != nil {
 		return nil, diag.Errorf(diag.Internal, "cannot forward the ssh agent: %w", err)
 	}
 	run.env = append(run.env, "SSH_AUTH_SOCK="+sock)
+	run.rights.UnixSockets = true
 	ctx, cancel := context.WithCancel(ctx)
 	go func() {
 		for {
@@ -191,7 +201,7 @@ func (r *gitRunner) gitEnv(ctx context.Context, dir string, env []string, args .
 	cmd.Env = append(cmd.Env, env...)
 	out, errs := &capped{limit: 64 << 20}, &capped{limit: 64 << 10}
 	cmd.Stdout, cmd.Stderr = out, errs
-	err := cmd.Run()
+	err := r.wait(cmd)
 	if ctx.Err() != nil {
 		return "", context.Cause(ctx)
 	}
@@ -207,7 +217,9 @@ func (r *gitRunner) gitEnv(ctx context.Context, dir string, env []string, args .
 // command makes a git whose process group is killed with ctx.
 func (r *gitRunner) command(ctx context.Context, dir string, args []string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, r.path, args...)
-	cmd.Dir = dir
+	if cmd.Dir = dir; dir == "" { // not the engine's, where there may be a repository
+		cmd.Dir = r.dir
+	}
 	cmd.Env = append([]string(nil), r.env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
@@ -215,12 +227,20 @@ func (r *gitRunner) command(ctx context.Context, dir string, args []string) *exe
 	return cmd
 }
 
+// wait runs git with its rights.
+func (r *gitRunner) wait(cmd *exec.Cmd) error {
+	if err := restrict.Start(cmd, r.rights); err != nil {
+		return err
+	}
+	return cmd.Wait()
+}
+
 // said runs git and returns what it says on stderr.
 func (r *gitRunner) said(ctx context.Context, dir string, args ...string) (string, error) {
 	cmd := r.command(ctx, dir, args)
 	errs := &capped{limit: 64 << 10}
 	cmd.Stderr = errs
-	err := cmd.Run()
+	err := r.wait(cmd)
 	if ctx.Err() != nil {
 		return "", context.Cause(ctx)
 	}

@@ -18,7 +18,7 @@ import (
 	"time"
 
 	"github.com/strata-build/strata/diag"
-	"github.com/strata-build/strata/netguard"
+	"github.com/strata-build/strata/registry"
 )
 
 // gitWay is how git reaches http and https servers: a SOCKS server (RFC 1928, RFC 1929) of this process, which looks at the address of
@@ -90,10 +90,12 @@ func (w *gitWay) why() error {
 
 func (w *gitWay) check(_, addr string, _ syscall.RawConn) error {
 	at, err := netip.ParseAddrPort(addr)
-	if err == nil && !netguard.IsMetadata(at.Addr()) {
+	if err == nil {
+		err = registry.CheckMetadata(at.Addr())
+	}
+	if err == nil {
 		return nil
 	}
-	err = netguard.Refuse(at.Addr())
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.refused = err
@@ -235,8 +237,8 @@ func checkHost(ctx context.Context, remote string, allowMetadata bool) error {
 		return nil //nolint:nilerr // git says so
 	}
 	for _, ip := range ips {
-		if netguard.IsMetadata(ip) {
-			return fmt.Errorf("%s: %w", remote, netguard.Refuse(ip))
+		if err := registry.CheckMetadata(ip); err != nil {
+			return fmt.Errorf("%s: %w", remote, err)
 		}
 	}
 	return nil

@@ -24,7 +24,7 @@ const module = "github.com/strata-build/strata/"
 var rooms = [][]string{
 	{"diag", "span"},
 	{"graph", "netguard", "strictjson"},
-	{"image", "event", "outfile", "sandbox/spawn", "sandbox/bpf", "sandbox/reexec"},
+	{"image", "event", "outfile", "sandbox/spawn", "sandbox/bpf", "sandbox/restrict", "sandbox/reexec"},
 	{"layer/inflate", "layer", "store", "registry", "session", "sandbox", "tree", "history", "tracing", "proxy", "solve", "dockerfile/lint", "dockerfile", "llb", "signature", "provenance"},
 	{"archive", "relayer", "policy", "session/remote"},
 	{"op", "source", "export", "cache", "pack"},
@@ -34,13 +34,14 @@ var rooms = [][]string{
 }
 
 var beside = map[string][]string{
-	"span":       {"diag"},
-	"image":      nil,
-	"layer":      {"layer/inflate"},
-	"tree":       {"store", "layer", "session"},
-	"registry":   {"session"},
-	"dockerfile": {"dockerfile/lint"},
-	"cmd/strata": {"cmd/strata/progress"},
+	"span":             {"diag"},
+	"image":            nil,
+	"sandbox/restrict": {"sandbox/bpf"},
+	"layer":            {"layer/inflate"},
+	"tree":             {"store", "layer", "session"},
+	"registry":         {"session"},
+	"dockerfile":       {"dockerfile/lint"},
+	"cmd/strata":       {"cmd/strata/progress"},
 }
 
 // roots put the program together: they import whatever there is.
