@@ -63,7 +63,7 @@ func newExecBench(t *testing.T) *execBench {
 	b.ExecRunner = &ExecRunner{Sandbox: sb, Store: s}
 	b.env.Log = func(_ int, data []byte) { b.log.Write(data) }
 	b.base = b.layer(t, map[string]string{"bin/busybox": string(busybox), "etc/passwd": "root:x:0:0::/root:/bin/sh\n", "src/a": "A", "src/b": "B"})
-	for _, name := range []string{"sh", "cat", "ls", "rm", "mkdir", "touch", "id", "stat", "ln", "mv", "seq", "env", "nc", "true", "grep", "sleep"} {
+	for _, name := range []string{"sh", "cat", "ls", "rm", "mkdir", "touch", "id", "stat", "ln", "dd", "head", "mv", "seq", "env", "nc", "true", "grep", "sleep"} {
 		if err := os.Symlink("busybox", filepath.Join(s.LayerDir(b.base.IDs()[0]), "bin", name)); err != nil {
 			t.Fatal(err)
 		}
@@ -244,6 +244,42 @@ func TestExecBinds(t *testing.T) {
 }
 
 // A source that is a link leads to files of its own tree, not to the host's.
+// A step that may write to the client's directory changes a file in place. What the next step finds there is the client's, and what
+// the first has left stays as it was.
+func TestAttackStepWritesToFilesOfLaterContexts(t *testing.T) {
+	b := newExecBench(t)
+	dir := t.TempDir()
+	clean := strings.Repeat("clean", 5<<20) // large enough for layers to share it
+	if err := os.WriteFile(filepath.Join(dir, "big"), []byte(clean), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	write := func(text string) string {
+		l := tree.NewLocal(nil, session.Dir{Path: dir, Key: "k"}, &graph.Local{})
+		defer l.Release()
+		b.log.Reset()
+		cmd := "head -c 5 /m/big; echo " + text + " | dd of=/m/big conv=notrunc 2>/dev/null"
+		op := shell(cmd, graph.Mount{Type: graph.MountBind, Target: "/m", Input: 1, Output: 1})
+		out, err := b.Run(t.Context(), op, []tree.Tree{b.base, l}, b.env)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, b.log.String())
+		}
+		if got := b.log.String(); got != "clean" {
+			t.Errorf("the step that writes %s found %q", text, got)
+		}
+		out[0].(*tree.Stack).Discard()
+		d, info := out[1].(*tree.Stack).Pending()
+		b.commit(t, d, info)
+		out[1].(*tree.Stack).Committed()
+		t.Cleanup(out[1].(*tree.Stack).Release)
+		return filepath.Join(b.Store.LayerDir(d.ID), "big")
+	}
+	first := write("evil1")
+	write("evil2")
+	if got, err := os.ReadFile(first); err != nil || string(got[:5]) != "evil1" {
+		t.Errorf("the first step's result now begins with %q: %v", got[:5], err)
+	}
+}
+
 func TestExecSourceLink(t *testing.T) {
 	b := newExecBench(t)
 	canary := filepath.Join(t.TempDir(), "canary")

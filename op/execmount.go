@@ -124,7 +124,7 @@ func (s *execStep) scratch() *tree.Stack {
 func (s *execStep) writable(ctx context.Context, m graph.Mount) (base *tree.Stack, draft *store.Draft, err error) {
 	in := s.input(m)
 	if local, ok := in.(*tree.Local); ok {
-		copied, err := local.Materialize(ctx, s.store, graph.Selector{Paths: []graph.Select{{Path: "/"}}})
+		copied, err := local.MaterializeToWrite(ctx, s.store, graph.Selector{Paths: []graph.Select{{Path: "/"}}})
 		if err != nil {
 			return nil, nil, err
 		}

@@ -10,6 +10,17 @@ import (
 // Materialize copies what sel selects of a client's directory, filters applied, into a layer of its own, each file at its
 // own path. The layer is pending: see Stack.Pending. A RUN that mounts the build context gets this.
 func (l *Local) Materialize(ctx context.Context, s *store.Store, sel graph.Selector) (*Stack, error) {
+	return l.materializeAs(ctx, s, sel, "materialize\x00"+l.key+"\x00"+string(graph.Canonical(sel)))
+}
+
+// MaterializeToWrite is Materialize for a layer that a step writes to, in place. It shares no file with the layer of an earlier
+// call, and no later call shares a file with it.
+func (l *Local) MaterializeToWrite(ctx context.Context, s *store.Store, sel graph.Selector) (*Stack, error) {
+	return l.materializeAs(ctx, s, sel, "")
+}
+
+// materializeAs copies into a layer whose lineage has this key; "" = none.
+func (l *Local) materializeAs(ctx context.Context, s *store.Store, sel graph.Selector, key string) (*Stack, error) {
 	if l.err != nil {
 		return nil, l.err
 	}
@@ -17,7 +28,6 @@ func (l *Local) Materialize(ctx context.Context, s *store.Store, sel graph.Selec
 	if err != nil {
 		return nil, err
 	}
-	key := "materialize\x00" + l.key + "\x00" + string(graph.Canonical(sel))
 	info, err := l.materialize(ctx, s, draft, sel, key)
 	if err != nil {
 		draft.Discard()
@@ -34,8 +44,11 @@ func (l *Local) materialize(ctx context.Context, s *store.Store, draft *store.Dr
 		return info, err
 	}
 	defer u.Close()
-	earlier := FindLineage(s, key)
-	defer earlier.Close()
+	var earlier *Lineage
+	if key != "" {
+		earlier = FindLineage(s, key)
+		defer earlier.Close()
+	}
 	for _, p := range sel.Paths {
 		matches, err := l.files.Pick(ctx, p, true)
 		if err != nil {
@@ -48,7 +61,9 @@ func (l *Local) materialize(ctx context.Context, s *store.Store, draft *store.Dr
 			}
 		}
 	}
-	_ = u.SaveLineage(s, key) // a cache
+	if key != "" {
+		_ = u.SaveLineage(s, key) // a cache
+	}
 	return u.Finish(ctx)
 }
 
