@@ -110,13 +110,20 @@ func (r *reader) fields(key string) []string {
 	return f
 }
 
+// maxPlatforms bounds the platforms of one build. Each is planned on its own.
+const maxPlatforms = 200
+
 func (r *reader) platforms() []graph.Platform {
 	v := r.attrs["platform"]
 	if v == "" {
 		return nil
 	}
+	if n := strings.Count(v, ",") + 1; n > maxPlatforms {
+		r.fail("the build is for %d platforms: at most %d are possible", n, maxPlatforms)
+		return nil
+	}
 	var out []graph.Platform
-	for _, s := range strings.Split(v, ",") {
+	for s := range strings.SplitSeq(v, ",") {
 		p, err := graph.ParsePlatform(s)
 		if err != nil {
 			r.fail("failed to parse target platform %s: %w", s, err)

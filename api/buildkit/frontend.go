@@ -280,7 +280,8 @@ func (b *bridge) converse(c *engine.Container, p engine.Process) (*engine.Exit, 
 	if err != nil {
 		return nil, err
 	}
-	g := grpc.NewServer(append(b.s.calls(b.belong),
+	client := func(context.Context) string { return peerOf(b.ctx).Identity }
+	g := grpc.NewServer(append(b.s.calls(b.belong, client),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.ForceServerCodec(remote.Codec{}), grpc.WaitForHandlers(true),
 	)...)
 	gateway.RegisterLLBBridgeServer(g, bridgeServer{s: b.s, fixed: b})

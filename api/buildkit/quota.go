@@ -76,13 +76,53 @@ func (q *quota) take(who string, more share) error {
 	return err
 }
 
-// call counts a call of the client that makes it. The returned function ends it.
-func (q *quota) call(ctx context.Context) (end func(), err error) {
-	who := peerOf(ctx).Identity
+// calling is a call that counts for a client until its stream and its handler have ended.
+type calling struct {
+	mu    sync.Mutex
+	users int // the stream, and the handler once it runs
+	end   func()
+}
+
+type callingKey struct{}
+
+// begin counts a call of a client from its first frame: a client need not send the message that a handler waits for.
+func (q *quota) begin(ctx context.Context, who string) (context.Context, error) {
 	if err := q.take(who, share{calls: 1}); err != nil {
 		return nil, err
 	}
-	return func() { _ = q.take(who, share{calls: -1}) }, nil
+	c := &calling{users: 1, end: func() { _ = q.take(who, share{calls: -1}) }}
+	context.AfterFunc(ctx, c.leave)
+	return context.WithValue(ctx, callingKey{}, c), nil
+}
+
+// enter keeps a call counted while its handler runs, also if its stream ends before.
+func (c *calling) enter() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.users == 0 {
+		return errCallEnded
+	}
+	c.users++
+	return nil
+}
+
+func (c *calling) leave() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.users--; c.users == 0 {
+		c.end()
+	}
+}
+
+var errCallEnded = diag.Errorf(diag.Canceled, "the call has ended")
+
+// handling is enter for the call of a context. The returned function ends it.
+func handling(ctx context.Context) (end func(), err error) {
+	c, ok := ctx.Value(callingKey{}).(*calling)
+	if !ok {
+		return nil, diag.Errorf(diag.Internal, "the call is not counted")
+	}
+	return c.leave, c.enter()
 }
 
 // countedConn is a connection that counts until it is closed.

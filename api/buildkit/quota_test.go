@@ -2,12 +2,14 @@ package buildkit
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	control "github.com/moby/buildkit/api/services/control"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
+	"google.golang.org/grpc"
 )
 
 func exhausted(err error, word string) bool {
@@ -72,6 +74,56 @@ func TestClientOfManyCalls(t *testing.T) {
 	}
 }
 
+// A client begins calls and never sends their messages: no handler runs, but each has a stream and a goroutine.
+func TestAttackCallsWithoutMessages(t *testing.T) {
+	addr, _ := serve(t, Options{Limits: Limits{Calls: 3}})
+	c := dial(t, addr)
+	ctx, cancel := context.WithCancel(t.Context())
+	for range 3 {
+		if _, err := c.cc.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, "/moby.buildkit.v1.Control/Solve"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.Info(t.Context(), &control.InfoRequest{}); !exhausted(err, "3 calls") {
+		t.Errorf("%v", err)
+	}
+	cancel()
+	for end := time.Now().Add(20 * time.Second); ; {
+		_, err := c.Info(t.Context(), &control.InfoRequest{})
+		if err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A handler that goes on when its stream has ended still counts.
+func TestAttackHandlersOutliveTheirStreams(t *testing.T) {
+	q := newQuota(Limits{Calls: 1})
+	ctx, cancel := context.WithCancel(t.Context())
+	ctx, err := q.begin(ctx, "mallory")
+	if err != nil {
+		t.Fatal(err)
+	}
+	end, err := handling(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if _, err := q.begin(t.Context(), "mallory"); !exhausted(err, "1 calls") {
+		t.Errorf("%v", err)
+	}
+	end()
+	for q.take("mallory", share{calls: 1}) != nil { // the stream's end is noted by another goroutine
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := handling(ctx); err == nil {
+		t.Error("a handler begins after the end of its call")
+	}
+}
+
 // A client sends one definition after another within a build that it does not end.
 func TestClientOfManyGraphs(t *testing.T) {
 	addr, _ := serve(t, Options{Limits: Limits{GraphBytes: 100 << 10}})
@@ -91,5 +143,19 @@ func TestClientOfManyGraphs(t *testing.T) {
 	defer end()
 	if _, err := c.LLBBridgeClient.Solve(ctx, &gateway.SolveRequest{Definition: def}); err != nil {
 		t.Errorf("after the build's end: %v", err)
+	}
+}
+
+// Finding duplicates among platforms took time that grew with the square of their number, and nothing ended it.
+func TestAttackManyPlatforms(t *testing.T) {
+	var b strings.Builder
+	for i := range 60_000 {
+		fmt.Fprintf(&b, "linux/arm/v%d,", i)
+	}
+	if _, err := request(map[string]string{"platform": b.String() + "linux/amd64"}); !exhausted(err, "60001 platforms") {
+		t.Errorf("%v", err)
+	}
+	if r, err := request(map[string]string{"platform": "linux/amd64,linux/amd64,linux/arm64"}); err != nil || len(r.Platforms) != 2 {
+		t.Errorf("%v %v", r.Platforms, err)
 	}
 }

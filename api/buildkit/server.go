@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
@@ -113,7 +114,7 @@ func (s *Server) Serve(ctx context.Context, endpoints ...*Endpoint) error {
 }
 
 func (s *Server) server(l *Endpoint) *grpc.Server {
-	g := grpc.NewServer(append(s.calls(s.enter),
+	g := grpc.NewServer(append(s.calls(s.enter, func(ctx context.Context) string { return peerOf(ctx).Identity }),
 		grpc.Creds(newIdentify(l.tls, &s.conns, s.quota)), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.ForceServerCodec(remote.Codec{}),
 		grpc.ConnectionTimeout(s.greeting), grpc.MaxHeaderListSize(maxHeader),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Minute, Timeout: 20 * time.Second}), // who is gone is found out
@@ -131,11 +132,16 @@ func (s *Server) server(l *Endpoint) *grpc.Server {
 	return g
 }
 
-// calls lets every call belong to the tenant that enter puts into its context, and turns its error into a status.
-func (s *Server) calls(enter func(context.Context) (context.Context, error)) []grpc.ServerOption {
+// calls lets every call belong to the tenant that enter puts into its context, counts it for the client that client names, and
+// turns its error into a status.
+func (s *Server) calls(enter func(context.Context) (context.Context, error), client func(context.Context) string) []grpc.ServerOption {
+	begin := func(ctx context.Context, _ *tap.Info) (context.Context, error) {
+		ctx, err := s.quota.begin(ctx, client(ctx))
+		return ctx, toStatus(err)
+	}
 	unary := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 		defer s.recover(info.FullMethod, &err)
-		end, err := s.quota.call(ctx)
+		end, err := handling(ctx)
 		if err != nil {
 			return nil, toStatus(err)
 		}
@@ -147,7 +153,7 @@ func (s *Server) calls(enter func(context.Context) (context.Context, error)) []g
 	}
 	stream := func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 		defer s.recover(info.FullMethod, &err)
-		end, err := s.quota.call(ss.Context())
+		end, err := handling(ss.Context())
 		if err != nil {
 			return toStatus(err)
 		}
@@ -158,7 +164,7 @@ func (s *Server) calls(enter func(context.Context) (context.Context, error)) []g
 		}
 		return toStatus(err)
 	}
-	return []grpc.ServerOption{grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(stream)}
+	return []grpc.ServerOption{grpc.InTapHandle(begin), grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(stream)}
 }
 
 // recover turns a panic into one call's failure.
