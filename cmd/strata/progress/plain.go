@@ -2,11 +2,14 @@ package progress
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 	"time"
 
+	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/event"
 )
 
@@ -165,6 +168,28 @@ func (p *plain) finish(now time.Time, err error) {
 		fmt.Fprintf(&p.buf, "WARNING: %s\n", warningText(w))
 	}
 	p.flush()
+}
+
+var exitCode = regexp.MustCompile(`exit code: ([0-9]+)( \(SIG[A-Z0-9]+\))?$`)
+
+// headline says which instruction ended a build, and where: "RUN failed with exit code 2 (Dockerfile:2)". It is "" for errors of
+// other kinds, which say so themselves.
+func headline(err error) string {
+	d, ok := errors.AsType[*diag.Error](err)
+	if !ok || d.Kind != diag.Failed || len(d.At) == 0 || d.At[0].Source == nil || d.At[0].First < 1 {
+		return ""
+	}
+	first, _, _ := strings.Cut(d.Msg, "\n")
+	code := exitCode.FindStringSubmatch(first)
+	lines := bytes.Split(d.At[0].Source.Data, []byte("\n"))
+	if code == nil || d.At[0].First > len(lines) {
+		return ""
+	}
+	words := bytes.Fields(lines[d.At[0].First-1])
+	if len(words) == 0 {
+		return ""
+	}
+	return clean(fmt.Appendf(nil, "%s failed with exit code %s%s (%s:%d)", bytes.ToUpper(words[0]), code[1], code[2], d.At[0].Source.Name, d.At[0].First))
 }
 
 // summary is the last line of a display: "built in 12.3s: 14 steps, 12 cached, 1 warning".

@@ -222,6 +222,44 @@ func TestTerminalFailure(t *testing.T) {
 	}
 }
 
+// The output of a step that failed stays in sight while others end, however much they say.
+func TestTerminalFailureStays(t *testing.T) {
+	p, s := newTerminalPlayer(t, 60, 16)
+	p.send(planned(1, "[a 2/2] RUN make"), planned(2, "[b 2/2] RUN sleep 20"), started(1), started(2))
+	for i := range 30 {
+		p.send(logged(1, fmt.Sprintf("make says %d\n", i)))
+	}
+	p.at(500).send(broke(1, "exit code: 2"))
+	for i := 10; i < 40; i++ {
+		p.send(planned(i, fmt.Sprintf("[c %d/40] RUN other", i)), started(i)).at(600 + i*10).send(ended(i))
+	}
+	p.send(logged(2, "still here\n")).at(1500)
+	golden(t, "tty-failing.txt", s.text())
+	source := &diag.Source{Name: "Dockerfile", Data: []byte("FROM x\nrun make\n")}
+	err := diag.Errorf(diag.Failed, "process %q did not complete successfully: exit code: 2", "make").WithSpan(source.Lines(2, 2))
+	p.send(broke(2, "canceled"))
+	p.render.finish(p.now, err)
+	golden(t, "tty-failed.txt", s.text())
+}
+
+func TestHeadline(t *testing.T) {
+	source := &diag.Source{Name: "app.Dockerfile", Data: []byte("FROM x\nRUN make\n")}
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{diag.Errorf(diag.Failed, "process did not complete successfully: exit code: 139 (SIGSEGV)").WithSpan(source.Lines(2, 2)), "RUN failed with exit code 139 (SIGSEGV) (app.Dockerfile:2)"},
+		{diag.Errorf(diag.Failed, "process did not complete successfully: exit code: 1"), ""},
+		{diag.Errorf(diag.NotFound, "exit code: 1").WithSpan(source.Lines(2, 2)), ""},
+		{diag.Errorf(diag.Failed, "exit code: 1").WithSpan(source.Lines(9, 9)), ""},
+		{errors.New("exit code: 1"), ""}, {nil, ""},
+	} {
+		if got := headline(c.err); got != c.want {
+			t.Errorf("%v: %q, want %q", c.err, got, c.want)
+		}
+	}
+}
+
 // However small or odd the terminal, frames stay within it: the emulator fails the test when the cursor leaves it, and
 // the live lines never fill more than the screen.
 func TestTerminalSizes(t *testing.T) {

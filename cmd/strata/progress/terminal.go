@@ -82,9 +82,8 @@ func (t *terminal) settle(s *step) {
 		}
 	case canceled:
 		t.settled = append(t.settled, t.stepLine(span{yellow, " ○ "}, dim, s.name+" (canceled)", s.spent))
-	case failed:
-		t.settled = append(t.settled, t.stepLine(span{red, " ✘ "}, red, s.name, s.spent))
 	}
+	// A step that failed stays among the live lines, with its output, until the display ends.
 }
 
 func (t *terminal) tick(now time.Time) {
@@ -100,7 +99,16 @@ func (t *terminal) finish(now time.Time, err error) {
 	if err != nil {
 		mark = span{red, " ✘ "}
 	}
-	t.settled = append(t.settled, []span{mark, {bold, summary(t.board, now, err)}})
+	for _, s := range t.board.steps {
+		if s.state == failed {
+			t.settled = append(t.settled, t.failedLine(s))
+		}
+	}
+	if head := headline(err); head != "" {
+		t.settled = append(t.settled, []span{mark, {bold, head}}, []span{{plainText, "   " + summary(t.board, now, err)}})
+	} else {
+		t.settled = append(t.settled, []span{mark, {bold, summary(t.board, now, err)}})
+	}
 	for _, w := range t.board.warnings {
 		t.settled = append(t.settled, []span{{yellow, " ! "}, {plainText, warningText(w)}})
 	}
@@ -180,12 +188,30 @@ func (t *terminal) stepLine(mark span, style, name string, d time.Duration) []sp
 	return []span{mark, {style, name}, {plainText, strings.Repeat(" ", room-textWidth(name))}, {dim, at}}
 }
 
-// liveLines is the header and the running steps, in at most rows-1 lines.
+func (t *terminal) failedLine(s *step) []span { return t.stepLine(span{red, " ✘ "}, red, s.name, s.spent) }
+
+// failures are the steps that failed, with the end of their output, in at most n lines. They stay in sight while others end.
+func (t *terminal) failures(n int) [][]span {
+	var out [][]span
+	for _, s := range t.board.steps {
+		if s.state != failed || len(out) == n {
+			continue
+		}
+		out = append(out, t.failedLine(s))
+		tail := s.tail[max(0, len(s.tail)-min(liveLogs, n-len(out))):]
+		for _, l := range tail {
+			out = append(out, []span{{red, "   │ "}, {plainText, l}})
+		}
+	}
+	return out
+}
+
+// liveLines is the header, the steps that failed and the running ones, in at most rows-1 lines.
 func (t *terminal) liveLines(now time.Time, cols, rows int) [][]span {
 	if rows < 2 || cols < 2 {
 		return nil // no room but for the cursor
 	}
-	out := [][]span{t.header(now, cols-1)}
+	out := append(t.failures(rows-2), t.header(now, cols-1))
 	var steps []*step
 	for _, s := range t.board.steps {
 		if s.state == running {
