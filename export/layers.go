@@ -164,11 +164,10 @@ func (p *Packer) known(req Request) (Layer, error) {
 		return l, err
 	}
 	l.DiffID, l.TarSize, l.Created, l.blob = info.DiffID, info.TarSize, info.Created, info.Blob
-	switch {
-	case req.Clamp == nil:
-	case l.DiffID != "" && !p.ours(l):
-		l.clamp = nil // a pulled layer stays as it was pulled
-	default:
+	if req.Clamp != nil {
+		// Another tar than the layer's own. Where the files came from does not matter: a cache elsewhere has layers as they were
+		// before their times were rewritten.
+		l.pulled, l.blob = nil, ""
 		l.DiffID, l.TarSize = p.clamped(req)
 	}
 	return l, nil
