@@ -120,6 +120,18 @@ func At(err error, spans ...Span) error {
 	return &c
 }
 
+// Advised returns an error with a hint, if it has none.
+func Advised(err error, hint string) error {
+	if err == nil || hintOf(err) != "" {
+		return err
+	}
+	c := Error{Kind: KindOf(err), Msg: err.Error(), Err: err, Hint: Redact(hint)}
+	if d, ok := errors.AsType[*Error](err); ok {
+		c.At, c.Log = d.At, d.Log
+	}
+	return &c
+}
+
 // KindOf returns the kind of the first Error in err's chain, Canceled for context errors, else Internal.
 func KindOf(err error) Kind {
 	var d *Error

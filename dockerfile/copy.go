@@ -1,6 +1,7 @@
 package dockerfile
 
 import (
+	"fmt"
 	"net/url"
 	"path"
 	"regexp"
@@ -103,7 +104,7 @@ func (st *step) copyFiles(cp *copying) error {
 		c.Src, c.Owner = path.Join("/", doc.Path), f.owner(cp.chown)
 		f.do(graph.Action{From: f.input(inlineDocument(c.Src, 0o644, doc.Data)), Copy: &c})
 	}
-	opts := []graph.Option{graph.Named("%s", title), graph.From(st.at...)}
+	opts := []graph.Option{graph.Named("%s", title), graph.From(st.at...), graph.Advise(cp.advice())}
 	if st.noCache {
 		opts = append(opts, graph.NoCache)
 	}
@@ -114,6 +115,16 @@ func (st *step) copyFiles(cp *copying) error {
 	*root = made
 	st.commit(isLayer, "%s # buildkit", cp.historyRow())
 	return nil
+}
+
+// advice is what people get wrong who name a file that is not there.
+func (cp *copying) advice() string {
+	for _, src := range cp.SourcePaths {
+		if clean := path.Clean(src); cp.context && (clean == ".." || strings.HasPrefix(clean, "../")) {
+			return fmt.Sprintf("%q is outside the build context: give its directory with --build-context NAME=DIR and use --from=NAME", src)
+		}
+	}
+	return ""
 }
 
 // stack puts a linked copy on the stage. The two vertices are one step for people.

@@ -136,5 +136,9 @@ func (p *planner) unusedArgs() []diag.Warning {
 	if len(unused) == 0 {
 		return nil
 	}
-	return []diag.Warning{{Msg: "One or more build-args [" + strings.Join(unused, " ") + "] were not consumed", Detail: detail, Level: 1}}
+	msg := "One or more build-args [" + strings.Join(unused, " ") + "] were not consumed"
+	if len(detail) > 0 {
+		msg += " (" + strings.Join(detail, "; ") + ")"
+	}
+	return []diag.Warning{{Msg: msg, Level: 1}}
 }

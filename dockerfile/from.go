@@ -46,9 +46,9 @@ func (p *planner) makeStage(i int, inst *instructions.Stage) (*stage, error) {
 	}
 	known := slices.Concat(p.globals.Keys(), slices.Collect(maps.Keys(p.mainArg)))
 	lint.UndefinedArgInFrom(l, s.at(), base.Unmatched, known)
+	s.blank = p.blank(base)
 	if base.Text == "" {
-		err := invalidf("base name (%s) should not be blank", inst.BaseName)
-		return nil, err.WithHint("give an ARG above the first FROM a default value, or pass it with --build-arg")
+		return nil, s.blankError(invalidf("base name (%s) should not be blank", inst.BaseName), known)
 	}
 	s.ref = base.Text
 	s.outline.use(base.Matched)
@@ -63,6 +63,30 @@ func (p *planner) makeStage(i int, inst *instructions.Stage) (*stage, error) {
 		}
 	}
 	return s, nil
+}
+
+// blank is the first variable of a word that has no value; "" = all have one.
+func (p *planner) blank(w lint.Expanded) string {
+	for _, name := range slices.Sorted(maps.Keys(w.Unmatched)) {
+		return name
+	}
+	for _, name := range slices.Sorted(maps.Keys(w.Matched)) {
+		if v, _ := p.globals.Get(name); v == "" {
+			return name
+		}
+	}
+	return ""
+}
+
+// blankError adds to an error of the base's name that a variable in it is empty.
+func (s *stage) blankError(err *diag.Error, known []string) *diag.Error {
+	if s.blank == "" {
+		return err.WithHint("give an ARG above the first FROM a default value, or pass it with --build-arg")
+	}
+	if near := diag.Suggest(s.blank, known); near != "" && near != s.blank {
+		return err.WithHint("%s is not set: did you mean %s?", s.blank, near)
+	}
+	return err.WithHint("%s is empty: pass --build-arg %s=…, or give ARG %s above the first FROM a default", s.blank, s.blank, s.blank)
 }
 
 func (s *stage) setPlatform(l *lint.Linter, known []string) error {
@@ -173,6 +197,9 @@ func (s *stage) resolve(ctx context.Context) error {
 	named, err := reference.ParseNormalizedNamed(s.ref)
 	if err != nil {
 		e := invalidf("failed to parse stage name %q: %w", s.ref, err)
+		if s.blank != "" {
+			return s.blankError(e, slices.Concat(p.globals.Keys(), slices.Collect(maps.Keys(p.mainArg))))
+		}
 		if lower, ok := p.byName[strings.ToLower(s.ref)]; ok {
 			return e.WithHint("did you mean stage %s?", lower.inst.Name)
 		}
@@ -260,8 +287,15 @@ func (s *stage) pull(ctx context.Context, ref reference.Named, pf graph.Platform
 }
 
 func (s *stage) pullError(err error) error {
-	e := &diag.Error{Kind: diag.KindOf(err), Msg: s.ref + ": " + err.Error(), Err: err}
+	e := &diag.Error{Kind: diag.KindOf(err), Msg: err.Error(), Err: err}
+	if named, perr := reference.ParseNormalizedNamed(s.ref); perr != nil || !strings.Contains(e.Msg, strings.TrimPrefix(reference.Path(named), "library/")) {
+		e.Msg = s.ref + ": " + e.Msg
+	}
 	candidates := s.p.names()
+	if near := diag.Suggest(s.ref, candidates); s.external && near != "" && near != s.ref {
+		e.Msg = fmt.Sprintf("no stage %q (did you mean %q?); as an image it could not be reached: %s", s.ref, near, e.Msg)
+		e.Hint = fmt.Sprintf("did you mean %s?", near)
+	}
 	if e.Kind == diag.NotFound || e.Kind == diag.Denied {
 		candidates = append(candidates, "alpine", "busybox", "centos", "debian", "golang", "ubuntu", "fedora", "node", "python", "nginx")
 	}

@@ -34,7 +34,7 @@ func (f *fake) Image(_ context.Context, ref string, p graph.Platform, _ graph.Re
 	defer f.mu.Unlock()
 	f.asked = append(f.asked, ref)
 	if strings.Contains(ref, "missing") || strings.Contains(ref, "alpin:") {
-		return Resolved{}, diag.Errorf(diag.NotFound, "%s: not found", ref)
+		return Resolved{}, diag.Errorf(diag.NotFound, "%s was not found in docker.io", strings.TrimPrefix(strings.TrimPrefix(ref, "docker.io/"), "library/"))
 	}
 	if c, ok := f.images[ref]; ok {
 		return Resolved{Digest: testDigest, Config: c.Clone()}, nil

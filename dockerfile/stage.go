@@ -23,6 +23,7 @@ type stage struct {
 	inst     *instructions.Stage
 	name     string // for people; "" if there is only one
 	ref      string // the base's name, expanded; in full once it is resolved
+	blank    string // a variable of the base's name that is empty; "" = none
 	base     *stage // the base, if it is a stage
 	platform *graph.Platform
 	named    *namedContext // what replaces the stage

@@ -31,9 +31,7 @@ func (b *build) call(ctx context.Context, req *Request, d dockerfile.Request) (*
 		}
 		resp.Metadata["warnings"] = c.Warnings
 		printWarnings(&out, c.Warnings)
-		if len(c.Warnings) > 0 {
-			return nil, &diag.Error{Kind: diag.Failed, Msg: strings.TrimSuffix(out.String(), "\n")}
-		}
+		resp.Findings = len(c.Warnings)
 	case req.Call == "outline":
 		o, err := dockerfile.NewOutline(ctx, d, b)
 		if err != nil {
@@ -76,11 +74,11 @@ func printWarnings(w io.Writer, warnings []diag.Warning) {
 		fmt.Fprintln(w, "Check complete, no warnings found.")
 		return
 	}
-	noun := "warnings have"
+	noun := "warnings"
 	if len(warnings) == 1 {
-		noun = "warning has"
+		noun = "warning"
 	}
-	fmt.Fprintf(w, "check complete, %d %s been found\n", len(warnings), noun)
+	fmt.Fprintf(w, "%d %s found\n", len(warnings), noun)
 	for _, x := range warnings {
 		fmt.Fprintln(w)
 		diag.RenderWarning(w, &x)

@@ -57,6 +57,7 @@ type Response struct {
 	Metadata map[string]any // with BuildKit's keys
 	ID       string         // the image's ID: the digest of its configuration, or of the index of several platforms
 	Text     string         // what Check and Call print
+	Findings int            // how many warnings Check found
 }
 
 // ImageInfo describes an image of the store.

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -63,6 +64,16 @@ func (e *Engine) Run(ctx context.Context, r RunRequest, s session.Session, sink 
 		return 0, err
 	}
 	exit, err := e.steps.Run(ctx, spec)
+	if code, ok := sandbox.StartCode(err); ok && r.Stderr != nil {
+		var text bytes.Buffer
+		diag.Render(&text, err)
+		out, to := text.Bytes(), r.Stderr
+		if r.TTY {
+			out, to = bytes.ReplaceAll(out, []byte("\n"), []byte("\r\n")), r.Stdout
+		}
+		_, err := to.Write(out)
+		return code, err
+	}
 	if err != nil {
 		return 0, err
 	}

@@ -157,6 +157,14 @@ func (t *target) manifests(ctx context.Context, p *packed, byDigest bool) error 
 	return nil
 }
 
+// cannot says of an error which push failed.
+func (t *target) cannot(err error) error {
+	if err == nil || diag.KindOf(err) == diag.Canceled {
+		return err
+	}
+	return &diag.Error{Kind: diag.KindOf(err), Msg: "cannot push " + t.tags[0].String() + ": " + err.Error(), Err: err}
+}
+
 // root returns the manifest or index that names the whole set.
 func (p *packed) root() piece {
 	if p.index != nil {
@@ -176,7 +184,7 @@ func (e *Env) push(ctx context.Context, set *Set, o packing, byDigest bool) (*pa
 	each := func(ctx context.Context, f func(context.Context, *target) error) error {
 		g, ctx := errgroup.WithContext(ctx)
 		for _, t := range targets {
-			g.Go(func() error { return f(ctx, t) })
+			g.Go(func() error { return t.cannot(f(ctx, t)) })
 		}
 		return g.Wait()
 	}

@@ -41,6 +41,7 @@ func (f *files) epochOf(im *Image) *time.Time {
 
 func (a *attrs) files(o Output) files {
 	f := files{dest: o.Dest}
+	a.flag("rewrite-timestamp", false) // no file is newer than the epoch in any case
 	f.epoch, f.noEpoch = a.epoch()
 	if v, ok := a.take("src"); ok {
 		f.src = v

@@ -70,6 +70,7 @@ type Vertex struct {
 	Platform Platform
 	Name     string            // for people, such as "[build 2/5] RUN make"
 	At       []diag.Span       // where it was written, innermost first
+	Advice   string            // a hint for people if it does not find something; "" = none
 	NoCache  bool              // run it even if its result is known; not part of the ID
 	Group    string            // vertices of one progress group are shown together; "" = none
 	Label    string            // what people see of the group; "" = Group
@@ -98,6 +99,9 @@ func On(p Platform) Option { return func(v *Vertex) { v.Platform = p } }
 
 // From sets the places where the vertex was written.
 func From(at ...diag.Span) Option { return func(v *Vertex) { v.At = at } }
+
+// Advise sets the hint of an error of kind diag.NotFound that has none.
+func Advise(hint string) Option { return func(v *Vertex) { v.Advice = hint } }
 
 // NoCache makes the vertex run even if its result is known.
 func NoCache(v *Vertex) { v.NoCache = true }

@@ -3,6 +3,7 @@ package graph
 import (
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/strata-build/strata/diag"
@@ -62,13 +63,17 @@ func isOS(s string) bool {
 	return false
 }
 
+// Architectures lists the architectures that there are programs for, by their names in platforms.
+func Architectures() []string {
+	return []string{"386", "amd64", "arm", "arm64", "ppc64", "ppc64le", "mips", "mipsle", "mips64", "mips64le", "riscv64", "s390x", "loong64", "wasm"}
+}
+
 func isArch(s string) bool {
 	switch s {
-	case "386", "amd64", "arm", "arm64", "ppc64", "ppc64le", "mips", "mipsle", "mips64", "mips64le", "riscv64", "s390x", "loong64", "wasm",
-		"i386", "x86_64", "x86-64", "aarch64", "armhf", "armel":
+	case "i386", "x86_64", "x86-64", "aarch64", "armhf", "armel":
 		return true
 	}
-	return false
+	return slices.Contains(Architectures(), s)
 }
 
 // NormalizePlatform returns p with the usual names: x86_64 is amd64, aarch64 arm64, and the variant that an architecture has

@@ -63,6 +63,12 @@ func ParseRules(name string, text []byte) ([]Rule, error) {
 
 func parseRule(fields []string) (Rule, error) {
 	r := Rule{Pattern: fields[0]}
+	switch {
+	case strings.HasPrefix(r.Pattern, "!"):
+		return r, diag.Errorf(diag.Invalid, "%s: a pattern cannot be negated", r.Pattern).WithHint("name what is to change; later rules win over earlier ones")
+	case len(fields) == 1:
+		return r, diag.Errorf(diag.Invalid, "%s: the rule does nothing", r.Pattern).WithHint("add uid=N, gid=N, mode=0755, mtime=N or exclude")
+	}
 	for _, f := range fields[1:] {
 		key, value, _ := strings.Cut(f, "=")
 		base, bits := 10, 32

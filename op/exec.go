@@ -165,6 +165,7 @@ type execStep struct {
 	mounted int
 	outputs []output
 	dropped map[int]output // of mounts that can be written and have no output, by the mounts' index
+	absent  []string       // optional secrets that the client does not have
 	undos   []func() error // in reverse order
 }
 

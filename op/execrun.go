@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -47,11 +49,38 @@ func (s *execStep) command(ctx context.Context, rt sandbox.Runtime) error {
 		d = s.store.FullError(d)
 	}
 	d.Log = log.tail()
+	if hint := s.advice(exit.Code, d.Log); hint != "" && d.Hint == "" {
+		d = d.WithHint("%s", hint)
+	}
 	if exit.Unclean != nil {
 		d.Msg += "\n" + exit.Unclean.Error()
 	}
 	return d
 }
+
+// noCommand is how shells say that they do not find a command: "sh: foo: not found", "bash: line 1: foo: command not found".
+var noCommand = regexp.MustCompile(`(?:^|: )([^\s:]+): (?:command )?not found$`)
+
+// advice is what may be wrong with a step that failed: a secret that it was not given, or a command that there is not.
+func (s *execStep) advice(code int, log []string) string {
+	var hints []string
+	for _, id := range s.absent {
+		hints = append(hints, fmt.Sprintf("the secret %q was not there: no --secret id=%s was given", id, id))
+	}
+	if code == noSuchCommand {
+		name := "a command"
+		for _, l := range log {
+			if m := noCommand.FindStringSubmatch(l); m != nil {
+				name = strconv.Quote(m[1])
+			}
+		}
+		hints = append(hints, name+" is not in this image: install it, or check PATH or the script's #! line")
+	}
+	return strings.Join(hints, "\n")
+}
+
+// noSuchCommand is the exit code of shells that do not find a command.
+const noSuchCommand = 127
 
 // tellRequests lists in the step's output what it asked its proxy for.
 func (s *execStep) tellRequests() {

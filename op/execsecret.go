@@ -28,6 +28,7 @@ func (s *execStep) secret(ctx context.Context, id string, optional bool) (data [
 	case diag.KindOf(err) != diag.NotFound:
 		return nil, false, err
 	case optional:
+		s.absent = append(s.absent, id)
 		return nil, false, nil
 	case diag.Flatten(err).Hint == "": // a client that only says no
 		err = diag.Errorf(diag.NotFound, "the step needs the secret %q: %w", id, err).WithHint("give it with --secret id=%s,src=FILE", id)

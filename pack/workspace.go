@@ -274,6 +274,9 @@ func (r reading) top(ctx context.Context, d image.Descriptor) error {
 }
 
 func (r reading) image(ctx context.Context, d image.Descriptor, raw []byte, m *ocispec.Manifest) (*Image, error) {
+	if kind := registry.ArtifactType(m); kind != "" {
+		return nil, diag.Errorf(diag.Unsupported, "%s is an artifact of type %s, not an image", r.src.Name, kind)
+	}
 	conf, err := r.at.read(ctx, m.Config, registry.MaxConfig)
 	if err != nil {
 		return nil, err

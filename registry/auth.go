@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"encoding/base64"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -106,6 +107,17 @@ func loginTarget(ep *endpoint, scopes []string) string {
 			if i := strings.LastIndexByte(rest, ':'); i > 0 {
 				return ep.name + "/" + rest[:i]
 			}
+		}
+	}
+	return ep.name
+}
+
+// loginPlaceOf is loginTarget for the path of a request's URL, "/v2/REPOSITORY/manifests/…".
+func loginPlaceOf(ep *endpoint, path string) string {
+	repo, ok := strings.CutPrefix(path, "/v2/")
+	for _, what := range []string{"/manifests/", "/blobs/", "/tags/", "/referrers/"} {
+		if i := strings.LastIndex(repo, what); ok && i > 0 {
+			return ep.name + "/" + repo[:i]
 		}
 	}
 	return ep.name
@@ -224,14 +236,27 @@ func tokenRefused(ep *endpoint, realm *url.URL, cred session.Credential, status 
 	if status != http.StatusUnauthorized && status != http.StatusForbidden && status != http.StatusBadRequest {
 		return diag.Errorf(diag.Unavailable, "the token server %s answered %s", Redact(realm), statusText(status))
 	}
-	if cred.Username == "" && cred.IdentityToken == "" {
-		return diag.Errorf(diag.Denied, "%s requires a login", ep.name).WithHint("docker login %s", ep.name)
+	return ep.refusedLogin(cred)
+}
+
+// refusedLogin says which login a registry did not take, or that it wants one.
+func (ep *endpoint) refusedLogin(cred session.Credential) *diag.Error {
+	var err *diag.Error
+	file := func(format string) string {
+		if cred.From == "" {
+			return ""
+		}
+		return fmt.Sprintf(format, cred.From)
 	}
-	who := "the stored login"
-	if cred.Username != "" && cred.IdentityToken == "" {
-		who = "the password of " + cred.Username
+	switch {
+	case cred.IdentityToken != "" || cred.AccessToken != "":
+		err = diag.Errorf(diag.Denied, "%s rejected the stored token%s", ep.name, file(" (from %s)"))
+	case cred.Username != "":
+		err = diag.Errorf(diag.Denied, "%s rejected user %s's password%s", ep.name, cred.Username, file(" (from %s)"))
+	default:
+		err = diag.Errorf(diag.Denied, "%s requires a login%s", ep.name, file(" (no entry for "+ep.name+" in %s)"))
 	}
-	return diag.Errorf(diag.Denied, "%s refused %s", ep.name, who).WithHint("docker login %s", ep.name)
+	return err.WithHint("docker login %s", ep.name)
 }
 
 func basic(cred session.Credential) string {

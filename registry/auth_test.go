@@ -96,7 +96,22 @@ func TestBasic(t *testing.T) {
 	_, err := newClient(t, Config{Credentials: static("u", "wrong")}).Resolve(t.Context(), ref)
 	wantKind(t, err, diag.Denied, host, "docker login "+host)
 	_, err = newClient(t, Config{}).Resolve(t.Context(), ref)
-	wantKind(t, err, diag.Denied, "docker login "+host)
+	wantKind(t, err, diag.Denied, "requires a login", "docker login "+host)
+}
+
+// A missing login and a wrong one are two errors, and both name the file.
+func TestLoginErrors(t *testing.T) {
+	host := serve(t, basicAuth)
+	ref := mustRef(t, host+"/app:1")
+	with := func(user, password string) Credentials {
+		return func(context.Context, string) (session.Credential, error) {
+			return session.Credential{Username: user, Password: password, From: "/home/x/.docker/config.json"}, nil
+		}
+	}
+	_, err := newClient(t, Config{Credentials: with("", "")}).Resolve(t.Context(), ref)
+	wantKind(t, err, diag.Denied, host+" requires a login (no entry for "+host+" in /home/x/.docker/config.json)", "docker login "+host)
+	_, err = newClient(t, Config{Credentials: with("u", "wrong")}).Resolve(t.Context(), ref)
+	wantKind(t, err, diag.Denied, host+" rejected user u's password (from /home/x/.docker/config.json)", "docker login "+host)
 }
 
 // tokenServer issues tokens that say what they are for.
@@ -182,7 +197,7 @@ func TestToken(t *testing.T) {
 		t.Errorf("identity token: %v", err)
 	}
 	_, err := c.For(static("u", "wrong")).Resolve(t.Context(), ref)
-	wantKind(t, err, diag.Denied, host, "password of u", "docker login "+host)
+	wantKind(t, err, diag.Denied, host, "rejected user u's password", "docker login "+host)
 	_, err = c.For(nil).Resolve(t.Context(), ref)
 	wantKind(t, err, diag.Denied, "docker login "+host)
 }
@@ -218,18 +233,19 @@ func TestDockerCredentials(t *testing.T) {
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	get := DockerCredentials(dir)
+	file := filepath.Join(dir, "config.json")
 	for host, want := range map[string]session.Credential{
-		"docker.io":      {Username: "user", Password: "pass"},
-		"r.example:5000": {Username: "user", Password: "pass", IdentityToken: "id"},
-		"helped.example": {Username: "h", Password: "s"},
-		"none.example":   {},
+		"docker.io":      {Username: "user", Password: "pass", From: file},
+		"r.example:5000": {Username: "user", Password: "pass", IdentityToken: "id", From: file},
+		"helped.example": {Username: "h", Password: "s", From: file},
+		"none.example":   {From: file},
 	} {
 		got, err := get(t.Context(), host)
 		if err != nil || got != want {
 			t.Errorf("%s: %+v %v, want %+v", host, got, err, want)
 		}
 	}
-	if got, err := DockerCredentials(filepath.Join(dir, "none"))(t.Context(), "docker.io"); err != nil || got != (session.Credential{}) {
+	if got, err := DockerCredentials(filepath.Join(dir, "none"))(t.Context(), "docker.io"); err != nil || got != (session.Credential{From: filepath.Join(dir, "none", "config.json")}) {
 		t.Errorf("no file: %v %v", got, err)
 	}
 }

@@ -28,10 +28,10 @@ func DockerCredentials(configDir string) Credentials {
 		for _, path := range loginFiles(configDir) {
 			cred, err := fileLogin(ctx, path, target)
 			if err != nil || cred != auth.EmptyCredential {
-				return session.Credential{Username: cred.Username, Password: cred.Password, IdentityToken: cred.RefreshToken, AccessToken: cred.AccessToken}, err
+				return session.Credential{Username: cred.Username, Password: cred.Password, IdentityToken: cred.RefreshToken, AccessToken: cred.AccessToken, From: path}, err
 			}
 		}
-		return session.Credential{}, nil
+		return session.Credential{From: strings.Join(loginFiles(configDir), ", ")}, nil
 	}
 }
 

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"mime"
 	"strings"
@@ -191,3 +192,12 @@ var (
 		"Labels Volumes ExposedPorts annotations config container_config",
 	)}
 )
+
+// ArtifactType is the type of a manifest that is not an image's: a chart, a signature, a module. "" is an image.
+// Source: image-spec, "Guidelines for Artifact Usage".
+func ArtifactType(m *ocispec.Manifest) string {
+	if IsConfig(m.Config.MediaType) {
+		return ""
+	}
+	return cmp.Or(m.ArtifactType, m.Config.MediaType)
+}

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"encoding/json"
 	"io"
 	"log"
 	"strings"
@@ -112,4 +113,23 @@ func FuzzDecode(f *testing.F) {
 		_, _ = Decode(data, mt)
 		_, _ = DecodeConfig(data)
 	})
+}
+
+// A chart, a signature or a module is not an image, and its type says so.
+func TestArtifactType(t *testing.T) {
+	for raw, want := range map[string]string{
+		`{"config":{"mediaType":"application/vnd.oci.image.config.v1+json"}}`:                                   "",
+		`{"artifactType":"x/y","config":{"mediaType":"application/vnd.docker.container.image.v1+json"}}`:        "",
+		`{"config":{"mediaType":"application/vnd.cncf.helm.config.v1+json"}}`:                                   "application/vnd.cncf.helm.config.v1+json",
+		`{"artifactType":"application/vnd.example","config":{"mediaType":"application/vnd.oci.empty.v1+json"}}`: "application/vnd.example",
+		`{"config":{}}`: "", // of old builders
+	} {
+		var m ocispec.Manifest
+		if err := json.Unmarshal([]byte(raw), &m); err != nil {
+			t.Fatal(err)
+		}
+		if got := ArtifactType(&m); got != want {
+			t.Errorf("%s: %q, want %q", raw, got, want)
+		}
+	}
 }

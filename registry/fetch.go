@@ -144,6 +144,11 @@ func (b *blob) broken(err error) {
 		b.stalls++
 	}
 	failed := diag.Errorf(diag.Unavailable, "%s: the transfer from %s broke at byte %d of %d: %w", b.what(), b.eps[0].name, b.pos, b.desc.Size, err)
+	if len(b.eps) > 1 { // the next host goes on where this one ended
+		b.c.net.log.Debug("registry: the mirror broke off", "mirror", b.eps[0].name, "error", failed)
+		b.eps, b.mark, b.tries, b.stalls = b.eps[1:], b.pos, 0, 0
+		return
+	}
 	if b.tries >= b.c.net.timing.Tries || b.stalls > 1 {
 		b.ended = failed
 		return
@@ -155,7 +160,11 @@ func (b *blob) broken(err error) {
 // says that the blob is besides: layers that may not be distributed are at their maker's only.
 func (b *blob) open() error {
 	for {
-		err := b.c.retry(b.ctx, b.request)
+		ctx := b.ctx
+		if len(b.eps) > 1 {
+			ctx = spare(ctx)
+		}
+		err := b.c.retry(ctx, func() error { return b.request(ctx) })
 		switch {
 		case err == nil || b.ctx.Err() != nil:
 			return err
@@ -184,12 +193,12 @@ func (b *blob) elsewhere() *url.URL {
 	return nil
 }
 
-func (b *blob) request() error {
+func (b *blob) request(ctx context.Context) error {
 	ep := b.eps[0]
 	u := b.other
 	if u == nil {
 		var err error
-		if u, err = ep.repo(b.ctx, b.ref, "blobs/"+b.desc.Digest.String()); err != nil {
+		if u, err = ep.repo(ctx, b.ref, "blobs/"+b.desc.Digest.String()); err != nil {
 			return err
 		}
 	}
@@ -197,7 +206,7 @@ func (b *blob) request() error {
 	if b.pos > 0 && b.pos < b.desc.Size {
 		r.header = http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", b.pos, b.desc.Size-1)}}
 	}
-	resp, err := b.c.do(b.ctx, ep, r)
+	resp, err := b.c.do(ctx, ep, r)
 	if err == nil {
 		err = b.c.busy(ep, u, resp)
 	}
@@ -232,7 +241,7 @@ func (b *blob) position(ep *endpoint, resp *http.Response, body io.Reader) error
 		}
 		return nil
 	}
-	return b.c.refused(ep, b.what(), resp)
+	return b.c.refused(b.ctx, ep, b.what(), resp)
 }
 
 // parseRange parses "bytes 5-9/10"; total is -1 for "*".

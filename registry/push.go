@@ -137,7 +137,7 @@ func (p *push) start(ctx context.Context) (loc *url.URL, mounted bool, err error
 		return nil, false, err
 	}
 	if resp.StatusCode != http.StatusAccepted {
-		return nil, false, p.c.refused(p.ep, p.ref.Name(), resp)
+		return nil, false, p.c.refused(ctx, p.ep, p.ref.Name(), resp)
 	}
 	loc, err = p.location(resp)
 	return loc, false, err
@@ -179,7 +179,7 @@ func (p *push) whole(ctx context.Context, loc *url.URL) error {
 		Drain(resp.Body)
 		return errChunks
 	}
-	return p.c.refused(p.ep, p.what(), resp)
+	return p.c.refused(ctx, p.ep, p.what(), resp)
 }
 
 // chunks sends the blob in PATCH requests and closes it with an empty PUT.
@@ -192,7 +192,7 @@ func (p *push) chunks(ctx context.Context, loc *url.URL) error {
 			return err
 		}
 		if resp.StatusCode != http.StatusAccepted {
-			return p.c.refused(p.ep, p.what(), resp)
+			return p.c.refused(ctx, p.ep, p.what(), resp)
 		}
 		if loc, err = p.location(resp); err != nil {
 			return err
@@ -210,7 +210,7 @@ func (p *push) chunks(ctx context.Context, loc *url.URL) error {
 		return err
 	}
 	if resp.StatusCode != http.StatusCreated && resp.StatusCode != http.StatusNoContent {
-		return p.c.refused(p.ep, p.what(), resp)
+		return p.c.refused(ctx, p.ep, p.what(), resp)
 	}
 	Drain(resp.Body)
 	return nil
@@ -290,7 +290,7 @@ func (c *Client) PushManifest(ctx context.Context, ref Ref, raw []byte, mediaTyp
 		return desc, err
 	}
 	if resp.StatusCode != http.StatusCreated && resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusAccepted {
-		return desc, c.refused(ep, ref.String(), resp)
+		return desc, c.refused(ctx, ep, ref.String(), resp)
 	}
 	Drain(resp.Body)
 	if got := digest.Digest(resp.Header.Get("Docker-Content-Digest")); got != "" && got.Validate() == nil && got != desc.Digest {

@@ -101,7 +101,7 @@ func TestRealRegistry(t *testing.T) {
 		t.Error(tags, err)
 	}
 	_, err = c.Resolve(t.Context(), mustRef(t, host+"/none:1"))
-	wantKind(t, err, diag.NotFound, "/none:1: not found")
+	wantKind(t, err, diag.NotFound, "none:1 was not found in ")
 	_, err = c.For(static("u", "x")).Resolve(t.Context(), ref)
 	wantKind(t, err, diag.Denied, "docker login "+host)
 }

@@ -16,7 +16,7 @@ import (
 // registry without the API for it may have the list under a tag. Source: distribution-spec, "Listing Referrers".
 func (c *Client) Referrers(ctx context.Context, ref Ref, d digest.Digest) ([]image.Descriptor, error) {
 	var all []image.Descriptor
-	err := c.read(ctx, ref.Host, func(ep *endpoint) error {
+	err := c.read(ctx, ref.Host, func(ctx context.Context, ep *endpoint) error {
 		u, err := ep.repo(ctx, ref, "referrers/"+d.String())
 		if err != nil {
 			return err
@@ -33,7 +33,7 @@ func (c *Client) Referrers(ctx context.Context, ref Ref, d digest.Digest) ([]ima
 			return err
 		}
 		if resp.StatusCode != http.StatusOK {
-			return c.refused(ep, ref.Name()+"@"+d.String(), resp)
+			return c.refused(ctx, ep, ref.Name()+"@"+d.String(), resp)
 		}
 		raw, err := c.readSmall(resp, MaxManifest)
 		if err != nil {

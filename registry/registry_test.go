@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -164,10 +165,10 @@ func TestRoundTrip(t *testing.T) {
 		t.Errorf("tags: %v %v", tags, err)
 	}
 	_, err = c.Resolve(t.Context(), mustRef(t, ref.Name()+":nope"))
-	wantKind(t, err, diag.NotFound, "/a/b:nope: not found", "check the name")
+	wantKind(t, err, diag.NotFound, "a/b:nope was not found in ", "check the name")
 	pushImage(t, c, mustRef(t, ref.Name()+":bookworm"), 10)
 	_, err = c.Resolve(t.Context(), mustRef(t, ref.Name()+":bokworm"))
-	wantKind(t, err, diag.NotFound, "/a/b:bokworm: not found", "did you mean "+ref.Name()+":bookworm?")
+	wantKind(t, err, diag.NotFound, "a/b:bokworm was not found in ", "did you mean "+ref.Name()+":bookworm?")
 }
 
 func TestMount(t *testing.T) {
@@ -382,6 +383,84 @@ func TestMirror(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// A mirror that cannot answer is asked once: the registry itself can. Where there is no other host, tries are repeated.
+func TestMirrorThatFails(t *testing.T) {
+	origin := serve(t, nil)
+	ref := mustRef(t, origin+"/app:1")
+	pushImage(t, newClient(t, Config{}), ref, 2000)
+	for name, answer := range map[string]http.HandlerFunc{
+		"500": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) },
+		"429": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", "30")
+			w.WriteHeader(http.StatusTooManyRequests)
+		},
+		"a closed connection": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		"half of a blob": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Length", "2000")
+			_, _ = w.Write(make([]byte, 1000))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked atomic.Int64
+			mirror := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if name == "half of a blob" && !strings.Contains(r.URL.Path, "/blobs/") {
+					w.WriteHeader(http.StatusNotFound)
+					return
+				}
+				asked.Add(1)
+				answer(w, r)
+			}))
+			defer mirror.Close()
+			// A pause would be longer than the test may take.
+			timing := Timing{Header: 2 * time.Second, Stall: time.Second, Backoff: 50 * time.Second}
+			c := New(Config{Timing: timing, Hosts: map[string]HostConfig{origin: {Mirrors: []string{mirror.URL}}}})
+			defer c.Close()
+			d, err := c.Resolve(t.Context(), ref)
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw, err := c.Manifest(t.Context(), ref, d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			doc, err := Decode(raw, d.MediaType)
+			if err != nil {
+				t.Fatal(err)
+			}
+			blob := doc.Manifest.Layers[0]
+			r, err := c.FetchUnverified(t.Context(), ref, blob, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			if got, err := io.ReadAll(r); err != nil || int64(len(got)) != blob.Size {
+				t.Errorf("%d bytes of %d, %v", len(got), blob.Size, err)
+			}
+			if n := asked.Load(); n > 4 { // HEAD and GET of the manifest's name, the manifest, the blob
+				t.Errorf("the mirror was asked %d times", n)
+			}
+		})
+	}
+	var asked atomic.Int64
+	alone := serve(t, flaky(func(n int64, w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if asked.Add(1) < 3 {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		next.ServeHTTP(w, r)
+	}))
+	_, err := newClient(t, Config{}).Resolve(t.Context(), mustRef(t, alone+"/none:1"))
+	wantKind(t, err, diag.NotFound, "none:1 was not found in "+alone)
+}
+
+// A registry whose name nobody knows gets a hint.
+func TestUnknownHost(t *testing.T) {
+	dns := &net.DNSError{Err: "no such host", Name: "x", IsNotFound: true}
+	u := &url.URL{Scheme: "https", Host: "registry.example", Path: "/v2/"}
+	wantKind(t, unreachable(&endpoint{name: "registry.example"}, u, dns), diag.Unavailable, "no such host", "HTTPS_PROXY", "docker.io/library/NAME")
+	wantKind(t, unreachable(&endpoint{name: DockerHub}, u, dns), diag.Unavailable, "HTTPS_PROXY", "mirror")
 }
 
 // A blob that no registry has is read where its descriptor says that it is, and not before.

@@ -94,15 +94,25 @@ type transient struct {
 func (t *transient) Error() string { return t.err.Error() }
 func (t *transient) Unwrap() error { return t.err }
 
-// retry runs f until it succeeds, fails for good, or failed Tries times.
+// spared marks requests to a host that another one can stand in for.
+type spared struct{}
+
+// spare returns a context whose requests are not tried again: the next host is asked at once.
+func spare(ctx context.Context) context.Context { return context.WithValue(ctx, spared{}, true) }
+
+// retry runs f until it succeeds, fails for good, or failed Tries times. Where another host can answer, f runs once.
 func (c *Client) retry(ctx context.Context, f func() error) error {
+	tries := c.net.timing.Tries
+	if ctx.Value(spared{}) != nil {
+		tries = 1
+	}
 	for try := 1; ; try++ {
 		err := f()
 		var t *transient
 		if err == nil || !errors.As(err, &t) {
 			return err
 		}
-		if try >= c.net.timing.Tries {
+		if try >= tries {
 			return t.err
 		}
 		if err := c.pause(ctx, try, t); err != nil {
@@ -179,7 +189,13 @@ func unreachable(ep *endpoint, u *url.URL, err error) error {
 	}
 	e := diag.Errorf(diag.Unavailable, "cannot reach the registry %s at %s: %w", ep.name, Redact(u), err)
 	var record tls.RecordHeaderError
+	var dns *net.DNSError
 	switch {
+	case errors.As(err, &dns):
+		if ep.name == DockerHub {
+			return e.WithHint("check the network and its name servers; behind a proxy set HTTPS_PROXY for the engine; a mirror goes into the registry configuration")
+		}
+		return e.WithHint("check the name %s and the network; behind a proxy set HTTPS_PROXY for the engine; an image of Docker Hub is docker.io/library/NAME", ep.name)
 	case errors.As(err, &record):
 		return e.WithHint("it speaks plain http: set http = true for it in the registry configuration")
 	case isTLS(err):
@@ -227,14 +243,19 @@ func serverSays(resp *http.Response) string {
 }
 
 // refused makes the error for an answer that is not what was asked for, about what (a reference, a blob), and closes resp.
-func (c *Client) refused(ep *endpoint, what string, resp *http.Response) error {
+func (c *Client) refused(ctx context.Context, ep *endpoint, what string, resp *http.Response) error {
 	defer Drain(resp.Body)
 	switch resp.StatusCode {
 	case http.StatusNotFound:
-		return diag.Errorf(diag.NotFound, "%s: not found", what).WithHint("check the name and the tag; a private image needs docker login %s", ep.name)
+		what = strings.TrimPrefix(strings.TrimPrefix(what, ep.name+"/"), "library/")
+		return diag.Errorf(diag.NotFound, "%s was not found in %s", what, ep.name).WithHint("check the name and the tag; a private image needs docker login %s", ep.name)
 	case http.StatusUnauthorized, http.StatusForbidden:
 		if l := c.login(ep); l.isBasic() {
-			return diag.Errorf(diag.Denied, "%s: %s refused the login or requires one", what, ep.name).WithHint("docker login %s", ep.name)
+			cred, err := c.credential(ctx, loginPlaceOf(ep, resp.Request.URL.Path))
+			if err != nil {
+				return err
+			}
+			return ep.refusedLogin(cred)
 		}
 		return diag.Errorf(diag.Denied, "%s: access denied, or it does not exist%s", what, serverSays(resp)).WithHint("check the name, or docker login %s", ep.name)
 	}

@@ -24,13 +24,18 @@ var accept = strings.Join([]string{
 }, ", ")
 
 // read runs f against the mirrors of a registry and then against the registry itself, until one has the answer.
-func (c *Client) read(ctx context.Context, host string, f func(*endpoint) error) error {
+func (c *Client) read(ctx context.Context, host string, f func(context.Context, *endpoint) error) error {
 	eps, err := c.readers(host)
 	if err != nil {
 		return err
 	}
 	for i, ep := range eps {
-		if err = f(ep); err == nil || ctx.Err() != nil || i == len(eps)-1 {
+		last := i == len(eps)-1
+		asked := ctx
+		if !last {
+			asked = spare(ctx)
+		}
+		if err = f(asked, ep); err == nil || ctx.Err() != nil || last {
 			return err
 		}
 		c.net.log.Debug("registry: the mirror has no answer", "mirror", ep.name, "error", err)
@@ -41,7 +46,7 @@ func (c *Client) read(ctx context.Context, host string, f func(*endpoint) error)
 // Resolve finds what a reference names: its digest, media type and size. Errors are NotFound, Denied or Unavailable.
 func (c *Client) Resolve(ctx context.Context, ref Ref) (image.Descriptor, error) {
 	var desc image.Descriptor
-	err := c.read(ctx, ref.Host, func(ep *endpoint) error {
+	err := c.read(ctx, ref.Host, func(ctx context.Context, ep *endpoint) error {
 		var err error
 		if desc, err = c.head(ctx, ep, ref); err == nil {
 			return nil
@@ -96,7 +101,7 @@ func (c *Client) head(ctx context.Context, ep *endpoint, ref Ref) (image.Descrip
 	defer Drain(resp.Body)
 	switch {
 	case resp.StatusCode == http.StatusNotFound, resp.StatusCode == http.StatusUnauthorized, resp.StatusCode == http.StatusForbidden:
-		return image.Descriptor{}, c.refused(ep, ref.String(), resp)
+		return image.Descriptor{}, c.refused(ctx, ep, ref.String(), resp)
 	case resp.StatusCode != http.StatusOK:
 		return image.Descriptor{}, errVague
 	}
@@ -132,7 +137,7 @@ func (c *Client) get(ctx context.Context, ep *endpoint, ref Ref) ([]byte, image.
 			return err
 		}
 		if resp.StatusCode != http.StatusOK {
-			return c.refused(ep, ref.String(), resp)
+			return c.refused(ctx, ep, ref.String(), resp)
 		}
 		raw, err = c.readSmall(resp, MaxManifest)
 		if err != nil {
@@ -190,7 +195,7 @@ func (c *Client) Document(ctx context.Context, ref Ref, desc image.Descriptor) (
 	}
 	var raw []byte
 	var got image.Descriptor
-	err := c.read(ctx, ref.Host, func(ep *endpoint) error {
+	err := c.read(ctx, ref.Host, func(ctx context.Context, ep *endpoint) error {
 		var err error
 		raw, got, err = c.get(ctx, ep, pinned)
 		return err
@@ -230,7 +235,7 @@ func (c *Client) Exists(ctx context.Context, ref Ref, desc image.Descriptor) (bo
 		Drain(resp.Body)
 		return false, nil
 	}
-	return false, c.refused(ep, ref.Name()+"@"+desc.Digest.String(), resp)
+	return false, c.refused(ctx, ep, ref.Name()+"@"+desc.Digest.String(), resp)
 }
 
 // probe asks with HEAD, and with GET for the first byte where the registry does not know HEAD. The body of the answer says
@@ -254,7 +259,7 @@ func (c *Client) probe(ctx context.Context, ep *endpoint, r request) (*http.Resp
 func (c *Client) Stat(ctx context.Context, ref Ref, d digest.Digest) (image.Descriptor, error) {
 	desc := image.Descriptor{MediaType: "application/octet-stream", Digest: d}
 	what := ref.Name() + "@" + d.String()
-	err := c.read(ctx, ref.Host, func(ep *endpoint) error {
+	err := c.read(ctx, ref.Host, func(ctx context.Context, ep *endpoint) error {
 		u, err := ep.repo(ctx, ref, "blobs/"+d.String())
 		if err != nil {
 			return err
@@ -272,7 +277,7 @@ func (c *Client) Stat(ctx context.Context, ref Ref, d digest.Digest) (image.Desc
 				size = -1
 			}
 		default:
-			return c.refused(ep, what, resp)
+			return c.refused(ctx, ep, what, resp)
 		}
 		Drain(resp.Body)
 		if size < 0 {

@@ -17,7 +17,7 @@ func (c *Client) tagPage(ctx context.Context, ep *endpoint, ref Ref, u *url.URL)
 		return nil, nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, nil, c.refused(ep, ref.Name(), resp)
+		return nil, nil, c.refused(ctx, ep, ref.Name(), resp)
 	}
 	raw, err := c.readSmall(resp, MaxManifest)
 	if err != nil {

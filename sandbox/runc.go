@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -198,6 +199,17 @@ func lastError(name string) string {
 	return last
 }
 
+// notStarted is the exit code that shells and Docker have for a command that cannot be run: 127 if there is none, else 126.
+type notStarted int
+
+func (n notStarted) Error() string { return fmt.Sprintf("the command was not started (%d)", int(n)) }
+
+// StartCode returns the exit code of shells for a command that could not be run; ok is false if err says nothing of that kind.
+func StartCode(err error) (code int, ok bool) {
+	n, ok := errors.AsType[notStarted](err)
+	return int(n), ok
+}
+
 // startError explains why a container did not start.
 func (c *container) startError(msg string) error {
 	for _, prefix := range []string{"runc run failed: ", "exec failed: ", "unable to start container process: "} {
@@ -206,16 +218,17 @@ func (c *container) startError(msg string) error {
 	name := c.spec.Args[0]
 	switch {
 	case strings.Contains(msg, "executable file not found"), strings.Contains(msg, "exec") && strings.Contains(msg, "no such file or directory") && strings.Contains(msg, name):
-		err := diag.Errorf(diag.Failed, "cannot run %q: there is no such program in the image", name)
+		err := &diag.Error{Kind: diag.Failed, Msg: fmt.Sprintf("cannot run %q: there is no such program in the image", name), Err: notStarted(127)}
 		if strings.HasPrefix(name, "/bin/") && strings.HasSuffix(name, "sh") {
 			return err.WithHint("the image has no shell; use the exec form, RUN [\"program\", \"argument\"]")
 		}
 		return err.WithHint("look at PATH, and whether the program's interpreter or loader is there")
 	case strings.Contains(msg, "exec") && strings.Contains(msg, "permission denied"):
-		return diag.Errorf(diag.Failed, "cannot run %q: permission denied", name).WithHint("the file must be executable for the step's user")
+		err := &diag.Error{Kind: diag.Failed, Msg: fmt.Sprintf("cannot run %q: permission denied", name), Err: notStarted(126)}
+		return err.WithHint("the file must be executable for the step's user")
 	case strings.Contains(msg, "exec format error"):
-		return diag.Errorf(diag.Failed, "cannot run %q: exec format error", name).
-			WithHint("the image may be for another processor than this machine's; a script needs a first line such as #!/bin/sh")
+		err := &diag.Error{Kind: diag.Failed, Msg: fmt.Sprintf("cannot run %q: exec format error", name), Err: notStarted(126)}
+		return err.WithHint("the image may be for another processor than this machine's; a script needs a first line such as #!/bin/sh")
 	}
 	return diag.Errorf(diag.Unavailable, "cannot start the step: %s", msg)
 }

@@ -81,6 +81,7 @@ type Dir struct {
 type Credential struct {
 	Username, Password         string
 	IdentityToken, AccessToken string
+	From                       string      // where the login was looked for, for messages; "" = not known
 	Tokens                     TokenSource `json:"-"`
 }
 

@@ -337,6 +337,9 @@ func (b *Build[R, E]) fail(n *node[R], err error) error {
 		return err
 	}
 	err = diag.At(err, n.v.At...)
+	if n.v.Advice != "" && diag.KindOf(err) == diag.NotFound {
+		err = diag.Advised(err, n.v.Advice)
+	}
 	b.end(n, false, err)
 	return &Failure{V: n.v, Err: err}
 }

@@ -534,5 +534,5 @@ func TestNoImages(t *testing.T) {
 	_, err = f.images(nil).Resolve(t.Context(), &graph.Image{Ref: f.host + "/count:1"}, amd64)
 	wantKind(t, err, diag.Invalid, "1 layers", "configuration 2")
 	_, err = f.images(nil).Resolve(t.Context(), &graph.Image{Ref: f.host + "/none:1"}, amd64)
-	wantKind(t, err, diag.NotFound, "/none:1: not found")
+	wantKind(t, err, diag.NotFound, "none:1 was not found in ")
 }

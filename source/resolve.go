@@ -227,8 +227,8 @@ func (im *Images) describe(ctx context.Context, img *Image, desc image.Descripto
 		}
 	}
 	m := doc.Manifest
-	if !registry.IsConfig(m.Config.MediaType) {
-		return nil, diag.Errorf(diag.Unsupported, "%s is not an image: its configuration is of type %s", img.Name, m.Config.MediaType)
+	if kind := registry.ArtifactType(m); kind != "" {
+		return nil, diag.Errorf(diag.Unsupported, "%s is an artifact of type %s, not an image", img.Name, kind)
 	}
 	raw, err := im.blob(ctx, m.Config, registry.MaxConfig, img.from)
 	if err != nil {
@@ -236,6 +236,9 @@ func (im *Images) describe(ctx context.Context, img *Image, desc image.Descripto
 	}
 	if img.Config, err = registry.DecodeConfig(raw); err != nil {
 		return nil, diag.Errorf(diag.KindOf(err), "%s: %w", img.Name, err)
+	}
+	if len(img.Config.RootFS.DiffIDs) == 0 && img.Config.Architecture == "" {
+		return nil, diag.Errorf(diag.Unsupported, "%s is an artifact of type %s, not an image: its configuration names no file systems", img.Name, m.Config.MediaType)
 	}
 	if len(m.Layers) != len(img.Config.RootFS.DiffIDs) {
 		return nil, diag.Errorf(diag.Invalid, "%s: the manifest has %d layers, the configuration %d", img.Name, len(m.Layers), len(img.Config.RootFS.DiffIDs))

@@ -42,10 +42,12 @@ func (s *Store) fail(doing string, err error) error {
 		return s.FullError(fmt.Errorf("%s: %w", doing, err))
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
 		return diag.Errorf(diag.Exhausted, "%s: %w", doing, err)
-	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.EROFS):
+	case errors.Is(err, syscall.EROFS):
+		return diag.Errorf(diag.Unavailable, "%s: %w", doing, err).WithHint("%s is mounted read-only: mount it writable, or choose another --root", s.root)
+	case errors.Is(err, syscall.EIO):
 		return diag.Errorf(diag.Unavailable, "%s: %w", doing, err).WithHint("check the disk that holds %s; the kernel's log says more", s.root)
 	case errors.Is(err, fs.ErrPermission):
-		return diag.Errorf(diag.Denied, "%s: %w", doing, err).WithHint("run it as root, or choose a root that this user may write to")
+		return diag.Errorf(diag.Denied, "%s: %w", doing, err).WithHint("Strata needs root here: run the command with sudo")
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return diag.Errorf(diag.Canceled, "%s: %w", doing, err)
 	}

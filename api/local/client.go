@@ -93,7 +93,7 @@ func (c *Client) call(ctx context.Context, in invocation) (begun bool, err error
 		f, err := k.read()
 		switch {
 		case err != nil && took.Load():
-			return true, c.lost(err, logged)
+			return true, c.lost(err, k.pid(), logged)
 		case err != nil:
 			return false, c.none(err)
 		case f.kind == frameBegin:
@@ -162,14 +162,23 @@ func (c *Client) none(err error) error {
 }
 
 // lost says how a call ended whose engine has gone. Logged is where the engine's log ended before.
-func (c *Client) lost(err error, logged int64) error {
+func (c *Client) lost(err error, pid int, logged int64) error {
 	d := unclear(err)
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) {
-		d = diag.Errorf(diag.Unavailable, "the engine ended in the middle of the call").
+		d = diag.Errorf(diag.Unavailable, "the build engine (process %d) was killed or crashed; its log: %s", pid, logName(c.root)).
 			WithHint("run the command again: steps that were finished are kept")
 	}
 	d.Log = c.logTail(logged)
 	return d
+}
+
+// pid is the process at the other end, 0 if it is not known.
+func (c *conn) pid() int {
+	cred, err := peer(c.u)
+	if err != nil {
+		return 0
+	}
+	return int(cred.Pid)
 }
 
 func unclear(err error) *diag.Error {

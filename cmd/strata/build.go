@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -16,6 +17,7 @@ import (
 	"github.com/strata-build/strata/cmd/strata/progress"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
+	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/outfile"
 	"github.com/strata-build/strata/registry"
@@ -38,6 +40,7 @@ type buildFlags struct {
 	metaFile   string
 	progress   string
 	quiet      bool
+	unset      []string // build arguments whose values are not in the environment
 }
 
 func newBuild(c *cli) *cobra.Command {
@@ -52,8 +55,13 @@ func newBuild(c *cli) *cobra.Command {
 		Example: "  strata build -t app .\n" +
 			"  strata build -t registry.example.com/app:1.2 --push https://github.com/example/app.git#v1.2\n" +
 			"  strata build --target bin -o dist .",
-		Args: args(1, 1, "one build context"),
-		RunE: func(cmd *cobra.Command, args []string) error { return b.run(cmd.Context(), c, args[0]) },
+		Args: args(1, 1, "a build context"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := needsRoot(cmd); err != nil {
+				return err
+			}
+			return b.run(cmd.Context(), c, args[0])
+		},
 	}
 	fs := cmd.Flags()
 	b.sourceFlags(fs)
@@ -71,8 +79,12 @@ func (b *buildFlags) sourceFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&r.Target, "target", "", "Stage to build")
 	fs.Var(&parsed{kind: "list", set: func(s string) error {
 		k, v, ok, err := parseVariable(s)
-		if ok {
+		switch {
+		case err != nil:
+		case ok:
 			r.BuildArgs[k] = v
+		default:
+			b.unset = append(b.unset, k)
 		}
 		return err
 	}}, "build-arg", "Set a build argument: NAME=VALUE, or NAME for its value in the environment")
@@ -179,6 +191,9 @@ func (b *buildFlags) run(ctx context.Context, c *cli, contextArg string) (err er
 	if b.req.SourcePolicies, err = readPolicies(b.policies); err != nil {
 		return err
 	}
+	if err := b.checkWritable(targets); err != nil {
+		return err
+	}
 	sess, err := session.NewLocal(session.LocalOptions{
 		Dirs: src.dirs, Secrets: b.secrets, SSH: b.ssh, Credential: registry.DockerCredentials(""), Outputs: targets,
 	})
@@ -195,6 +210,10 @@ func (b *buildFlags) run(ctx context.Context, c *cli, contextArg string) (err er
 		mode = progress.Quiet
 	}
 	show := c.display(mode)
+	for _, name := range b.unset {
+		w := diag.Warning{Msg: fmt.Sprintf("--build-arg %s: %s is not set in the environment, so the argument is not given", name, name)}
+		show.Sink().Emit(event.Event{Kind: event.Warn, Time: time.Now(), Warning: &w})
+	}
 	resp, err := eng.Build(ctx, b.req, sess, show.Sink())
 	show.Close(err)
 	if err != nil {
@@ -271,6 +290,9 @@ func (b *buildFlags) report(c *cli, mode progress.Mode, resp *engine.Response) e
 		}
 	}
 	switch {
+	case resp.Findings > 0:
+		fmt.Fprint(c.err, resp.Text)
+		return exitCode(1)
 	case resp.Text != "":
 		fmt.Fprint(c.out, resp.Text)
 	case mode == progress.Quiet && !b.toStdout() && resp.ID != "":

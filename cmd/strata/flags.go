@@ -126,8 +126,14 @@ func args(least, most int, want string) cobra.PositionalArgs {
 		if len(args) >= least && (most < 0 || len(args) <= most) {
 			return nil
 		}
-		err := diag.Errorf(diag.Invalid, "'%s' needs %s, and got %d", cmd.CommandPath(), want, len(args))
-		return err.WithHint("usage: %s", cmd.UseLine())
+		err := diag.Errorf(diag.Invalid, "%s needs %s", cmd.CommandPath(), want)
+		if len(args) > 0 {
+			err = diag.Errorf(diag.Invalid, "%s needs %s, and got %d: %s", cmd.CommandPath(), want, len(args), strings.Join(args, " "))
+		}
+		if first, _, _ := strings.Cut(strings.TrimSpace(cmd.Example), "\n"); first != "" && !strings.HasSuffix(first, "\\") {
+			return err.WithHint("usage: %s\nexample: %s", useLine(cmd), first)
+		}
+		return err.WithHint("usage: %s", useLine(cmd))
 	}
 }
 

@@ -26,7 +26,7 @@ import (
 
 func newImage(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "image COMMAND", Short: "Work with images, in the store and outside of it", Aliases: []string{"images"},
+		Use: "image COMMAND", Short: "Work with images, in the store and outside of it",
 		RunE: group, Args: cobra.ArbitraryArgs,
 	}
 	cmd.AddCommand(newImageList(c), newImageInspect(c), newImageImport(c), newImageSave(c), newImageLoad(c),
@@ -103,7 +103,7 @@ func newImageImport(c *cli) *cobra.Command {
 	}
 	cmd.Flags().StringArrayVarP(&opt.Changes, "change", "c", nil, "Apply a Dockerfile instruction to the image's configuration")
 	cmd.Flags().StringVarP(&opt.Message, "message", "m", "", "Comment of the layer in the image's history")
-	parsedFlag(cmd.Flags(), spec{"platform", "platform", "", "Platform of the image (default that of this machine)"}, graph.ParsePlatform, func(p graph.Platform) { opt.Platform = p })
+	parsedFlag(cmd.Flags(), spec{"platform", "platform", "", "Platform of the image (default that of this machine)"}, parsePlatform, func(p graph.Platform) { opt.Platform = p })
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		opt.Name = args[1]
 		return c.withInput(args[0], func(r io.Reader) error {

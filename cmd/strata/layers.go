@@ -195,7 +195,7 @@ func (d *destination) reading(fs *pflag.FlagSet) { d.readingFrom(fs, "that of th
 func (d *destination) readingAll(fs *pflag.FlagSet) { d.readingFrom(fs, "all") }
 
 func (d *destination) readingFrom(fs *pflag.FlagSet, def string) {
-	parsedFlag(fs, spec{"platform", "platform", "", "Platform of the image (default " + def + ")"}, graph.ParsePlatform, func(p graph.Platform) { d.platform = p })
+	parsedFlag(fs, spec{"platform", "platform", "", "Platform of the image (default " + def + ")"}, parsePlatform, func(p graph.Platform) { d.platform = p })
 	fs.BoolVar(&d.schema1, "schema1", false, "Read manifests of schema 1, whose content nobody can verify")
 }
 

@@ -151,6 +151,14 @@ func (c *cli) openHere(ctx context.Context) (*engine.Engine, error) {
 	return engine.Open(ctx, opt)
 }
 
+// needsRoot is the error of commands that run steps without the rights for it.
+func needsRoot(cmd *cobra.Command) error {
+	if os.Geteuid() == 0 {
+		return nil
+	}
+	return diag.Errorf(diag.Denied, "Strata needs root here").WithHint("sudo %s …", cmd.CommandPath())
+}
+
 // protect runs the program again from an executable that build steps cannot write to, if the command runs the engine in this
 // process. Only root runs steps; where it is impossible, the engine says what it needs when the first step comes.
 func (c *cli) protect(cmd *cobra.Command, _ []string) {

@@ -4,6 +4,7 @@ import (
 	"encoding/csv"
 	"errors"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -166,6 +167,13 @@ func parseOutput(s string) (output, error) {
 	o := output{kind: a["type"], dest: a["dest"], attrs: a}
 	delete(a, "type")
 	delete(a, "dest")
+	if o.dest == "" && slices.Contains([]string{"local", "tar", "oci", "docker"}, o.kind) {
+		for _, name := range slices.Sorted(maps.Keys(a)) {
+			if diag.Suggest(name, []string{"dest"}) != "" {
+				return output{}, invalid("unknown attribute %q", name).WithHint("did you mean dest?")
+			}
+		}
+	}
 	switch {
 	case o.kind == "":
 		return output{}, invalid("the type is missing").WithHint("write type=%s", strings.Join(outputKinds, ", type="))
@@ -234,11 +242,23 @@ func parseBytes(s string) (int64, error) {
 	return int64(f * float64(int64(1)<<shift)), nil
 }
 
+// parsePlatform reads a platform of a known architecture: a misspelt one would give images that run nowhere.
+func parsePlatform(s string) (graph.Platform, error) {
+	p, err := graph.ParsePlatform(s)
+	if err != nil {
+		return p, err
+	}
+	if known := graph.Architectures(); !slices.Contains(known, p.Architecture) {
+		return p, suggest(invalid("unknown architecture %q", p.Architecture), p.Architecture, known)
+	}
+	return p, nil
+}
+
 // parsePlatforms reads a comma-separated list.
 func parsePlatforms(s string) ([]graph.Platform, error) {
 	var out []graph.Platform
 	for part := range strings.SplitSeq(s, ",") {
-		p, err := graph.ParsePlatform(strings.TrimSpace(part))
+		p, err := parsePlatform(strings.TrimSpace(part))
 		if err != nil {
 			return nil, err
 		}

@@ -31,6 +31,7 @@ func newRoot(c *cli) *cobra.Command {
 	fs.BoolVar(&c.noDaemon, "no-daemon", false, "Run the engine in this process (also STRATA_DAEMON=off)")
 	fs.BoolVarP(&c.debug, "debug", "D", false, "Log what the engine does to standard error, in this process")
 	root.AddCommand(newBuild(c), newImage(c), newLayer(c), newRun(c), newPrune(c), newUsage(c), newCheck(c), newDaemon(c), newServe(c), newVersion(c))
+	root.AddCommand(shortcuts(c)...)
 	root.SetUsageTemplate(usageTemplate)
 	root.SetHelpTemplate(helpTemplate)
 	root.SetFlagErrorFunc(badFlag)
@@ -41,6 +42,18 @@ func newRoot(c *cli) *cobra.Command {
 		cmd.Flags().BoolP("help", "h", false, "Show this help")
 	}
 	return root
+}
+
+// shortcuts are commands of "strata image" that Docker has at the top. The help does not list them.
+func shortcuts(c *cli) []*cobra.Command {
+	rmi, images := newImageRemove(c), newImageList(c)
+	rmi.Use, images.Use = "rmi [OPTIONS] IMAGE [IMAGE...]", "images [OPTIONS]"
+	rmi.Aliases, images.Aliases = nil, nil
+	out := []*cobra.Command{newImagePull(c), newImagePush(c), newImageTag(c), newImageSave(c), newImageLoad(c), newImageImport(c), rmi, images}
+	for _, cmd := range out {
+		cmd.Hidden = true
+	}
+	return out
 }
 
 // group is what a command that only has subcommands does: it shows its help, or says which word it does not know.

@@ -48,7 +48,7 @@ func newRun(c *cli) *cobra.Command {
 	parsedFlag(fs, spec{"volume,v", "list", "", "Mount a file or directory: SOURCE:TARGET[:ro]"}, parseBind, func(b engine.Bind) { req.Binds = append(req.Binds, b) })
 	fs.BoolVar(&req.ReadOnly, "read-only", false, "Make the root file system read-only")
 	bytesFlag(fs, "memory,m", "Memory limit", &req.Limits.Memory)
-	parsedFlag(fs, spec{"platform", "platform", "", "Platform of the image (default that of this machine)"}, graph.ParsePlatform, func(p graph.Platform) { req.Platform = p })
+	parsedFlag(fs, spec{"platform", "platform", "", "Platform of the image (default that of this machine)"}, parsePlatform, func(p graph.Platform) { req.Platform = p })
 	fs.Var(&parsed{kind: "command", set: func(s string) error {
 		req.Entrypoint = []string{s}
 		if s == "" {
@@ -57,6 +57,9 @@ func newRun(c *cli) *cobra.Command {
 		return nil
 	}}, "entrypoint", `Replace the image's entrypoint; "" is none`)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := needsRoot(cmd); err != nil {
+			return err
+		}
 		req.Image, req.Args = args[0], args[1:]
 		return c.run(cmd.Context(), req, interactive)
 	}
