@@ -188,7 +188,9 @@ func (t *terminal) stepLine(mark span, style, name string, d time.Duration) []sp
 	return []span{mark, {style, name}, {plainText, strings.Repeat(" ", room-textWidth(name))}, {dim, at}}
 }
 
-func (t *terminal) failedLine(s *step) []span { return t.stepLine(span{red, " ✘ "}, red, s.name, s.spent) }
+func (t *terminal) failedLine(s *step) []span {
+	return t.stepLine(span{red, " ✘ "}, red, s.name, s.spent)
+}
 
 // failures are the steps that failed, with the end of their output, in at most n lines. They stay in sight while others end.
 func (t *terminal) failures(n int) [][]span {
