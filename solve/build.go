@@ -114,7 +114,7 @@ func (b *Build[R, E]) Close() {
 // is doing, other solves of it included. A later Solve begins again with the vertices that have no result.
 func (b *Build[R, E]) Solve(edges ...graph.Edge) ([]R, error) {
 	b.plan(edges)
-	out, err := b.solveAll(edges)
+	out, _, err := b.solveAll(edges)
 	if err != nil {
 		return nil, err
 	}
@@ -123,10 +123,19 @@ func (b *Build[R, E]) Solve(edges ...graph.Edge) ([]R, error) {
 	return out, nil
 }
 
-// nested solves a graph for a step of this build.
-func (b *Build[R, E]) nested(edges ...graph.Edge) ([]R, error) {
+// nested solves a graph for a step of this build, and says which caches the results came from.
+func (b *Build[R, E]) nested(edges ...graph.Edge) (out []R, origins []string, err error) {
 	b.plan(edges)
-	return b.solveAll(edges)
+	out, nodes, err := b.solveAll(edges)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, n := range nodes {
+		if n != nil {
+			origins = Union(origins, n.origins())
+		}
+	}
+	return out, origins, nil
 }
 
 // Known returns an edge's result if it is there already: nothing is run for it. The edge must be below one that was solved.
@@ -157,13 +166,14 @@ func (b *Build[R, E]) Key(e graph.Edge) (graph.Digest, error) {
 	return n.key, err
 }
 
-func (b *Build[R, E]) solveAll(edges []graph.Edge) ([]R, error) {
-	out := make([]R, len(edges))
+// solveAll returns the outputs of edges, and the nodes that have them: zero and nil where an edge is scratch.
+func (b *Build[R, E]) solveAll(edges []graph.Edge) ([]R, []*node[R], error) {
+	out, nodes := make([]R, len(edges)), make([]*node[R], len(edges))
 	err := b.together(edges, func(i int) (err error) {
-		out[i], err = b.output(edges[i])
+		out[i], nodes[i], err = b.output(edges[i])
 		return err
 	})
-	return out, err
+	return out, nodes, err
 }
 
 // maxBranches bounds the goroutines of one build that follow the inputs of its vertices. A step of 50,000 inputs would have
@@ -203,21 +213,23 @@ func (b *Build[R, E]) together(edges []graph.Edge, f func(i int) error) error {
 	return first
 }
 
-// output returns one output of a vertex.
-func (b *Build[R, E]) output(e graph.Edge) (R, error) {
+// output returns one output of a vertex, and the node that has it. A caller must not look the node up again: when another
+// vertex fails, the build forgets a node that is just ending, and has a new one without a result in its place.
+func (b *Build[R, E]) output(e graph.Edge) (R, *node[R], error) {
 	var none R
 	n := b.node(e.V)
 	outs, err := b.resultOf(n)
 	if err == nil && e.Out >= 0 && e.Out < len(outs) && absent(outs[e.Out]) {
-		outs, err = b.resultOf(b.again(n)) // only the other outputs were found
+		n = b.again(n) // only the other outputs were found
+		outs, err = b.resultOf(n)
 	}
 	if err != nil {
-		return none, err
+		return none, nil, err
 	}
 	if e.Out < 0 || e.Out >= len(outs) {
-		return none, diag.Errorf(diag.Invalid, "%s has no output %d", e.V.Name, e.Out)
+		return none, nil, diag.Errorf(diag.Invalid, "%s has no output %d", e.V.Name, e.Out)
 	}
-	return outs[e.Out], nil
+	return outs[e.Out], n, nil
 }
 
 // absent reports whether an output was not wanted, and so not found.

@@ -90,5 +90,8 @@ func (b *Build[R, E]) Origins(e graph.Edge) []string {
 	if b.keyOf(n) != nil || !n.done.Load() {
 		return n.claims
 	}
-	return Union(n.claims, n.res.origins)
+	return n.origins()
 }
+
+// origins is Origins of a node that has its result.
+func (n *node[R]) origins() []string { return Union(n.claims, n.res.origins) }

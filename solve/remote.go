@@ -57,7 +57,7 @@ func (b *Build[R, E]) Reach(edges ...graph.Edge) error {
 			missing = append(missing, e)
 		}
 	}
-	if _, err := b.solveAll(missing); err != nil {
+	if _, _, err := b.solveAll(missing); err != nil {
 		return err
 	}
 	graph.Walk(edges, func(v *graph.Vertex) { b.end(b.node(v), true, nil) })

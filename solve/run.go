@@ -117,15 +117,14 @@ func (h *held[R]) release() {
 
 // inputs solves what a node is made from and retains it for the caller.
 func (b *Build[R, E]) inputs(n *node[R]) (*held[R], error) {
-	outs, err := b.solveAll(n.v.In)
+	outs, nodes, err := b.solveAll(n.v.In)
 	if err != nil {
 		return nil, err
 	}
 	h := &held[R]{outs: outs}
-	for _, e := range n.v.In {
-		if e.V != nil {
-			res := b.node(e.V).res
-			h.from, h.origins = append(h.from, res), Union(h.origins, res.origins)
+	for _, in := range nodes {
+		if in != nil {
+			h.from, h.origins = append(h.from, in.res), Union(h.origins, in.res.origins)
 		}
 	}
 	h.retain()
@@ -191,14 +190,10 @@ func (b *Build[R, E]) runAndStore(ctx context.Context, n *node[R], in *held[R], 
 			f.lacked = append(f.lacked, has)
 		},
 		Solve: func(edges ...graph.Edge) ([]R, error) {
-			outs, err := b.nested(edges...)
+			outs, from, err := b.nested(edges...)
 			mu.Lock()
 			defer mu.Unlock()
-			for _, e := range edges {
-				if err == nil && e.V != nil {
-					origins = Union(origins, b.Origins(e))
-				}
-			}
+			origins = Union(origins, from)
 			return outs, err
 		},
 		Emit: func(e event.Event) {

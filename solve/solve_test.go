@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -549,6 +550,33 @@ func TestFailureStopsSiblingsBelowACopy(t *testing.T) {
 			t.Errorf("swap %v: error %v", swap, err)
 		}
 		f.took()
+	}
+}
+
+// A step that ends just when another one fails is forgotten by the build, though what is made from it was already waiting.
+func TestFailureBetweenAnEndAndItsUser(t *testing.T) {
+	s, f := newWorld()
+	w := &world{begun: make(chan struct{}, 1)}
+	ends, bad := exec("ends", "e", graph.Edge{}), exec("fails beside another", "f", graph.Edge{})
+	var b *Build[files, *world]
+	b = s.Build(t.Context(), w, BuildOptions{Sink: func(e event.Event) {
+		if e.Kind != event.Done || e.Vertex != ends.V.ID {
+			return
+		}
+		w.begun <- struct{}{} // now the other one may fail
+		for known := true; known; time.Sleep(time.Millisecond) {
+			b.mu.Lock()
+			_, known = b.nodes[ends.V.ID]
+			b.mu.Unlock()
+		}
+	}})
+	_, err := b.Solve(exec("user", "u", ends), bad)
+	b.Close()
+	if err == nil || !strings.Contains(err.Error(), "it fails") {
+		t.Errorf("error %v", err)
+	}
+	if runs := f.took(); slices.Contains(runs, "user") {
+		t.Errorf("runs %v", runs)
 	}
 }
 

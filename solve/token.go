@@ -96,7 +96,7 @@ func (b *Build[R, E]) token(user, in *node[R], i int) (Input, []string, error) {
 			return Input{Content: d, Name: in.v.Name}, claims, nil
 		}
 	}
-	r, err := b.output(user.v.In[i])
+	r, made, err := b.output(user.v.In[i])
 	if err != nil {
 		if in.pin.Volatile && diag.KindOf(err) == diag.NotFound {
 			if known, ok := b.borrow(user, i); ok {
@@ -111,7 +111,7 @@ func (b *Build[R, E]) token(user, in *node[R], i int) (Input, []string, error) {
 	}
 	// What the files are is a fact, but that they are the input's may be a cache's word.
 	if memo != "" {
-		if err := b.s.cache.SetMemo(user.ctx, OriginKey(memo, Union(in.claims, b.Origins(user.v.In[i]))), d); err != nil {
+		if err := b.s.cache.SetMemo(user.ctx, OriginKey(memo, Union(in.claims, made.origins())), d); err != nil {
 			return Input{}, nil, err
 		}
 	}
