@@ -5,6 +5,7 @@ BIN := bin/strata
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME ?= 20s
 NIGHTLY ?= 10m
+TORTURE ?= 1h
 FUZZDIR ?= $(HOME)/.cache/strata/fuzz
 SHARD ?= 1/1
 export GOFLAGS := -buildvcs=false
@@ -15,7 +16,7 @@ DEMO_PACKAGES := $(PACKAGES) mmdebstrap curl
 TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry docker.io containerd podman skopeo umoci openssh-client zstd xz-utils bzip2 attr gnupg e2fsprogs gcc libc6-dev
 CONFORMANCE_PACKAGES := $(PACKAGES) docker-registry curl openssh-client gnupg e2fsprogs fuse3 containernetworking-plugins iptables
 
-.PHONY: build clients demo test lint fuzz fuzz-nightly bench conformance conformance-subset clean
+.PHONY: build clients demo test torture lint fuzz fuzz-nightly bench conformance conformance-subset clean
 
 build: $(BIN)
 
@@ -41,6 +42,12 @@ test: clients
 	@scripts/packages $(TEST_PACKAGES)
 	$(GO) test -count=1 -timeout 20m ./...
 	$(GO) test -race -short -timeout 10m ./diag ./graph ./image ./event ./session ./solve ./dockerfile/... ./registry ./cmd/strata/progress
+
+# torture compares warm builds with cold ones after random edits, prunes, kills and imports of caches. TORTURE is how long it
+# goes on (2h), or the number of rounds. A round that fails prints its seed and the least that shows the difference.
+torture:
+	@scripts/packages $(TEST_PACKAGES)
+	TORTURE=$(TORTURE) $(GO) test -count=1 -timeout 0 -v -run '^TestTorture' ./internal/e2e
 
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go') | tee -a /dev/stderr)"
