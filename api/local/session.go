@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -92,15 +93,28 @@ func (s *outputStream) Abort() error {
 // answer serves the callbacks of one call on the client's side.
 type answer struct {
 	s      session.Session
+	mu     sync.Mutex               // callbacks are answered at the same time
 	copies map[string]chan error    // of each stream that is written here, how it ended
 	files  map[string]*outfile.File // each file that was passed on and is not complete yet
 }
 
 // abandon ends what the engine did not complete.
 func (a *answer) abandon() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	for _, f := range a.files {
 		_ = f.Abort() // the call has failed already
 	}
+	clear(a.files)
+}
+
+// take returns the file that was passed on as a stream, for the one who ends it, or how the copying of the stream ends.
+func (a *answer) take(stream string) (*outfile.File, chan error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f := a.files[stream]
+	delete(a.files, stream)
+	return f, a.copies[stream]
 }
 
 // do answers one callback: a value, and files to send along, which the caller closes.
@@ -127,17 +141,15 @@ func (a *answer) do(ctx context.Context, q ask) (any, []*os.File, error) {
 	case "output":
 		return a.output(ctx, q)
 	case "aborted":
-		if f := a.files[q.Arg]; f != nil {
-			delete(a.files, q.Arg)
+		if f, _ := a.take(q.Arg); f != nil {
 			return nil, nil, f.Abort()
 		}
 		return nil, nil, nil // what is in a pipe cannot be taken back
 	case "closed":
-		if f := a.files[q.Arg]; f != nil {
-			delete(a.files, q.Arg)
+		f, done := a.take(q.Arg)
+		if f != nil {
 			return nil, nil, f.Close()
 		}
-		done := a.copies[q.Arg]
 		if done == nil {
 			return nil, nil, diag.Errorf(diag.Internal, "there is no stream %s", q.Arg)
 		}
@@ -194,7 +206,9 @@ func (a *answer) output(ctx context.Context, q ask) (any, []*os.File, error) {
 		if err != nil {
 			return nil, nil, errors.Join(err, f.Abort())
 		}
+		a.mu.Lock()
 		a.files[id] = f
+		a.mu.Unlock()
 		return output{ID: id}, []*os.File{os.NewFile(uintptr(fd), f.Name())}, nil
 	}
 	r, w, err := os.Pipe()
@@ -203,7 +217,9 @@ func (a *answer) output(ctx context.Context, q ask) (any, []*os.File, error) {
 	}
 	_, _ = unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, 1<<20) // fewer switches; a smaller pipe works too
 	done := make(chan error, 1)
+	a.mu.Lock()
 	a.copies[id] = done
+	a.mu.Unlock()
 	go func() {
 		_, err := io.Copy(o.File, r)
 		done <- errors.Join(err, o.File.Close(), r.Close())
