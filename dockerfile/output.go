@@ -28,7 +28,7 @@ type outputCommand struct {
 }
 
 // DefaultMaxLayers is how many layers an image can have that every runtime can mount.
-const DefaultMaxLayers = 127
+const DefaultMaxLayers = image.MaxLayers
 
 func parseOutput(base own, flags map[string]string, words []string) (*outputCommand, error) {
 	c := &outputCommand{own: base, Mode: flags["mode"], Previous: flags["previous"], Generator: flags["generator"], Max: flags["max-layers"]}

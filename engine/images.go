@@ -266,7 +266,11 @@ func (e *Engine) PullImage(ctx context.Context, name string, ps []graph.Platform
 	if err != nil {
 		return nil, err
 	}
-	if im.Pulled {
+	proofs, err := b.images.KeepProofs(ctx, ref, &im)
+	if err != nil {
+		return nil, err
+	}
+	if im.Pulled || proofs {
 		im.Pulled = false // a person has named it
 		if err := e.store.Update(ctx, func(b *store.Batch) error { b.Image(im.Name, im); return nil }); err != nil {
 			return nil, err

@@ -310,7 +310,7 @@ func (e *Env) packIndex(ctx context.Context, p *packed, set *Set, o *packing) er
 	return nil
 }
 
-// indexOf reports whether an index names the manifests of exactly these images, and what is stated about them.
+// indexOf reports whether an index names the manifests of exactly these images, and what is stated about them, in any order.
 func indexOf(raw []byte, images []packedImage) bool {
 	var idx ocispec.Index
 	if strictjson.Unmarshal(raw, &idx) != nil {
@@ -325,7 +325,13 @@ func indexOf(raw []byte, images []packedImage) bool {
 			want = append(want, im.proof.Digest)
 		}
 	}
-	return slices.EqualFunc(idx.Manifests, want, func(m image.Descriptor, d graph.Digest) bool { return m.Digest == d })
+	var have []graph.Digest
+	for _, m := range idx.Manifests {
+		have = append(have, m.Digest)
+	}
+	slices.Sort(want) // an index may list what is stated about an image beside it
+	slices.Sort(have)
+	return slices.Equal(have, want)
 }
 
 // open returns a reader of the piece's bytes.

@@ -50,6 +50,10 @@ type Config struct {
 	Extra        json.RawMessage `json:"-"` // the document as it was read, kept so that unknown fields survive a copy
 }
 
+// MaxLayers is how many layers an image may have so that every runtime can load it: dockerd refuses 126 with "max depth
+// exceeded".
+const MaxLayers = 125
+
 // RunConfig is how a container of the image runs.
 type RunConfig struct {
 	User         string              `json:"User,omitempty"`

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -89,7 +90,7 @@ func (im *Image) with(layers []*Layer, kept int) *Image {
 	for _, l := range layers[kept:] {
 		row := l.History
 		if row.CreatedBy == "" && row.Comment == "" {
-			row.CreatedBy = "strata: " + cmp.Or(l.Name, "layer")
+			row.CreatedBy = "strata: layer" // the name of a directory of this machine is not part of the image
 		}
 		row.EmptyLayer = false
 		c.History = append(c.History, row)
@@ -285,11 +286,36 @@ func moveConfig(c, from, to *image.RunConfig) {
 			c.Labels[k] = v
 		}
 	}
+	c.ExposedPorts = moveSet(c.ExposedPorts, from.ExposedPorts, to.ExposedPorts)
+	c.Volumes = moveSet(c.Volumes, from.Volumes, to.Volumes)
+	if slices.Equal(c.Shell, from.Shell) {
+		c.Shell = to.Shell
+	}
+	if slices.Equal(c.OnBuild, from.OnBuild) {
+		c.OnBuild = to.OnBuild
+	}
+	if reflect.DeepEqual(c.Healthcheck, from.Healthcheck) {
+		c.Healthcheck = to.Healthcheck
+	}
 	for _, f := range []struct{ c, from, to *string }{{&c.User, &from.User, &to.User}, {&c.WorkingDir, &from.WorkingDir, &to.WorkingDir}, {&c.StopSignal, &from.StopSignal, &to.StopSignal}} {
 		if *f.c == *f.from {
 			*f.c = *f.to
 		}
 	}
+}
+
+// moveSet takes the elements of the old base from a set and adds those of the new base.
+func moveSet(set, from, to map[string]struct{}) map[string]struct{} {
+	var out map[string]struct{}
+	for k := range set {
+		if _, ok := from[k]; !ok {
+			out = put(out, k)
+		}
+	}
+	for k := range to {
+		out = put(out, k)
+	}
+	return out
 }
 
 // Plan reads the plan that an image was relayered by; nil if it was not.

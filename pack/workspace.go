@@ -1,6 +1,7 @@
 package pack
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"runtime"
@@ -99,8 +100,13 @@ func (w *Workspace) tempDir(string) (string, func(), error) {
 type Source struct {
 	Name  string
 	Index *archive.Blob // the index that lists the platforms, if there is one
+	// Attestations is how many manifests of the index are about others, such as SBOMs and provenance.
+	Attestations int
+
 	w     *Workspace
 	list  []candidate
+	exact *reading // how the documents are read as they are; nil: there are none
+	found image.Descriptor
 }
 
 type candidate struct {
@@ -241,10 +247,19 @@ func (r reading) top(ctx context.Context, d image.Descriptor) error {
 		return diag.Errorf(diag.KindOf(err), "%s: %w", r.src.Name, err)
 	}
 	d.MediaType = doc.MediaType
+	r.src.exact, r.src.found = &r, d
 	if doc.Manifest != nil {
 		im, err := r.image(ctx, d, raw, doc.Manifest)
-		if err != nil {
+		if err != nil && registry.IsConfig(doc.Manifest.Config.MediaType) {
 			return err
+		}
+		if err != nil { // an artifact, which can be copied but is no image
+			err = diag.Errorf(diag.Unsupported, "%s is an artifact of type %s, not an image", r.src.Name, cmp.Or(doc.Manifest.ArtifactType, doc.Manifest.Config.MediaType))
+			r.src.list = []candidate{{thisMachine(), func(context.Context) (*Image, error) { return nil, err }}}
+			return nil
+		}
+		if im.manifest == nil { // its layers were not in order: the document is wrong
+			r.src.exact = nil
 		}
 		r.src.list = []candidate{{im.Platform, func(context.Context) (*Image, error) { return im, nil }}}
 		return nil
@@ -253,6 +268,7 @@ func (r reading) top(ctx context.Context, d image.Descriptor) error {
 	r.src.Index = &x
 	for _, m := range doc.Index.Manifests {
 		if m.Platform != nil && m.Platform.OS == "unknown" { // attestations, which are about other bytes than will be written
+			r.src.Attestations++
 			continue
 		}
 		r.src.list = append(r.src.list, candidate{image.PlatformOf(m.Platform), func(ctx context.Context) (*Image, error) {

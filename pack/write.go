@@ -51,6 +51,7 @@ type Target struct {
 	// Reuse lists images whose blobs are taken for layers with the same diff_id, so that nothing is compressed twice.
 	Reuse []*Image
 	Index *archive.Blob // kept if it lists exactly what is written
+	Exact *Source       // copied as it is, instead of images; no other setting changes anything
 }
 
 // Receipt says what was written.
@@ -76,6 +77,9 @@ type Written struct {
 //
 //	r, err := w.Write(ctx, []*pack.Image{im}, pack.Target{Format: pack.OCIArchive, Path: "app.tar", Names: []string{"app:1"}})
 func (w *Workspace) Write(ctx context.Context, images []*Image, t Target) (*Receipt, error) {
+	if t.Exact != nil {
+		return w.copyExact(ctx, t)
+	}
 	if len(images) == 0 {
 		return nil, diag.Errorf(diag.Invalid, "there is no image to write")
 	}
@@ -125,6 +129,32 @@ func (w *Workspace) Write(ctx context.Context, images []*Image, t Target) (*Rece
 		return r, w.push(ctx, &set, images, r)
 	}
 	return r, p.files(ctx, &set)
+}
+
+// copyExact writes what a source has as it is.
+func (w *Workspace) copyExact(ctx context.Context, t Target) (*Receipt, error) {
+	set, err := t.Exact.set(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := &Receipt{Digest: set.Top.Digest}
+	for _, x := range set.Images {
+		for _, l := range x.Layers {
+			r.Layers = append(r.Layers, Written{Digest: l.Digest, Size: l.Size})
+		}
+	}
+	if len(set.Images) == 1 && set.Index == nil {
+		r.Config = set.Images[0].Config.Digest
+	}
+	if r.Names, err = fullNames(t.Names, r.Digest); err != nil {
+		return nil, err
+	}
+	set.Names = r.Names
+	if t.Push {
+		return r, w.push(ctx, set, []*Image{{Layers: []*Layer{{at: t.Exact.exact.at}}}}, r)
+	}
+	p := &packing{w: w, t: t}
+	return r, p.files(ctx, set)
 }
 
 // packing is one Write.

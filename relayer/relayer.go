@@ -45,7 +45,7 @@ type Options struct {
 	Epoch      *time.Time  // no file is newer than this
 }
 
-// DefaultMaxLayers leaves room for layers on top: overlayfs and Docker take 127.
+// DefaultMaxLayers leaves room for layers on top: Docker takes 125.
 const DefaultMaxLayers = 100
 
 // Layer is one layer of the result, bottom first.

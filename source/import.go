@@ -271,6 +271,7 @@ func (im *Images) importRootFS(ctx context.Context, a *archive.Archive, opt Impo
 	cfg := &image.Config{
 		OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, RootFS: image.RootFS{Type: "layers", DiffIDs: []digest.Digest{diff}},
 		History: []image.History{{Comment: "imported from a root file system"}},
+		Config:  image.RunConfig{Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}},
 	}
 	raw, err := json.Marshal(cfg)
 	if err != nil {

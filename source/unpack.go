@@ -13,6 +13,7 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/store"
 )
 
@@ -342,9 +343,31 @@ func (im *Images) remember(ctx context.Context, img *Image, layers []store.Layer
 		}
 	}
 	rec.Platforms = append(rec.Platforms, mine)
+	im.sortPlatforms(ctx, rec)
 	return im.store.Update(ctx, func(b *store.Batch) error {
 		b.Image(im.env.Client.ImageName(img.record), rec)
 		return nil
+	})
+}
+
+// sortPlatforms puts an image's platforms into the order of its index: that in which pulls end is another each time.
+func (im *Images) sortPlatforms(ctx context.Context, rec store.Image) {
+	if rec.Index == nil {
+		return
+	}
+	at := map[graph.Digest]int{}
+	if raw, err := im.blob(ctx, *rec.Index, registry.MaxManifest, nil); err == nil {
+		if doc, err := registry.Decode(raw, rec.Index.MediaType); err == nil && doc.Index != nil {
+			for i, d := range doc.Index.Manifests {
+				at[d.Digest] = i
+			}
+		}
+	}
+	slices.SortStableFunc(rec.Platforms, func(a, b store.PlatformImage) int {
+		if a.Manifest == nil || b.Manifest == nil {
+			return 0
+		}
+		return at[a.Manifest.Digest] - at[b.Manifest.Digest]
 	})
 }
 

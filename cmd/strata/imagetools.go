@@ -14,6 +14,7 @@ import (
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/layer"
 	"github.com/strata-build/strata/pack"
 	"github.com/strata-build/strata/relayer"
@@ -44,7 +45,7 @@ func newImageAssemble(c *cli) *cobra.Command {
 	parsedFlag(fs, spec{"platform", "platform", "", "Platform of the image (default that of this machine, or of the base)"}, graph.ParsePlatform, func(p graph.Platform) { f.arch = p })
 	fs.StringVar(&base, "base", "", "Image that the layers go on")
 	conflictFlag(fs, &how)
-	fs.IntVar(&most, "max-layers", 127, "Merge the upper layers if there are more than this")
+	fs.IntVar(&most, "max-layers", image.MaxLayers, "Merge the upper layers if there are more than this")
 	cmd.RunE = func(cmd *cobra.Command, names []string) error {
 		return c.workspace(false, func(w *pack.Workspace) error {
 			ctx := cmd.Context()
@@ -58,7 +59,7 @@ func newImageAssemble(c *cli) *cobra.Command {
 			}
 			var on *pack.Image
 			if base != "" {
-				if on, err = w.Image(ctx, base, f.arch); err != nil {
+				if on, err = c.one(ctx, w, base, f.arch); err != nil {
 					return err
 				}
 			}
@@ -85,6 +86,36 @@ func newImageAssemble(c *cli) *cobra.Command {
 		})
 	}
 	return cmd
+}
+
+// one opens an image for one platform, and reports what of it the result will not have.
+func (c *cli) one(ctx context.Context, w *pack.Workspace, name string, p graph.Platform) (*pack.Image, error) {
+	src, err := w.Open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	im, err := src.Image(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	var others []string
+	for _, q := range src.Platforms() {
+		if graph.FormatPlatform(q) != graph.FormatPlatform(im.Platform) {
+			others = append(others, graph.FormatPlatform(q))
+		}
+	}
+	if len(others) > 0 {
+		fmt.Fprintf(c.err, "warning: the result is for %s only; %s also has %s\n", graph.FormatPlatform(im.Platform), name, strings.Join(others, ", "))
+	}
+	c.tellAttestations(src)
+	return im, nil
+}
+
+// tellAttestations reports attestations that stay behind: they are about other bytes than will be written.
+func (c *cli) tellAttestations(src *pack.Source) {
+	if src.Attestations > 0 {
+		fmt.Fprintf(c.err, "warning: %d attestations of %s are left out: they are about other bytes\n", src.Attestations, src.Name)
+	}
 }
 
 // givenLayer makes the layer that an argument names.
@@ -197,7 +228,7 @@ func newImagePushOnto(c *cli) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			im, err := w.Image(cmd.Context(), args[0], d.platform)
+			im, err := c.one(cmd.Context(), w, args[0], d.platform)
 			if err != nil {
 				return err
 			}
@@ -219,6 +250,10 @@ func newImagePushOnto(c *cli) *cobra.Command {
 			var layers []*pack.Layer
 			if len(entries) > 0 {
 				layers = append(layers, pack.NewLayer(filepath.Base(args[1]), entries, opt))
+			}
+			if n := len(im.Layers) + len(layers); n > image.MaxLayers {
+				return diag.Errorf(diag.Invalid, "the image would have %d layers; Docker loads at most %d", n, image.MaxLayers).
+					WithHint("cut the parent into fewer layers first: strata image relayer --max-layers %d", image.MaxLayers-1)
 			}
 			return c.write(cmd.Context(), w, &d, []*pack.Image{pack.Assemble(im, layers, change)}, pack.Target{})
 		})
@@ -270,6 +305,7 @@ func newImageRelayer(c *cli) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			c.tellAttestations(src)
 			var t pack.Target
 			for i, im := range images {
 				o := opt
@@ -314,7 +350,13 @@ func newImageRebase(c *cli) *cobra.Command {
 			var three [3]*pack.Image
 			for i, n := range []string{args[0], from, to} {
 				var err error
-				if three[i], err = w.Image(cmd.Context(), n, d.platform); err != nil {
+				open := w.Image
+				if i == 0 {
+					open = func(ctx context.Context, name string, p graph.Platform) (*pack.Image, error) {
+						return c.one(ctx, w, name, p)
+					}
+				}
+				if three[i], err = open(cmd.Context(), n, d.platform); err != nil {
 					return err
 				}
 			}
@@ -333,7 +375,8 @@ func newImageConvert(c *cli) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "convert [OPTIONS] IMAGE", Short: "Write an image in another format or compression", Args: args(1, 1, "one image"),
 		Long: "Write an image in another format or compression, or copy it to another registry. All platforms come along unless --platform names one.\n" +
-			"What need not change keeps its digest.\n\n" + imageNames,
+			"Without --platform and --compression, everything is copied as it is, with its digest: attestations, annotations and artifacts of any\n" +
+			"type too, except into Docker's formats and dir.\n\n" + imageNames,
 		Example: "  strata image convert --format docker-archive -o app.tar registry:5000/app:1\n  strata image convert --compression zstd --push -t registry:5000/app:zstd app.tar",
 	}
 	d.flags(cmd.Flags())
@@ -344,10 +387,15 @@ func newImageConvert(c *cli) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			exact := src.Exact() && d.platform.OS == "" && d.compression == nil
+			if exact && (d.path == "" || d.format == "" || d.format == string(pack.OCI) || d.format == string(pack.OCIArchive)) {
+				return c.write(cmd.Context(), w, &d, nil, pack.Target{Exact: src})
+			}
 			images, err := src.Chosen(cmd.Context(), d.platform)
 			if err != nil {
 				return err
 			}
+			c.tellAttestations(src)
 			return c.write(cmd.Context(), w, &d, images, pack.Target{Index: src.Index})
 		})
 	}
