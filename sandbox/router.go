@@ -36,6 +36,7 @@ type router struct {
 	nat     *nat
 	forward *forwarding
 	dns     *forwarder // nil = port 53 of the gateway is taken
+	spare   []*os.File // descriptors for close, which runs programs
 
 	mu   sync.Mutex
 	used map[netip.Addr]bool
@@ -66,6 +67,9 @@ func newRouter(pool netip.Prefix, owner string, hostNS *os.File, resolv string, 
 			b.close()
 		}
 	}()
+	if err := b.reserve(); err != nil {
+		return nil, err
+	}
 	if err := sweepLinks(h, owner); err != nil {
 		return nil, err
 	}
@@ -320,7 +324,25 @@ func prohibit(ns *os.File, to []netip.Prefix) error {
 }
 
 // close removes what newRouter made.
+// spares is how many descriptors close needs: for a firewall's tool, its pipes, and the kernel's answers.
+const spares = 16
+
+// reserve takes the descriptors that close will need: a process that has used up its limit still removes its rules.
+func (b *router) reserve() error {
+	for range spares {
+		f, err := os.OpenFile("/", unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return err
+		}
+		b.spare = append(b.spare, f)
+	}
+	return nil
+}
+
 func (b *router) close() {
+	for _, f := range b.spare {
+		f.Close()
+	}
 	if b.dns != nil {
 		b.dns.close()
 	}
