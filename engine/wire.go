@@ -115,7 +115,9 @@ func (r runner) Pin(ctx context.Context, v *graph.Vertex, b *build) (solve.Pin, 
 	case *graph.HTTP:
 		p, err := b.http.Pin(ctx, o, v.ID)
 		return solve.Pin{Value: string(p), Light: true}, err
-	case *graph.Exec, *graph.File, *graph.Merge, *graph.Diff, *graph.Squash, *graph.Layers, *graph.Passthrough:
+	case *graph.Exec:
+		return solve.Pin{Value: b.proxyOwner(o)}, nil
+	case *graph.File, *graph.Merge, *graph.Diff, *graph.Squash, *graph.Layers, *graph.Passthrough:
 		return solve.Pin{}, nil
 	case *graph.Build:
 		return solve.Pin{Volatile: true, Light: true}, nil

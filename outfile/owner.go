@@ -3,6 +3,8 @@ package outfile
 import (
 	"os"
 	"runtime"
+	"slices"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -95,11 +97,20 @@ func leave(caps [2]unix.CapUserData, groups []int) error {
 		return err
 	}
 	// The kernel made the process one that cannot be looked into, whose files in /proc belong to root of the machine: in a user
-	// namespace steps could not be started any more.
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
-		return err
+	// namespace steps could not be started any more. Elsewhere it stays so: the first process of a step has the memory of the
+	// engine and the step's user for a moment, and other processes of that user must not look into it.
+	if inUserNamespace() {
+		if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
+			return err
+		}
 	}
 	return setGroups(groups)
+}
+
+// inUserNamespace reports whether the process is not in the first user namespace, which maps every user to itself.
+func inUserNamespace() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && !slices.Equal(strings.Fields(string(b)), []string{"0", "0", "4294967295"})
 }
 
 // setFS sets the user and group of the thread for access to files. Errors show in what it reads back.
