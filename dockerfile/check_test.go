@@ -3,6 +3,7 @@ package dockerfile
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -57,5 +58,28 @@ func TestCheckConfigFromArgument(t *testing.T) {
 	req.BuildArgs["BUILDKIT_DOCKERFILE_CHECK"] = "bogus"
 	if _, err := Check(t.Context(), req, newFake()); err == nil {
 		t.Error("a wrong option is accepted")
+	}
+}
+
+// The words of a FROM are looked at also where it has too many of them.
+func TestCheckFromWithTooManyWords(t *testing.T) {
+	for file, want := range map[string][]string{
+		"FROM scratch as a b\n":                                   {"FromAsCasing"},
+		"FROM scratch as B\n":                                     {"StageNameCasing", "FromAsCasing"},
+		"FROM scratch for B\n":                                    {"StageNameCasing", "FromAsCasing"},
+		"FROM scratch AS a b c d\n":                               nil,
+		"# syntax=docker/dockerfile:1\nFROM scratch\nLABEL a=b\n": nil,
+	} {
+		c, err := Check(t.Context(), Request{Source: &diag.Source{Name: "Dockerfile", Data: []byte(file)}}, newFake())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, w := range c.Warnings {
+			got = append(got, w.Rule)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%q: %q", file, got)
+		}
 	}
 }

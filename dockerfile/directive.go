@@ -28,8 +28,8 @@ func (e *ForeignSyntax) Error() string { return e.Err.Error() }
 func (e *ForeignSyntax) Unwrap() error { return e.Err }
 
 // checkSyntax looks at `# syntax=` and BUILDKIT_SYNTAX. The images of Docker's own Dockerfile frontend are this
-// package's language, which is worth a note; another image is a *ForeignSyntax.
-func checkSyntax(req *Request) (*diag.Warning, error) {
+// package's language; another image is a *ForeignSyntax.
+func checkSyntax(req *Request) error {
 	var ref, cmdline string
 	var at []diag.Span
 	if v := strings.TrimSpace(req.BuildArgs["BUILDKIT_SYNTAX"]); v != "" {
@@ -38,25 +38,25 @@ func checkSyntax(req *Request) (*diag.Warning, error) {
 	} else if req.Source != nil {
 		r, line, loc, ok := parser.DetectSyntax(req.Source.Data)
 		if !ok {
-			return nil, nil
+			return nil
 		}
 		ref, cmdline, at = r, line, spans(req.Source, loc)
 	}
 	if ref == "" || ref == "dockerfile.v0" || req.IgnoreSyntax {
-		return nil, nil
+		return nil
 	}
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
-		return nil, invalidf("invalid syntax image %q: %w", ref, err).WithSpan(at...)
+		return invalidf("invalid syntax image %q: %w", ref, err).WithSpan(at...)
 	}
 	switch named.Name() {
 	case "docker.io/docker/dockerfile", "docker.io/docker/dockerfile-upstream":
-		return &diag.Warning{Msg: "syntax=" + ref + ": the built-in Dockerfile frontend is used, nothing is pulled", At: at}, nil
+		return nil
 	}
 	if len(at) > 0 {
 		at[0] = pointAt(at[0], "'"+ref+"'")
 	}
-	return nil, &ForeignSyntax{Ref: ref, Cmdline: cmdline, At: at, Err: diag.Errorf(diag.Unsupported, "frontend image %q cannot be run: only the built-in Dockerfile frontend is available", ref).
+	return &ForeignSyntax{Ref: ref, Cmdline: cmdline, At: at, Err: diag.Errorf(diag.Unsupported, "frontend image %q cannot be run: only the built-in Dockerfile frontend is available", ref).
 		WithSpan(at...).WithHint("remove the syntax line, or set the build argument BUILDKIT_SYNTAX=dockerfile.v0 to ignore it")}
 }
 

@@ -66,6 +66,7 @@ func parse(src *diag.Source, l *lint.Linter) (*file, error) {
 }
 
 func (f *file) add(n *parser.Node, l *lint.Linter) error {
+	lintFrom(l, n, spans(f.src, n.Location()))
 	parsed, err := parseInstruction(n)
 	if err != nil {
 		return err
@@ -100,6 +101,23 @@ func parseInstruction(n *parser.Node) (any, error) {
 	return instructions.ParseInstructionWithLinter(n, linter.New(&linter.Config{}))
 }
 
+// lintFrom looks at the words of a FROM, which may be too many.
+func lintFrom(l *lint.Linter, n *parser.Node, at []diag.Span) {
+	if !strings.EqualFold(n.Value, "from") {
+		return
+	}
+	var args []string
+	for a := n.Next; a != nil; a = a.Next {
+		args = append(args, a.Value)
+	}
+	if len(args) == 3 {
+		lint.StageNameCasing(l, at, args[2])
+	}
+	if len(args) >= 3 {
+		lint.FromAsCasing(l, at, n.Value, args[1])
+	}
+}
+
 // lintNode runs the rules on what one instruction says by itself.
 func lintNode(l *lint.Linter, n *parser.Node, at []diag.Span) {
 	var args []string
@@ -111,8 +129,6 @@ func lintNode(l *lint.Linter, n *parser.Node, at []diag.Span) {
 		lint.MaintainerDeprecated(l, at)
 	case "from":
 		if len(args) == 3 {
-			lint.StageNameCasing(l, at, args[2])
-			lint.FromAsCasing(l, at, n.Value, args[1])
 			lint.InvalidDefinitionDescription(l, at, "FROM", []string{strings.ToLower(args[2])}, n.PrevComment)
 		}
 	case "arg":

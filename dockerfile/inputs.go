@@ -39,7 +39,7 @@ func ReadInputs(ctx context.Context, req Request, r Resolver) (Request, error) {
 			return req, err
 		}
 	}
-	if _, err := checkSyntax(&req); err != nil { // what follows may mean nothing to another frontend
+	if err := checkSyntax(&req); err != nil { // what follows may mean nothing to another frontend
 		return req, err
 	}
 	if req.remote() || req.Ignore != nil {

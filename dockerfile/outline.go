@@ -51,6 +51,7 @@ type Outline struct {
 	Secrets     []OutlineNeed `json:"secrets,omitempty"`
 	SSH         []OutlineNeed `json:"ssh,omitempty"`
 	Cache       []OutlineNeed `json:"cache,omitempty"` // cache mounts, never required
+	Source      *diag.Source  `json:"-"`               // the Dockerfile
 }
 
 // OutlineArg is a build argument; Description is the comment above it that starts with its name.
@@ -80,7 +81,7 @@ func NewOutline(ctx context.Context, req Request, r Resolver) (*Outline, error) 
 	if err != nil {
 		return nil, err
 	}
-	out := &Outline{Name: target.inst.Name, Description: target.inst.DocComment}
+	out := &Outline{Name: target.inst.Name, Description: target.inst.DocComment, Source: req.Source}
 	sum := newOutlineInfo()
 	for n := range target.outline.used {
 		p.useArg(&sum, target, n)

@@ -82,3 +82,12 @@ func TestTargets(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// An outline names its Dockerfile, also where it has no argument.
+func TestOutlineSource(t *testing.T) {
+	src := &diag.Source{Name: "Dockerfile", Data: []byte("FROM scratch\nLABEL a=b\n")}
+	o, err := NewOutline(t.Context(), Request{Source: src}, newFake())
+	if err != nil || o.Source != src {
+		t.Errorf("%+v %v", o, err)
+	}
+}

@@ -57,7 +57,7 @@ func Plan(ctx context.Context, req Request, r Resolver) (*image.Plan, error) {
 		})
 	}
 	err = g.Wait()
-	plan.Warnings = slices.Concat(sh.notes, planners[0].lint.Warnings())
+	plan.Warnings = planners[0].lint.Warnings()
 	if err != nil {
 		plan.Targets = nil
 		return plan, err
@@ -76,7 +76,6 @@ type shared struct {
 	check   lint.Config
 	proxy   *graph.ProxyEnv
 	multi   bool // show platforms in the names of steps
-	notes   []diag.Warning
 }
 
 func newShared(ctx context.Context, req *Request, r Resolver) (*shared, error) {
@@ -84,12 +83,9 @@ func newShared(ctx context.Context, req *Request, r Resolver) (*shared, error) {
 	if err := sh.defaults(); err != nil {
 		return nil, err
 	}
-	note, err := checkSyntax(req)
+	err := checkSyntax(req)
 	if err != nil {
 		return nil, err
-	}
-	if note != nil {
-		sh.notes = append(sh.notes, *note)
 	}
 	if sh.check, err = checkConfig(req); err != nil {
 		return nil, err

@@ -66,6 +66,7 @@ type blob struct {
 	ref    Ref
 	desc   image.Descriptor
 	eps    []*endpoint // still to be tried; the first is in use
+	missed []string    // what the mirrors before it said
 	urls   []string    // of the descriptor, still to be tried when no endpoint has the blob
 	other  *url.URL    // one of them that is in use; nil = the endpoint is
 	hash   hash.Hash   // nil if the caller verifies
@@ -170,13 +171,14 @@ func (b *blob) open() error {
 			return err
 		case len(b.eps) > 1:
 			b.c.net.log.Debug("registry: the mirror has no answer", "mirror", b.eps[0].name, "error", err)
+			b.missed = append(b.missed, mirrorAnswer(b.eps[0], err))
 			b.eps = b.eps[1:]
 			continue
 		case b.other == nil && diag.KindOf(err) != diag.NotFound:
-			return err
+			return besideMirrors(err, b.missed)
 		}
 		if b.other = b.elsewhere(); b.other == nil {
-			return err
+			return besideMirrors(err, b.missed)
 		}
 	}
 }

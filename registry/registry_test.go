@@ -575,3 +575,25 @@ func TestPushDamagedBlob(t *testing.T) {
 	_, err = c.Push(t.Context(), ref, Upload{Desc: d, Open: opener(b[:10])})
 	wantKind(t, err, diag.Internal, "shorter")
 }
+
+// What a mirror said stands beside the registry's own answer.
+func TestMirrorAnswerInError(t *testing.T) {
+	answer := func(code int, text string) string {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(code)
+			fmt.Fprintf(w, `{"errors":[{"code":"X","message":%q}]}`, text)
+		}))
+		t.Cleanup(s.Close)
+		return strings.TrimPrefix(s.URL, "http://")
+	}
+	mirror, origin := answer(http.StatusForbidden, "the quota of the mirror"), answer(http.StatusNotFound, "unknown here")
+	c := newClient(t, Config{Hosts: map[string]HostConfig{origin: {HTTP: true, Mirrors: []string{"http://" + mirror}}}})
+	ref, err := ParseRef(origin + "/a:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Resolve(t.Context(), ref)
+	if diag.KindOf(err) != diag.NotFound || !strings.Contains(err.Error(), "mirror "+mirror) {
+		t.Errorf("the error: %v", err)
+	}
+}

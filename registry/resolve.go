@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -29,18 +30,34 @@ func (c *Client) read(ctx context.Context, host string, f func(context.Context, 
 	if err != nil {
 		return err
 	}
+	var missed []string
 	for i, ep := range eps {
 		last := i == len(eps)-1
 		asked := ctx
 		if !last {
 			asked = spare(ctx)
 		}
-		if err = f(asked, ep); err == nil || ctx.Err() != nil || last {
+		if err = f(asked, ep); err == nil || ctx.Err() != nil {
 			return err
 		}
+		if last {
+			return besideMirrors(err, missed)
+		}
+		missed = append(missed, mirrorAnswer(ep, err))
 		c.net.log.Debug("registry: the mirror has no answer", "mirror", ep.name, "error", err)
 	}
 	return err
+}
+
+// mirrorAnswer is what a mirror said, for the error of the registry behind it.
+func mirrorAnswer(ep *endpoint, err error) string { return fmt.Sprintf("mirror %s: %v", ep.name, err) }
+
+// besideMirrors puts the answers of the mirrors beside the registry's: the fault is often theirs.
+func besideMirrors(err error, missed []string) error {
+	if len(missed) == 0 {
+		return err
+	}
+	return diag.Errorf(diag.KindOf(err), "%w (%s)", err, strings.Join(missed, "; "))
 }
 
 // Resolve finds what a reference names: its digest, media type and size. Errors are NotFound, Denied or Unavailable.

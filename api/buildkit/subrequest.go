@@ -160,11 +160,11 @@ func outlineAnswer(o *dockerfile.Outline) (*result, error) {
 		Cache       []need     `json:"cache,omitempty"`
 		Sources     [][]byte   `json:"sources,omitempty"`
 	}{Name: o.Name, Description: o.Description}
+	if o.Source != nil {
+		out.Sources = [][]byte{o.Source.Data}
+	}
 	for _, a := range o.Args {
 		out.Args = append(out.Args, argument{a.Name, a.Description, a.Value, location(a.At)})
-		if len(a.At) > 0 && out.Sources == nil && a.At[0].Source != nil {
-			out.Sources = [][]byte{a.At[0].Source.Data}
-		}
 	}
 	for _, n := range o.Secrets {
 		out.Secrets = append(out.Secrets, need{Name: n.Name, Required: n.Required, Location: location(n.At)})
