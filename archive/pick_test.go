@@ -40,7 +40,9 @@ func TestSplitPath(t *testing.T) {
 func TestPick(t *testing.T) {
 	d := func(s string) *image.Descriptor { return &image.Descriptor{Digest: digest.FromString(s)} }
 	several := []Entry{
-		{Tag: "latest", Desc: d("latest")}, {Tag: "v1.0-Y", Desc: d("y")}, {Tag: "foo", Desc: d("foo")},
+		{Tag: "latest", Desc: d("latest")},
+		{Tag: "v1.0-Y", Desc: d("y")},
+		{Tag: "foo", Desc: d("foo")},
 		{Names: []string{"h.example/app:1"}, Tag: "1", Desc: d("app")},
 	}
 	for ref, want := range map[string]string{

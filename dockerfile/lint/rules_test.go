@@ -162,7 +162,8 @@ func instructions(t *testing.T) []ruleTest {
 		},
 		{
 			&noEmptyContinuation, &linter.RuleNoEmptyContinuation, linter.RuleNoEmptyContinuation.Format(),
-			[]check{func(l *Linter) { NoEmptyContinuation(l, nil) }}, nil,
+			[]check{func(l *Linter) { NoEmptyContinuation(l, nil) }},
+			nil,
 		},
 		{
 			&jsonArgsRecommended, &linter.RuleJSONArgsRecommended, linter.RuleJSONArgsRecommended.Format("CMD"),
@@ -171,11 +172,13 @@ func instructions(t *testing.T) []ruleTest {
 		},
 		{
 			&maintainerDeprecated, &linter.RuleMaintainerDeprecated, linter.RuleMaintainerDeprecated.Format(),
-			[]check{func(l *Linter) { MaintainerDeprecated(l, nil) }}, nil,
+			[]check{func(l *Linter) { MaintainerDeprecated(l, nil) }},
+			nil,
 		},
 		{
 			&workdirRelativePath, &linter.RuleWorkdirRelativePath, linter.RuleWorkdirRelativePath.Format("app/"),
-			[]check{func(l *Linter) { WorkdirRelativePath(l, nil, "app/") }}, nil,
+			[]check{func(l *Linter) { WorkdirRelativePath(l, nil, "app/") }},
+			nil,
 		},
 		{
 			&undefinedVar, &linter.RuleUndefinedVar, linter.RuleUndefinedVar.Format("PAHT", "PATH"),
@@ -184,11 +187,13 @@ func instructions(t *testing.T) []ruleTest {
 		},
 		{
 			&multipleInstructionsDisallowed, &linter.RuleMultipleInstructionsDisallowed, linter.RuleMultipleInstructionsDisallowed.Format("CMD"),
-			[]check{func(l *Linter) { MultipleInstructionsDisallowed(l, nil, "CMD") }}, nil,
+			[]check{func(l *Linter) { MultipleInstructionsDisallowed(l, nil, "CMD") }},
+			nil,
 		},
 		{
 			&legacyKeyValueFormat, &linter.RuleLegacyKeyValueFormat, linter.RuleLegacyKeyValueFormat.Format("ENV"),
-			[]check{func(l *Linter) { LegacyKeyValueFormat(l, nil, "ENV") }}, nil,
+			[]check{func(l *Linter) { LegacyKeyValueFormat(l, nil, "ENV") }},
+			nil,
 		},
 		{
 			&secretsUsedInArgOrEnv, &linter.RuleSecretsUsedInArgOrEnv, linter.RuleSecretsUsedInArgOrEnv.Format("ARG", "NPM_TOKEN"),

@@ -252,7 +252,8 @@ func TestHeadline(t *testing.T) {
 		{diag.Errorf(diag.Failed, "process did not complete successfully: exit code: 1"), ""},
 		{diag.Errorf(diag.NotFound, "exit code: 1").WithSpan(source.Lines(2, 2)), ""},
 		{diag.Errorf(diag.Failed, "exit code: 1").WithSpan(source.Lines(9, 9)), ""},
-		{errors.New("exit code: 1"), ""}, {nil, ""},
+		{errors.New("exit code: 1"), ""},
+		{nil, ""},
 	} {
 		if got := headline(c.err); got != c.want {
 			t.Errorf("%v: %q, want %q", c.err, got, c.want)
