@@ -18,6 +18,7 @@ import (
 	"github.com/strata-build/strata/event"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/op"
 	"github.com/strata-build/strata/sandbox"
 	"github.com/strata-build/strata/session"
 	"github.com/strata-build/strata/tree"
@@ -132,7 +133,7 @@ func runSpec(r *RunRequest, c *image.Config) (*sandbox.Spec, error) {
 		return nil, diag.Errorf(diag.Invalid, "%s has neither a command nor an entrypoint", r.Image).WithHint("say what to run: strata run %s COMMAND", r.Image)
 	}
 	spec := &sandbox.Spec{
-		Args: argv, Env: image.MergeEnv(c.Config.Env, r.Env), Cwd: cmp.Or(r.Cwd, c.Config.WorkingDir), User: cmp.Or(r.User, c.Config.User),
+		Args: argv, Env: image.MergeEnv(image.MergeEnv([]string{op.DefaultPath}, c.Config.Env), r.Env), Cwd: cmp.Or(r.Cwd, c.Config.WorkingDir), User: cmp.Or(r.User, c.Config.User),
 		Hostname: cmp.Or(r.Hostname, "strata"), Network: r.Network, ExtraHosts: r.ExtraHosts, Limits: r.Limits, ReadOnlyRoot: r.ReadOnly,
 		Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, TTY: r.TTY, Resize: r.Resize,
 	}

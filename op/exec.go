@@ -213,7 +213,7 @@ func (s *execStep) prepare(ctx context.Context) error {
 		return err
 	}
 	s.spec.Env = append(s.spec.Env, secrets...)
-	s.spec.Env = withDefault(s.spec.Env, "PATH", strings.TrimPrefix(defaultPath, "PATH="))
+	s.spec.Env = withDefault(s.spec.Env, "PATH", strings.TrimPrefix(DefaultPath, "PATH="))
 	return nil
 }
 
@@ -227,8 +227,8 @@ func (s *execStep) devices() ([]graph.Device, error) {
 	return s.env.Devices(s.op.Devices)
 }
 
-// defaultPath is for commands whose environment has no PATH.
-const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+// DefaultPath is for commands whose environment has no PATH.
+const DefaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // mount adds mount i to the spec. Cache is the directory of a cache mount.
 func (s *execStep) mount(ctx context.Context, i int, m graph.Mount, cache string) error {

@@ -445,7 +445,7 @@ func TestExecSpec(t *testing.T) {
 	if out, err := b.Run(t.Context(), op, []tree.Tree{b.base}, b.env); err != nil || len(out) != 0 {
 		t.Fatal(out, err)
 	}
-	if want := []string{"http_proxy=mine", "HTTP_PROXY=p", "NO_PROXY=n", "no_proxy=n", defaultPath}; !slices.Equal(got.Env, want) {
+	if want := []string{"http_proxy=mine", "HTTP_PROXY=p", "NO_PROXY=n", "no_proxy=n", DefaultPath}; !slices.Equal(got.Env, want) {
 		t.Errorf("%q", got.Env)
 	}
 	if !got.ReadOnlyRoot || len(got.Mounts) != 1 || got.Mounts[0].Size != 5 {
