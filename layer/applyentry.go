@@ -171,15 +171,11 @@ func timespec(t time.Time) unix.Timespec {
 
 const xattrRecord = "SCHILY.xattr."
 
-// capabilityXattr is the only attribute that keys count and exported layers hold. The files of an archive that is added get no
-// other: a step would see what no image has and no key tells apart.
-const capabilityXattr = "security.capability"
-
 // xattrs sets the attributes of a header. A file system that has no such attributes is no error, as for other runtimes.
 func (a *applier) xattrs(p string, h *tar.Header, set func(name string, value []byte) error) error {
 	for k, v := range h.PAXRecords {
 		name, ok := strings.CutPrefix(k, xattrRecord)
-		if !ok || !keepXattr(name) || a.opt.Form == Literal && name != capabilityXattr {
+		if !ok || !keepXattr(name) {
 			continue
 		}
 		err := set(name, []byte(v))

@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -328,31 +327,4 @@ func TestPlainForms(t *testing.T) {
 			t.Errorf("counted %+v", a)
 		}
 	})
-}
-
-// The files of an added archive have the attributes that keys count and exported layers hold, and no others; a layer's have all.
-func TestAttributesOfAddedArchive(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-	records := map[string]string{xattrRecord + capabilityXattr: capNetRaw, xattrRecord + "user.k": "v"}
-	for form, want := range map[Form]bool{Literal: false, Overlay: true} {
-		var b bytes.Buffer
-		w := tar.NewWriter(&b)
-		h := &tar.Header{Name: "f", Typeflag: tar.TypeReg, Mode: 0o755, Format: tar.FormatPAX, PAXRecords: records}
-		if err := errors.Join(w.WriteHeader(h), w.Close()); err != nil {
-			t.Fatal(err)
-		}
-		dir := t.TempDir()
-		if _, err := Apply(t.Context(), &b, dir, ApplyOptions{Form: form}); err != nil {
-			t.Fatal(err)
-		}
-		buf := make([]byte, 64)
-		if n, err := unix.Lgetxattr(filepath.Join(dir, "f"), "security.capability", buf); err != nil || n == 0 {
-			t.Errorf("form %d: the capability: %d, %v", form, n, err)
-		}
-		if _, err := unix.Lgetxattr(filepath.Join(dir, "f"), "user.k", buf); (err == nil) != want {
-			t.Errorf("form %d: user.k: %v, want it: %v", form, err, want)
-		}
-	}
 }
