@@ -38,8 +38,8 @@ type copying struct {
 }
 
 type madeDir struct {
-	rel string
-	e   *tree.Entry
+	src, rel string // where it is in the tree, and where it went
+	e        *tree.Entry
 }
 
 type hardlink struct{ from, to string }
@@ -54,7 +54,7 @@ func (c *copying) dir(p *tree.Pick, src, dst string) error {
 		return err
 	}
 	c.mu.Lock()
-	c.dirs = append(c.dirs, madeDir{dst, p.Entry})
+	c.dirs = append(c.dirs, madeDir{src, dst, p.Entry})
 	c.mu.Unlock()
 	var plain []*tree.Entry
 	err := c.dst.Owner.Do(func() error {
@@ -242,20 +242,28 @@ func (c *copying) finishDirs() error {
 		if d.rel == "." {
 			continue // the client's own directory keeps its mode
 		}
-		if err := c.dst.Owner.Do(func() error { return c.finish(d) }); err != nil {
+		fd, err := outfile.Beneath(c.src, path.Join(".", d.src), unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			return err
+		}
+		from := os.NewFile(uintptr(fd), d.rel)
+		err = c.dst.Owner.Do(func() error { return c.finish(from, d) })
+		from.Close()
+		if err != nil {
 			return &os.PathError{Op: "chmod", Path: d.rel, Err: err}
 		}
 	}
 	return nil
 }
 
-// finish gives a directory its mode and time.
-func (c *copying) finish(d madeDir) error {
+// finish gives a directory its attributes, mode and time.
+func (c *copying) finish(from *os.File, d madeDir) error {
 	fd, err := outfile.Beneath(c.dst.Fd(), d.rel, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
-	return errors.Join(unix.Fchmod(fd, c.dst.mode(d.e.Mode)), setTimes(fd, c.times(d.e)), unix.Close(fd))
+	to := os.NewFile(uintptr(fd), d.rel)
+	return errors.Join(c.attributes(from, to), unix.Fchmod(fd, c.dst.mode(d.e.Mode)), setTimes(fd, c.times(d.e)), to.Close())
 }
 
 func (c *copying) link(l hardlink) error {

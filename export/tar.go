@@ -161,7 +161,7 @@ func (x *Tar) Export(ctx context.Context, e *Env, set *Set) (*Receipt, error) {
 		epoch = parts[0].epoch // a build has one for all
 	}
 	return &Receipt{Metadata: map[string]string{}}, e.stream(out, func(w io.Writer) error {
-		_, err := layer.WriteEntries(ctx, w, entries(parts), layer.TarOptions{Epoch: epoch})
+		_, err := layer.WriteEntries(ctx, w, entries(parts), layer.TarOptions{Epoch: epoch, UserXattrs: true})
 		return err
 	})
 }
@@ -207,6 +207,9 @@ func (l *lister) dir(p *tree.Pick, src, dst string) bool {
 			continue // a socket
 		}
 		e.Path = path.Join(dst, k.Name)
+		if e.Type == layer.File || e.Type == layer.Dir {
+			e.Xattrs = tree.OutputAttrs(path.Join(l.o.view.Dir, from))
+		}
 		if e.Type == layer.File {
 			l.file(k.Entry, e, from)
 		}
@@ -221,14 +224,10 @@ func (l *lister) file(k *tree.Entry, e *layer.Entry, from string) {
 	if k.Nlink > 1 {
 		id := k.ID()
 		if first, ok := l.links[id]; ok {
-			e.Type, e.Link, e.Size = layer.HardLink, first, 0
+			e.Type, e.Link, e.Size, e.Xattrs = layer.HardLink, first, 0, nil
 			return
 		}
 		l.links[id] = e.Path
-	}
-	var buf [128]byte // a capability has at most 24 bytes
-	if n, err := unix.Lgetxattr(path.Join(l.o.view.Dir, from), "security.capability", buf[:]); err == nil {
-		e.Xattrs = map[string]string{"security.capability": string(buf[:n])}
 	}
 	e.Open = func() (io.ReadCloser, error) {
 		fd, err := outfile.Beneath(l.o.fd, from, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)

@@ -98,27 +98,57 @@ func (f *Files) dirSum(p *Pick, rel string, self bool) [32]byte {
 	return sum
 }
 
+// withAttrs marks the mode of a file that has attributes of users. Without any, nothing is written of them.
+const withAttrs = 1 << 32
+
 // fields writes what counts of one file.
 func (f *Files) fields(h *contentHash, p *Pick, rel string) {
-	b := binary.AppendUvarint(h.buf[:0], uint64(p.Mode))
+	caps, users := f.counted(p, rel)
+	mode := uint64(p.Mode)
+	if len(users) > 0 {
+		mode |= withAttrs
+	}
+	b := binary.AppendUvarint(h.buf[:0], mode)
 	b = binary.AppendUvarint(b, uint64(p.UID))
 	b = binary.AppendUvarint(b, uint64(p.GID))
+	bytes := func(v []byte) {
+		b = binary.AppendUvarint(b, uint64(len(v)))
+		b = append(b, v...)
+	}
 	switch p.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		b = binary.AppendUvarint(b, uint64(p.Size))
 		b = append(b, p.Sum[:]...)
-		var caps []byte
-		if f.overlay {
-			caps = attr(f.host(p.Entry, rel), capabilityKey)
-		}
-		b = binary.AppendUvarint(b, uint64(len(caps)))
-		b = append(b, caps...)
+		bytes(caps)
 	case unix.S_IFLNK:
-		b = binary.AppendUvarint(b, uint64(len(p.Link)))
-		b = append(b, p.Link...)
+		bytes([]byte(p.Link))
 	case unix.S_IFCHR, unix.S_IFBLK:
 		b = binary.AppendUvarint(b, p.Rdev)
 	}
+	if len(users) > 0 {
+		b = binary.AppendUvarint(b, uint64(len(users)))
+		for _, name := range users {
+			bytes([]byte(name))
+			bytes(attr(f.host(p.Entry, rel), name))
+		}
+	}
 	h.buf = b
 	h.w.Write(b)
+}
+
+// counted returns the capability of a file or directory of a layer, and the names of the attributes of users. Those of a client's
+// files do not count: copies do not have them.
+func (f *Files) counted(p *Pick, rel string) (caps []byte, users []string) {
+	if !f.overlay || len(f.roots) == 0 || !p.IsRegular() && !p.IsDir() {
+		return nil, nil
+	}
+	host := f.host(p.Entry, rel)
+	for _, name := range counted(host) {
+		if name == capabilityKey {
+			caps = attr(host, name)
+		} else {
+			users = append(users, name)
+		}
+	}
+	return caps, users
 }

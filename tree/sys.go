@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -171,6 +172,30 @@ func listAttrs(host string) []string {
 		}
 	}
 	return out
+}
+
+// OutputAttrs returns the extended attributes of a file that outputs for people hold: its capability, and those of users. The file
+// is named in a directory that does not change.
+func OutputAttrs(host string) map[string]string {
+	var out map[string]string
+	for _, name := range counted(host) {
+		if v := attr(host, name); v != nil {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[name] = string(v)
+		}
+	}
+	return out
+}
+
+// counted lists the extended attributes of a file of a layer that make it another file: its capability, and those of users, sorted.
+func counted(host string) []string {
+	names := slices.DeleteFunc(listAttrs(host), func(n string) bool {
+		return n != capabilityKey && !strings.HasPrefix(n, "user.")
+	})
+	slices.Sort(names)
+	return names
 }
 
 // attr returns one extended attribute, nil if the file has none of that name.
