@@ -91,7 +91,10 @@ func (c *cli) daemonArgs() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	args := []string{"daemon", "serve", "--ready", "--idle", defaultIdle.String(), "--root", root, "--config", config}
+	args := []string{"daemon", "serve", "--ready", "--idle", defaultIdle.String(), "--root", root}
+	if c.configNamed { // else a missing file is no error there either
+		args = append(args, "--config", config)
+	}
 	if c.runtime != "" {
 		args = append(args, "--runtime", c.runtime)
 	}

@@ -129,6 +129,7 @@ type cli struct {
 
 	args                  []string
 	root, config, runtime string
+	configNamed           bool // the configuration file is not the default
 	gcBytes               int64
 	debug, noDaemon       bool
 }
@@ -159,9 +160,35 @@ func needsRoot(cmd *cobra.Command) error {
 	return diag.Errorf(diag.Denied, "Strata needs root here").WithHint("sudo %s …", cmd.CommandPath())
 }
 
+// prepare is what every command begins with.
+func (c *cli) prepare(cmd *cobra.Command, _ []string) error {
+	if err := c.findConfig(cmd.Flags().Changed("config")); err != nil {
+		return err
+	}
+	c.protect(cmd)
+	return nil
+}
+
+// findConfig refuses a configuration file that was named, by a flag or the environment, and does not exist.
+func (c *cli) findConfig(byFlag bool) error {
+	what := "--config"
+	if !byFlag {
+		what = "STRATA_CONFIG"
+		if os.Getenv(what) == "" {
+			return nil // the default file need not exist
+		}
+	}
+	if _, err := os.Stat(c.config); err != nil {
+		return diag.Errorf(diag.NotFound, "cannot read the configuration file %q of %s: %w", c.config, what, err).
+			WithHint("name a file that exists, or omit %s to use the default settings", what)
+	}
+	c.configNamed = true
+	return nil
+}
+
 // protect runs the program again from an executable that build steps cannot write to, if the command runs the engine in this
 // process. Only root runs steps; where it is impossible, the engine says what it needs when the first step comes.
-func (c *cli) protect(cmd *cobra.Command, _ []string) {
+func (c *cli) protect(cmd *cobra.Command) {
 	if c.reexec == nil || os.Geteuid() != 0 || !c.inProcess() && cmd.Annotations[ownsEngine] == "" {
 		return
 	}

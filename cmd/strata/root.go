@@ -20,8 +20,8 @@ func newRoot(c *cli) *cobra.Command {
 		Short: "Build container images",
 		Long:  "Strata builds container images from Dockerfiles, and keeps, runs, pulls and pushes them.",
 		RunE:  group, Args: cobra.ArbitraryArgs,
-		PersistentPreRun: c.protect,
-		SilenceErrors:    true, SilenceUsage: true, DisableSuggestions: true,
+		PersistentPreRunE: c.prepare,
+		SilenceErrors:     true, SilenceUsage: true, DisableSuggestions: true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	fs := root.PersistentFlags()

@@ -57,7 +57,12 @@ func runScripts(t *testing.T, daemon bool) {
 			for name, dir := range map[string]string{"STRATA_ROOT": "state", "HOME": "home", "DOCKER_CONFIG": ".docker"} {
 				e.Setenv(name, filepath.Join(e.WorkDir, dir))
 			}
-			e.Setenv("STRATA_CONFIG", filepath.Join(e.WorkDir, "strata.toml"))
+			config, err := os.OpenFile(filepath.Join(e.WorkDir, "strata.toml"), os.O_CREATE|os.O_RDONLY, 0o644) // unless the script has one
+			if err != nil {
+				return err
+			}
+			config.Close()
+			e.Setenv("STRATA_CONFIG", config.Name())
 			e.Setenv("GIT_CONFIG_NOSYSTEM", "1")
 			e.Setenv("STRATA_ALLOW_OLD_RUNC", "1") // of whatever distribution the tests run on
 			examples, err := filepath.Abs(filepath.Join("..", "..", "examples"))

@@ -31,7 +31,7 @@ func TestNoRoot(t *testing.T) {
 	s.dir = filepath.Join(dir, "context")
 	s.write("Scratch", "FROM scratch\nCOPY Scratch /\n")
 	s.write("Run", "FROM scratch\nRUN [\"/true\"]\n")
-	s.env = append(s.env, "HOME="+dir, "TMPDIR="+dir, "STRATA_CONFIG="+filepath.Join(dir, "none.toml"))
+	s.env = append(s.env, "HOME="+dir, "TMPDIR="+dir, "STRATA_CONFIG="+os.DevNull)
 	run := func(args ...string) result { return s.startCmd(nobody(s.command(args...))).result() }
 
 	for _, args := range [][]string{{"version"}, {"--help"}, {"build", "--help"}, {"daemon", "status"}, {"daemon", "stop"}} {

@@ -44,7 +44,7 @@ func newSiteAt(t *testing.T, root string) *site {
 		t.Fatal(err)
 	}
 	s.env = append(os.Environ(), "STRATA_ROOT="+s.root, "STRATA_DAEMON=", "STRATA_GC_BYTES=", "STRATA_ALLOW_OLD_RUNC=1", "HOME="+tmp, "DOCKER_CONFIG="+filepath.Join(tmp, "docker"),
-		"STRATA_CONFIG="+filepath.Join(tmp, "none.toml"), "SOURCE_DATE_EPOCH=1")
+		"STRATA_CONFIG="+os.DevNull, "SOURCE_DATE_EPOCH=1")
 	t.Cleanup(s.end)
 	return s
 }
