@@ -57,8 +57,10 @@ func newBuild(c *cli) *cobra.Command {
 			"  strata build --target bin -o dist .",
 		Args: args(1, 1, "a build context"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := needsRoot(cmd); err != nil {
-				return err
+			if !b.req.Check && (b.req.Call == "" || b.req.Call == "build") { // a question needs no rights
+				if err := needsRoot(cmd); err != nil {
+					return err
+				}
 			}
 			return b.run(cmd.Context(), c, args[0])
 		},

@@ -109,7 +109,7 @@ func (s *site) killRound(round, lines int, want []string) (acked int) {
 		s.killEngine()
 	}
 	r := p.result()
-	if r.code == 1 && !strings.Contains(r.err, "the engine ended in the middle of the call") {
+	if r.code == 1 && !strings.Contains(r.err, "was killed or crashed") {
 		t.Errorf("the client of a killed engine says\n%s", r.err)
 	}
 	before := r.steps()
@@ -173,7 +173,7 @@ func TestEngineDies(t *testing.T) {
 	p := s.start(buildArgs()...)
 	p.until(" begun")
 	_ = syscall.Kill(s.engine(), syscall.SIGQUIT) // the language's runtime reports all goroutines, and ends
-	s.fails2(p.result(), "the engine ended in the middle of the call", "SIGQUIT: quit", "hint: run the command again")
+	s.fails2(p.result(), "was killed or crashed", "SIGQUIT: quit", "hint: run the command again")
 
 	p = s.start(buildArgs()...)
 	p.until(" begun")

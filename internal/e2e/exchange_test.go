@@ -16,7 +16,8 @@ ENV NAME=value VERSION=2
 WORKDIR /work
 COPY one /one
 COPY --chown=1:2 --chmod=640 dir /dir
-COPY dir/*.txt dir/sub /texts/
+COPY dir/*.txt /texts/
+COPY dir/sub /texts/
 COPY --exclude=*.md dir /some
 COPY --parents dir/sub/c.txt /parents/
 COPY <<doc /doc
@@ -33,7 +34,8 @@ RUN <<script
 cat /one /proc/sys/kernel/random/uuid > /other
 script
 FROM scratch
-COPY --from=base /made /user /
+COPY --from=base /made /
+COPY --from=base /user /
 COPY --from=other /other /x/
 COPY --link one /linked
 `

@@ -51,10 +51,10 @@ func TestNoRoot(t *testing.T) {
 				t.Errorf("strata %v: code %d\n%s", with(args...), r.code, r.err)
 			}
 		}
-		s.fails(run(with("build", "-f", "Scratch", ".")...), "not permitted", "hint: run the builder as root", "Scratch:2")
+		s.fails(run(with("build", "-f", "Scratch", ".")...), "Strata needs root here", "hint: sudo strata build")
 		s.fails(run(with("image", "import", "base.tar", "base")...), "not permitted", "hint: run the builder as root")
-		s.fails(run(with("build", "-f", "Run", ".")...), "as root", "hint: run the builder as root", "Run:2")
-		s.fails(run(with("--root", "/var/lib/nobody", "image", "ls")...), "/var/lib/nobody", "permission denied", "hint: run it as root")
+		s.fails(run(with("build", "-f", "Run", ".")...), "Strata needs root here", "hint: sudo strata build")
+		s.fails(run(with("--root", "/var/lib/nobody", "image", "ls")...), "/var/lib/nobody", "permission denied", "hint: Strata needs root here")
 		if r := run("daemon", "stop"); r.code != 0 {
 			t.Errorf("daemon stop: %s", r.err)
 		}
@@ -132,11 +132,11 @@ func TestFewFiles(t *testing.T) {
 	s.write("Dockerfile", b.String())
 	s.write("small", "small")
 	worked, failed := 0, 0
-	step := 3
+	step := 4
 	if testing.Short() {
 		step = 9
 	}
-	for n := 64; n >= 13; n -= step { // with fewer the language's runtime does not start
+	for n := 96; n >= 13; n -= step { // with fewer the language's runtime does not start
 		for _, mode := range []string{"", "--no-daemon"} {
 			r := s.startCmd(s.shell(fmt.Sprintf("ulimit -n %d; exec %s %s build --no-cache .", n, s.program, mode))).result()
 			switch {
