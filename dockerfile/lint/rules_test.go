@@ -226,8 +226,8 @@ func instructions(t *testing.T) []ruleTest {
 	}
 }
 
-// TestRules compares each rule with BuildKit's: the name, the address, the description and the text. What is right is not
-// reported, and a rule that is skipped reports nothing.
+// TestRules compares each rule with BuildKit's: the name, whether it is experimental, and the text. What is right is not reported,
+// and a rule that is skipped reports nothing.
 func TestRules(t *testing.T) {
 	for _, r := range slices.Concat(namesOfStages(), bases(), instructions(t)) {
 		t.Run(r.rule.Name, func(t *testing.T) {
