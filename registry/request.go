@@ -247,8 +247,11 @@ func (c *Client) refused(ctx context.Context, ep *endpoint, what string, resp *h
 	defer Drain(resp.Body)
 	switch resp.StatusCode {
 	case http.StatusNotFound:
-		what = strings.TrimPrefix(strings.TrimPrefix(what, ep.name+"/"), "library/")
-		return diag.Errorf(diag.NotFound, "%s was not found in %s", what, ep.name).WithHint("check the name and the tag; a private image needs docker login %s", ep.name)
+		msg := what + ": not found in " + ep.name // BuildKit's clients look for a pinned reference and these words
+		if !strings.Contains(what, "@") {
+			msg = strings.TrimPrefix(strings.TrimPrefix(what, ep.name+"/"), "library/") + " was not found in " + ep.name
+		}
+		return diag.Errorf(diag.NotFound, "%s", msg).WithHint("check the name and the tag; a private image needs docker login %s", ep.name)
 	case http.StatusUnauthorized, http.StatusForbidden:
 		if l := c.login(ep); l.isBasic() {
 			cred, err := c.credential(ctx, loginPlaceOf(ep, resp.Request.URL.Path))
