@@ -214,7 +214,7 @@ func (e *Engine) ImportImage(ctx context.Context, r io.Reader, opt ImportOptions
 		if im, err = e.store.Image(im.Name); err != nil {
 			return nil, err
 		}
-		// What was only a step on the way here is no image of its own.
+		// An intermediate manifest is not an image of its own.
 		if err := e.store.Update(ctx, func(b *store.Batch) error { b.DeleteImage(string(before)); return nil }); err != nil {
 			return nil, err
 		}

@@ -222,7 +222,7 @@ func (c *copying) regular(in *os.File, to int, e *tree.Entry) (err error) {
 	return errors.Join(unix.Fchmod(out, c.dst.mode(e.Mode)), setTimes(out, c.times(e)))
 }
 
-// wait ends the copy of what is no directory: links to files with several names come last.
+// wait ends the copy of what is not a directory: links to files with several names come last.
 func (c *copying) wait() error {
 	if err := c.g.Wait(); err != nil {
 		return err

@@ -61,7 +61,7 @@ func (s *execStep) command(ctx context.Context, rt sandbox.Runtime) error {
 // noCommand is how shells say that they do not find a command: "sh: foo: not found", "bash: line 1: foo: command not found".
 var noCommand = regexp.MustCompile(`(?:^|: )([^\s:]+): (?:command )?not found$`)
 
-// advice is what may be wrong with a step that failed: a secret that it was not given, or a command that there is not.
+// advice is what may be wrong with a step that failed: a missing secret, or a command that does not exist.
 func (s *execStep) advice(code int, log []string) string {
 	var hints []string
 	for _, id := range s.absent {

@@ -253,7 +253,7 @@ func (r reading) top(ctx context.Context, d image.Descriptor) error {
 		if err != nil && registry.IsConfig(doc.Manifest.Config.MediaType) {
 			return err
 		}
-		if err != nil { // an artifact, which can be copied but is no image
+		if err != nil { // an artifact, which can be copied but is not an image
 			err = diag.Errorf(diag.Unsupported, "%s is an artifact of type %s, not an image", r.src.Name, cmp.Or(doc.Manifest.ArtifactType, doc.Manifest.Config.MediaType))
 			r.src.list = []candidate{{thisMachine(), func(context.Context) (*Image, error) { return nil, err }}}
 			return nil

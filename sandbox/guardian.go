@@ -31,7 +31,7 @@ type guardian struct {
 	ended chan struct{} // closed when the process has ended
 }
 
-// ward is what a guardian is told: which control groups are those of the engine's steps. A new engine of the same state
+// ward is a guardian's input: which control groups are those of the engine's steps. A new engine of the same state
 // directory has other names, so that a guardian never kills its steps.
 type ward struct {
 	Root   string // the sandbox's state directory

@@ -405,7 +405,7 @@ func worldNS(t *testing.T, outside *os.File) (<-chan string, *os.File) {
 	return callers, far
 }
 
-// Where no network can be made, steps do not get the host's, unless that is allowed; then the user is told once.
+// Where no network can be made, steps do not get the host's, unless that is allowed; then Strata prints a message once.
 func TestNoBridge(t *testing.T) {
 	needRoot(t)
 	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)

@@ -147,7 +147,7 @@ type tenantStream struct {
 
 func (s tenantStream) Context() context.Context { return s.ctx }
 
-// sees reports whether a tenant is told of what takes space: of what it has made itself. The engine's own user sees everything.
+// sees reports whether a tenant sees an item of the disk usage: those that it has made itself. The engine's own user sees everything.
 func (s *Server) sees(t *tenant, u engine.UsageItem) bool {
 	return t.name == "" || s.e.TenantOf(u) == t.name
 }

@@ -128,7 +128,7 @@ func TestTwoUsersOfOneSocketSeeNothingOfEachOther(t *testing.T) {
 	checkUsage(t, e, a, b)
 }
 
-// checkUsage looks at what users are told of the disk, and at what they can remove.
+// checkUsage looks at what users see of the disk usage, and at what they can remove.
 func checkUsage(t *testing.T, e *engine.Engine, a, b client) {
 	t.Helper()
 	mounts := func(c client) (ids []string) {
