@@ -206,7 +206,7 @@ func (p *Packer) make(ctx context.Context, l Layer, c *layer.Compression, hold *
 	tar := newMeter()
 	var blob image.Descriptor
 	if c == nil {
-		err = p.tar(ctx, tar, l)
+		tar.state, err = p.tar(ctx, tar, l)
 	} else {
 		blob, _, err = p.compress(ctx, l, *c, packingTo{hold, tar})
 	}
@@ -224,6 +224,7 @@ func (p *Packer) make(ctx context.Context, l Layer, c *layer.Compression, hold *
 		l.DiffID = got
 	}
 	l.TarSize = tar.n
+	p.verified(l, tar)
 	return made{l, blob}, p.note(ctx, l, blob)
 }
 
@@ -280,7 +281,7 @@ func (p *Packer) estargz(ctx context.Context, req Request) (Layer, image.Descrip
 // packingTo is where a layer that is packed goes.
 type packingTo struct {
 	hold *store.Hold // of the blob
-	tar  io.Writer   // gets the tar
+	tar  *meter      // gets the tar
 }
 
 // compress writes a layer's tar through a compressor into a new blob, and to.tar. The diff_id is that of an eStargz blob,
@@ -300,7 +301,7 @@ func (p *Packer) compress(ctx context.Context, l Layer, c layer.Compression, to 
 	if err != nil {
 		return none, "", err
 	}
-	if err := p.tar(ctx, io.MultiWriter(z, to.tar), l); err != nil {
+	if to.tar.state, err = p.tar(ctx, io.MultiWriter(z, to.tar), l); err != nil {
 		_ = z.Close() // it has goroutines; the first error matters
 		return none, "", err
 	}

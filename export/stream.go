@@ -17,8 +17,9 @@ import (
 
 // meter counts and hashes what is written to it.
 type meter struct {
-	h hash.Hash
-	n int64
+	h     hash.Hash
+	n     int64
+	state uint64 // of the files that a tar was made of, see [layer.Stats]; 0 for other tars
 }
 
 func newMeter() *meter { return &meter{h: sha256.New()} }
@@ -58,8 +59,9 @@ func (p *Packer) ours(l Layer) bool {
 func (p *Packer) keepsTar(l Layer) bool { return l.DiffID != "" && l.clamp == nil && !p.ours(l) }
 
 // tar writes the uncompressed tar of a layer: from its files if Strata made it, else from a blob as it was pulled, for
-// other tars of the same files have other digests. Without such a blob the files must do, and the digest tells.
-func (p *Packer) tar(ctx context.Context, w io.Writer, l Layer) error {
+// other tars of the same files have other digests. Without such a blob the files must do, and the digest tells. It returns the
+// state of the files, 0 if the tar was not made of them.
+func (p *Packer) tar(ctx context.Context, w io.Writer, l Layer) (state uint64, err error) {
 	if p.keepsTar(l) {
 		for _, v := range p.variants(l) {
 			r, err := p.blob(ctx, l, v)
@@ -67,16 +69,26 @@ func (p *Packer) tar(ctx context.Context, w io.Writer, l Layer) error {
 				continue
 			}
 			if err != nil {
-				return err
+				return 0, err
 			}
-			return inflate(w, r, l.DiffID)
+			return 0, inflate(w, r, l.DiffID)
 		}
 	}
 	if l.ID == 0 {
-		return diag.Errorf(diag.NotFound, "the layer %s is neither unpacked nor kept as a blob", l.DiffID).WithHint("pull the image again")
+		return 0, diag.Errorf(diag.NotFound, "the layer %s is neither unpacked nor kept as a blob", l.DiffID).WithHint("pull the image again")
 	}
-	_, err := layer.WriteTar(ctx, w, p.store.LayerDir(l.ID), layer.TarOptions{Epoch: l.clamp})
-	return err
+	stats, err := layer.WriteTar(ctx, w, p.store.LayerDir(l.ID), layer.TarOptions{Epoch: l.clamp})
+	if err != nil {
+		return 0, err
+	}
+	return stats.State, nil
+}
+
+// verified notes that a layer's files make the tar of its diff_id, as the meter has seen it.
+func (p *Packer) verified(l Layer, tar *meter) {
+	if l.ID != 0 && tar.state != 0 {
+		p.store.NoteVerifiedLayer(l.ID, l.DiffID, tar.state)
+	}
 }
 
 // inflate writes what a compressed blob holds, and fails if that is not the tar with the digest.
@@ -120,7 +132,7 @@ func (p *Packer) tarSize(ctx context.Context, l Layer) (int64, error) {
 		return l.TarSize, nil
 	}
 	c := &counter{Writer: io.Discard}
-	err := p.tar(ctx, c, l)
+	_, err := p.tar(ctx, c, l)
 	return c.n, err
 }
 
@@ -164,19 +176,38 @@ func (p *Packer) write(ctx context.Context, w io.Writer, l Layer, d image.Descri
 			return err
 		}
 	} else {
-		m := newMeter()
-		if err := p.tar(ctx, io.MultiWriter(w, m), l); err != nil {
+		var err error
+		if n, err = p.writeTar(ctx, w, l); err != nil {
 			return err
 		}
-		if got := m.digest(); got != d.Digest && l.ID != 0 {
-			return p.damaged(ctx, l, got)
-		}
-		n = m.n
 	}
 	if n != d.Size {
 		return diag.Errorf(diag.Conflict, "layer %d is %d bytes long, not %d: its files were changed behind the store's back", l.ID, n, d.Size)
 	}
 	return nil
+}
+
+// writeTar writes a layer's tar to somebody else, who gets what the store has promised or an error. Files that are in the state in
+// which this process has hashed them are not hashed again; if they turn out to be in another one, they are hashed afterwards.
+func (p *Packer) writeTar(ctx context.Context, w io.Writer, l Layer) (int64, error) {
+	if known, ok := p.store.VerifiedLayer(l.ID, l.DiffID); ok {
+		c := &counter{Writer: w}
+		state, err := p.tar(ctx, c, l)
+		if err != nil || state == known {
+			return c.n, err
+		}
+		w = io.Discard
+	}
+	m := newMeter()
+	var err error
+	if m.state, err = p.tar(ctx, io.MultiWriter(w, m), l); err != nil {
+		return 0, err
+	}
+	if got := m.digest(); got != l.DiffID && l.ID != 0 {
+		return 0, p.damaged(ctx, l, got)
+	}
+	p.verified(l, m)
+	return m.n, nil
 }
 
 // copyBlob lets the kernel copy when both ends are files.

@@ -1,6 +1,9 @@
 package layer
 
 import (
+	"encoding/binary"
+	"hash"
+	"hash/fnv"
 	"io"
 	"iter"
 	"os"
@@ -20,6 +23,7 @@ type Walker struct {
 	dir     string
 	root    int
 	user    bool
+	state   hash.Hash64 // of the name, inode, size and ctime of all that was listed
 }
 
 // NewWalker opens the layer directory dir; userXattrs lists user.* attributes too. Close it when the last file has been
@@ -29,7 +33,7 @@ func NewWalker(dir string, userXattrs bool) (*Walker, error) {
 	if err != nil {
 		return nil, sysError("open", dir, err)
 	}
-	return &Walker{dir: dir, root: fd, user: userXattrs}, nil
+	return &Walker{dir: dir, root: fd, user: userXattrs, state: fnv.New64a()}, nil
 }
 
 // Close closes the directory. Files that are open stay so.
@@ -108,8 +112,20 @@ func (r *walkRun) dir(fd int, p string) error {
 	return nil
 }
 
+// see adds an entry to the state. A ctime cannot be set, so whoever changes a file or its attributes changes the state.
+func (w *Walker) see(it *item) {
+	var b [32]byte
+	st := &it.st
+	for i, v := range [...]uint64{st.Ino, uint64(st.Size), uint64(st.Ctim.Sec), uint64(st.Ctim.Nsec)} {
+		binary.LittleEndian.PutUint64(b[8*i:], v)
+	}
+	_, _ = w.state.Write(b[:]) // a hash returns no error
+	_, _ = io.WriteString(w.state, it.name)
+}
+
 func (r *walkRun) item(fd int, it *item, prefix string) error {
 	st := &it.st
+	r.w.see(it)
 	e := &Entry{Path: prefix + it.name, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, ModTime: time.Unix(st.Mtim.Unix())}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:

@@ -30,6 +30,9 @@ type Stats struct {
 	Bytes   int64 // content of those files
 	Size    int64 // bytes of the tar
 	Skipped int64 // sockets, which a tar cannot hold
+	// State stands for the files as WriteTar found them, by name, inode, size and ctime: equal states have equal contents, as far
+	// as the file system is honest. It is 0 for entries that are not of a directory.
+	State uint64
 }
 
 // EntryType is what an entry is, as in a tar header.
@@ -73,7 +76,7 @@ func WriteTar(ctx context.Context, w io.Writer, dir string, opt TarOptions) (*St
 	if err != nil {
 		return nil, err
 	}
-	stats.Skipped = walker.Skipped
+	stats.Skipped, stats.State = walker.Skipped, walker.state.Sum64()
 	return stats, nil
 }
 

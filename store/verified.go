@@ -11,11 +11,36 @@ import (
 	"github.com/strata-build/strata/graph"
 )
 
-// verified remembers the blob files whose content this process has hashed, or written itself. A file that was changed
-// since is another one: its ctime cannot be set back.
+// verified remembers the blob files whose content this process has hashed, or written itself, and the layers whose tar it has
+// hashed. A file that was changed since is another one: its ctime cannot be set back.
 type verified struct {
-	mu    sync.Mutex
-	files map[graph.Digest]fileState
+	mu     sync.Mutex
+	files  map[graph.Digest]fileState
+	layers map[layerTar]uint64 // the state of the files, [layer.Stats.State]
+}
+
+// layerTar is a tar that a layer's files make: one layer has several, with and without clamped times.
+type layerTar struct {
+	id   LayerID
+	diff graph.Digest
+}
+
+// VerifiedLayer returns the state in which the layer's files made the tar diff when this process last hashed it.
+func (s *Store) VerifiedLayer(id LayerID, diff graph.Digest) (state uint64, ok bool) {
+	s.verified.mu.Lock()
+	defer s.verified.mu.Unlock()
+	state, ok = s.verified.layers[layerTar{id, diff}]
+	return state, ok
+}
+
+// NoteVerifiedLayer notes that the layer's files, in this state, make the tar diff.
+func (s *Store) NoteVerifiedLayer(id LayerID, diff graph.Digest, state uint64) {
+	s.verified.mu.Lock()
+	defer s.verified.mu.Unlock()
+	if s.verified.layers == nil {
+		s.verified.layers = map[layerTar]uint64{}
+	}
+	s.verified.layers[layerTar{id, diff}] = state
 }
 
 type fileState struct {
@@ -51,7 +76,7 @@ func (v *verified) has(d graph.Digest, fi os.FileInfo) bool {
 func (v *verified) clear() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.files = nil
+	v.files, v.layers = nil, nil
 }
 
 func (v *verified) forget(d graph.Digest) {
