@@ -28,7 +28,6 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/llb"
-	"github.com/strata-build/strata/session/remote"
 	"github.com/strata-build/strata/strictjson"
 )
 
@@ -280,13 +279,14 @@ func (b *bridge) converse(c *engine.Container, p engine.Process) (*engine.Exit, 
 	if err != nil {
 		return nil, err
 	}
-	client := func(context.Context) string { return peerOf(b.ctx).Identity }
-	g := grpc.NewServer(append(b.s.calls(b.belong, client),
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.ForceServerCodec(remote.Codec{}), grpc.WaitForHandlers(true),
-	)...)
+	who := peerOf(b.ctx).Identity
+	k := &link{end: func() { _ = conn.Close() }}
+	b.s.memory.open(k, who)
+	defer k.close()
+	l := newOneConn(newWire(conn, k, asServer))
+	g := grpc.NewServer(b.s.calls(b.belong, func(context.Context) string { return who }, k)...)
 	gateway.RegisterLLBBridgeServer(g, bridgeServer{s: b.s, fixed: b})
 	grpc_health_v1.RegisterHealthServer(g, health.NewServer())
-	l := &oneConn{conn: conn, closed: make(chan struct{})}
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = g.Serve(l) }) // it ends with Stop
 	p.Stdin, p.Stdout = theirs, theirs
@@ -319,37 +319,6 @@ func (b *bridge) outcome(f *frontendImage, exit *engine.Exit, err error, log *la
 	}
 	return out.res, nil
 }
-
-// oneConn is a listener of one connection.
-type oneConn struct {
-	conn   net.Conn
-	mu     sync.Mutex
-	taken  bool
-	once   sync.Once
-	closed chan struct{}
-}
-
-// Accept implements net.Listener.
-func (l *oneConn) Accept() (net.Conn, error) {
-	l.mu.Lock()
-	first := !l.taken
-	l.taken = true
-	l.mu.Unlock()
-	if first {
-		return l.conn, nil
-	}
-	<-l.closed
-	return nil, net.ErrClosed
-}
-
-// Close implements net.Listener.
-func (l *oneConn) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return nil
-}
-
-// Addr implements net.Listener.
-func (l *oneConn) Addr() net.Addr { return l.conn.LocalAddr() }
 
 // lastWords keeps the end of what a program prints.
 type lastWords struct {

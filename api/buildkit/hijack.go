@@ -20,11 +20,11 @@ func (s *Server) Session(stream control.Control_SessionServer) error {
 		header[http.CanonicalHeaderKey(k)] = v
 	}
 	p := peerOf(stream.Context())
-	if p.Conn == "" {
+	if p.Conn == "" || linkOf(stream.Context()) == nil {
 		return diag.Errorf(diag.Denied, "the connection has no identity")
 	}
 	c := &hijacked{stream: stream, closed: make(chan struct{})}
-	err := s.of(stream.Context()).sessions.Serve(stream.Context(), c, header, p)
+	err := s.of(stream.Context()).sessions.Serve(stream.Context(), newWire(c, linkOf(stream.Context()), asClient), header, p)
 	if stream.Context().Err() != nil {
 		return nil // the client has left
 	}

@@ -14,7 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -146,35 +146,53 @@ func groupID(name string) (int, error) {
 	return strconv.Atoi(g.Gid)
 }
 
-// identify is the transport of a server that knows who connects: each connection has a number, and an identity that the
-// kernel or a certificate vouches for.
-type identify struct {
-	credentials.TransportCredentials
-	next  *atomic.Int64
-	quota *quota
-}
-
-func newIdentify(conf *tls.Config, next *atomic.Int64, q *quota) identify {
-	base := insecure.NewCredentials()
-	if conf != nil {
-		base = credentials.NewTLS(conf)
+// credentials are the transport's own, without the identity.
+func (e *Endpoint) credentials() credentials.TransportCredentials {
+	if e.tls != nil {
+		return credentials.NewTLS(e.tls)
 	}
-	return identify{base, next, q}
+	return insecure.NewCredentials()
 }
 
-func (i identify) Clone() credentials.TransportCredentials {
-	return identify{i.TransportCredentials.Clone(), i.next, i.quota}
+// identify is the transport of one connection whose server knows who connects: the connection has a number, and an identity that
+// the kernel or a certificate vouches for.
+type identify struct {
+	base    credentials.TransportCredentials
+	s       *Server
+	link    *link
+	greeted func()
 }
+
+// ClientHandshake implements credentials.TransportCredentials.
+func (i identify) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return i.base.ClientHandshake(ctx, authority, raw)
+}
+
+// Info implements credentials.TransportCredentials.
+func (i identify) Info() credentials.ProtocolInfo { return i.base.Info() }
+
+// Clone implements credentials.TransportCredentials.
+func (i identify) Clone() credentials.TransportCredentials {
+	i.base = i.base.Clone()
+	return i
+}
+
+// OverrideServerName implements credentials.TransportCredentials.
+func (i identify) OverrideServerName(string) error { return nil }
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (i identify) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, info, err := i.TransportCredentials.ServerHandshake(raw)
+	defer i.greeted()
+	conn, info, err := i.base.ServerHandshake(raw)
 	if err != nil {
 		return conn, info, err
 	}
-	who := authInfo{AuthInfo: info, Peer: remote.Peer{Conn: strconv.FormatInt(i.next.Add(1), 10)}}
+	who := authInfo{AuthInfo: info, Peer: remote.Peer{Conn: strconv.FormatInt(i.s.conns.Add(1), 10)}, link: i.link}
 	if t, ok := info.(credentials.TLSInfo); ok && len(t.State.PeerCertificates) > 0 {
 		who.Identity = certificateIdentity(t.State.PeerCertificates[0])
+	}
+	if one, ok := raw.(solo); ok {
+		raw = one.Conn
 	}
 	if u, ok := raw.(*net.UnixConn); ok {
 		uid, err := uidOf(u)
@@ -183,11 +201,12 @@ func (i identify) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo,
 		}
 		who.Identity = userIdentity(uid)
 	}
-	counted, err := i.quota.connect(conn, who.Identity)
+	counted, err := i.s.quota.connect(conn, who.Identity)
 	if err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
 	}
-	return counted, who, nil
+	i.s.memory.open(i.link, who.Identity)
+	return newWire(counted, i.link, asServer), who, nil
 }
 
 // certificateIdentity is the identity of who has a certificate: whom the authority says it is, or, where it does not say, whose
@@ -216,6 +235,17 @@ func uidOf(u *net.UnixConn) (uid uint32, err error) {
 type authInfo struct {
 	credentials.AuthInfo
 	remote.Peer
+	link *link
+}
+
+// linkOf is what the messages of the call's connection count for; nil for a call that did not come through an endpoint.
+func linkOf(ctx context.Context) *link {
+	if p, ok := peer.FromContext(ctx); ok {
+		if a, ok := p.AuthInfo.(authInfo); ok {
+			return a.link
+		}
+	}
+	return nil
 }
 
 func peerOf(ctx context.Context) remote.Peer {
@@ -225,4 +255,53 @@ func peerOf(ctx context.Context) remote.Peer {
 		}
 	}
 	return remote.Peer{}
+}
+
+// Limits of connections whose client has not said yet who it is: of all of an endpoint, and of one address.
+const (
+	maxGreetings        = 1000
+	maxAddressGreetings = 50
+)
+
+// greetings counts connections until their clients have said who they are, which nobody makes them do before [greetPatience].
+type greetings struct {
+	mu   sync.Mutex
+	all  int
+	from map[string]int // by host; users of a Unix socket are known at once and are not counted
+}
+
+func newGreetings() *greetings { return &greetings{from: map[string]int{}} }
+
+// begin counts a connection, unless there are too many. end may be called several times.
+func (g *greetings) begin(from net.Addr) (end func(), ok bool) {
+	tcp, ok := from.(*net.TCPAddr)
+	if !ok {
+		return func() {}, true
+	}
+	host := tcp.IP.String()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.all >= maxGreetings || g.from[host] >= maxAddressGreetings {
+		return nil, false
+	}
+	g.all++
+	g.from[host]++
+	return sync.OnceFunc(func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.all--
+		if g.from[host]--; g.from[host] == 0 {
+			delete(g.from, host)
+		}
+	}), true
+}
+
+// isTemporary reports whether the next connection may be accepted although this one could not.
+func isTemporary(err error) bool {
+	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED, unix.EINTR} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }

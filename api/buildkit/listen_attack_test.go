@@ -1,6 +1,7 @@
 package buildkit
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -8,6 +9,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/health"
 
 	"github.com/strata-build/strata/diag"
 )
@@ -58,10 +61,16 @@ func TestSlowHandshake(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{greeting: time.Second, quota: newQuota(Limits{})}
-	g := s.server(l)
-	go g.Serve(l.Listener)
-	defer g.Stop()
+	s := &Server{greeting: time.Second, quota: newQuota(Limits{}), memory: newMemory(1 << 20), health: health.NewServer()}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.accept(ctx, l) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
 	for _, say := range []string{"", "\x16\x03\x01\x02\x00\x01", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"} {
 		c, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {
@@ -73,5 +82,35 @@ func TestSlowHandshake(t *testing.T) {
 			t.Errorf("after %q the connection stays", say)
 		}
 		c.Close()
+	}
+}
+
+// A host without a certificate opens connections and says nothing, so that nobody else gets one.
+func TestAttackManyGreetings(t *testing.T) {
+	g := newGreetings()
+	mallory := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: 1}
+	var ends []func()
+	for range maxAddressGreetings {
+		end, ok := g.begin(mallory)
+		if !ok {
+			t.Fatal("refused too early")
+		}
+		ends = append(ends, end)
+	}
+	if _, ok := g.begin(mallory); ok {
+		t.Error("one more was taken")
+	}
+	if end, ok := g.begin(&net.TCPAddr{IP: net.IPv4(10, 0, 0, 2), Port: 1}); !ok {
+		t.Error("another host is refused")
+	} else {
+		end()
+	}
+	ends[0]()
+	ends[0]() // again, as when a handshake fails after its greeting was taken
+	if _, ok := g.begin(mallory); !ok {
+		t.Error("refused although one has ended")
+	}
+	if _, ok := g.begin(mallory); ok {
+		t.Error("one end counted twice")
 	}
 }

@@ -12,8 +12,11 @@ import (
 // builds and connections. Zero fields are the defaults.
 type Limits struct {
 	Connections int   // 1000
-	Calls       int   // in flight, over all connections; 5000
+	Calls       int   // in flight, over all connections; 2000
 	GraphBytes  int64 // of the definitions of builds under way; 512 MiB
+	// MessageBytes bounds what has come of messages that are not complete, and waits to be sent: 256 MiB. Who has more loses the
+	// connection that holds the most.
+	MessageBytes int64
 }
 
 func (l Limits) withDefaults() Limits {
@@ -21,10 +24,13 @@ func (l Limits) withDefaults() Limits {
 		l.Connections = 1000
 	}
 	if l.Calls <= 0 {
-		l.Calls = 5000
+		l.Calls = 2000
 	}
 	if l.GraphBytes <= 0 {
 		l.GraphBytes = 512 << 20
+	}
+	if l.MessageBytes <= 0 {
+		l.MessageBytes = 256 << 20
 	}
 	return l
 }
@@ -85,12 +91,13 @@ type calling struct {
 
 type callingKey struct{}
 
-// begin counts a call of a client from its first frame: a client need not send the message that a handler waits for.
-func (q *quota) begin(ctx context.Context, who string) (context.Context, error) {
+// begin counts a call of a client from its first frame: a client need not send the message that a handler waits for. The end of
+// the call calls ended too.
+func (q *quota) begin(ctx context.Context, who string, ended func()) (context.Context, error) {
 	if err := q.take(who, share{calls: 1}); err != nil {
 		return nil, err
 	}
-	c := &calling{users: 1, end: func() { _ = q.take(who, share{calls: -1}) }}
+	c := &calling{users: 1, end: func() { _ = q.take(who, share{calls: -1}); ended() }}
 	context.AfterFunc(ctx, c.leave)
 	return context.WithValue(ctx, callingKey{}, c), nil
 }

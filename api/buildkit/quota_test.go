@@ -103,7 +103,7 @@ func TestAttackCallsWithoutMessages(t *testing.T) {
 func TestAttackHandlersOutliveTheirStreams(t *testing.T) {
 	q := newQuota(Limits{Calls: 1})
 	ctx, cancel := context.WithCancel(t.Context())
-	ctx, err := q.begin(ctx, "mallory")
+	ctx, err := q.begin(ctx, "mallory", func() {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func TestAttackHandlersOutliveTheirStreams(t *testing.T) {
 		t.Fatal(err)
 	}
 	cancel()
-	if _, err := q.begin(t.Context(), "mallory"); !exhausted(err, "1 calls") {
+	if _, err := q.begin(t.Context(), "mallory", func() {}); !exhausted(err, "1 calls") {
 		t.Errorf("%v", err)
 	}
 	end()

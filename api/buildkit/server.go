@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -51,6 +52,8 @@ type Server struct {
 	tenants  tenants
 	conns    atomic.Int64
 	quota    *quota
+	memory   *memory
+	health   *health.Server
 	greeting time.Duration   // for a client to say who it is
 	stopping context.Context // ends when the server is to end
 	built    chan struct{}   // a build has ended since the last collection
@@ -69,14 +72,19 @@ func New(e *engine.Engine, opt Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{built: make(chan struct{}, 1), quota: newQuota(opt.Limits), e: e, opt: opt, id: id, greeting: greetPatience, tenants: tenants{all: map[string]*tenant{}}}
+	s.memory = newMemory(s.quota.most.MessageBytes)
+	s.health = health.NewServer()
+	s.health.SetServingStatus("", grpc_health_v1.HealthCheckResponse_SERVING)
 	_, err = s.tenant("")
 	return s, err
 }
 
-// Limits of messages, as in BuildKit, and of their metadata, in bytes.
+// Limits of messages, as in BuildKit, of their metadata, and of what comes of a call before a handler reads it, in bytes. The last
+// is fixed: gRPC would let it grow to 16 MiB for each call.
 const (
 	maxMessage = 16 << 20
 	maxHeader  = 1 << 20
+	window     = 256 << 10
 )
 
 // greetPatience is how long a connection may take until the client has said who it is.
@@ -87,13 +95,13 @@ func (s *Server) Serve(ctx context.Context, endpoints ...*Endpoint) error {
 	s.stopping = ctx
 	collect, enough := context.WithCancel(ctx)
 	defer enough()
+	accept, stop := context.WithCancel(ctx)
+	defer stop()
 	var wg sync.WaitGroup
 	errs := make(chan error, len(endpoints))
-	servers := make([]*grpc.Server, len(endpoints))
-	for i, l := range endpoints {
-		servers[i] = s.server(l)
+	for _, l := range endpoints {
 		wg.Go(func() {
-			if err := servers[i].Serve(l.Listener); err != nil {
+			if err := s.accept(accept, l); err != nil {
 				errs <- diag.Errorf(diag.Unavailable, "%s: %w", l.Addr(), err)
 			}
 		})
@@ -105,20 +113,65 @@ func (s *Server) Serve(ctx context.Context, endpoints ...*Endpoint) error {
 	case err = <-errs:
 	}
 	enough()
-	for _, g := range servers {
-		g.Stop() // ends the calls' contexts and waits for them
-	}
+	stop()
 	wg.Wait()
 	s.each(func(t *tenant) { t.history.saved.Wait() })
 	return err
 }
 
-func (s *Server) server(l *Endpoint) *grpc.Server {
-	g := grpc.NewServer(append(s.calls(s.enter, func(ctx context.Context) string { return peerOf(ctx).Identity }),
-		grpc.Creds(newIdentify(l.tls, &s.conns, s.quota)), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.ForceServerCodec(remote.Codec{}),
-		grpc.ConnectionTimeout(s.greeting), grpc.MaxHeaderListSize(maxHeader),
+// accept serves the connections of an endpoint, each with a gRPC server of its own, until ctx ends. It returns when all of them
+// have ended.
+func (s *Server) accept(ctx context.Context, l *Endpoint) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	greeting := newGreetings()
+	for wait := time.Duration(0); ; {
+		conn, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				_ = conn.Close()
+			}
+			return nil
+		case err != nil && isTemporary(err): // out of descriptors, or the client has left already
+			wait = min(max(2*wait, 5*time.Millisecond), time.Second)
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+			}
+			continue
+		case err != nil:
+			return err
+		}
+		wait = 0
+		end, ok := greeting.begin(conn.RemoteAddr())
+		if !ok {
+			_ = conn.Close()
+			continue
+		}
+		wg.Go(func() { s.converse(ctx, l, conn, end) })
+	}
+}
+
+// converse answers the calls of one connection until either side ends it. greeted is called when the client has said who it is, or
+// has failed to.
+func (s *Server) converse(ctx context.Context, l *Endpoint, conn net.Conn, greeted func()) {
+	one := newOneConn(conn)
+	k := &link{end: func() { _ = one.conn.Close() }}
+	defer k.close()
+	defer greeted()
+	g := s.server(identify{base: l.credentials(), s: s, link: k, greeted: greeted}, k)
+	defer context.AfterFunc(ctx, g.Stop)()
+	_ = g.Serve(one) // it ends with the connection
+	g.Stop()         // and waits for its calls
+}
+
+func (s *Server) server(who identify, k *link) *grpc.Server {
+	g := grpc.NewServer(append(s.calls(s.enter, func(ctx context.Context) string { return peerOf(ctx).Identity }, k),
+		grpc.Creds(who), grpc.ConnectionTimeout(s.greeting),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Minute, Timeout: 20 * time.Second}), // who is gone is found out
-		grpc.WaitForHandlers(true), grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	)...)
 	control.RegisterControlServer(g, s)
 	gateway.RegisterLLBBridgeServer(g, bridgeServer{s: s})
@@ -126,18 +179,24 @@ func (s *Server) server(l *Endpoint) *grpc.Server {
 	if s.opt.Tracer != nil {
 		traces.RegisterTraceServiceServer(g, s.opt.Tracer)
 	}
-	h := health.NewServer()
-	h.SetServingStatus("", grpc_health_v1.HealthCheckResponse_SERVING)
-	grpc_health_v1.RegisterHealthServer(g, h)
+	grpc_health_v1.RegisterHealthServer(g, s.health)
 	return g
 }
 
-// calls lets every call belong to the tenant that enter puts into its context, counts it for the client that client names, and
-// turns its error into a status.
-func (s *Server) calls(enter func(context.Context) (context.Context, error), client func(context.Context) string) []grpc.ServerOption {
-	begin := func(ctx context.Context, _ *tap.Info) (context.Context, error) {
-		ctx, err := s.quota.begin(ctx, client(ctx))
-		return ctx, toStatus(err)
+// calls bounds messages, lets every call belong to the tenant that enter puts into its context, counts it for the client that
+// client names, its messages for the link, and turns its error into a status.
+func (s *Server) calls(enter func(context.Context) (context.Context, error), client func(context.Context) string, k *link) []grpc.ServerOption {
+	begin := func(ctx context.Context, info *tap.Info) (context.Context, error) {
+		giveBack, err := k.take(info.Header)
+		if err != nil {
+			return nil, toStatus(err)
+		}
+		counted, err := s.quota.begin(ctx, client(ctx), giveBack)
+		if err != nil {
+			giveBack()
+			return nil, toStatus(err)
+		}
+		return counted, nil
 	}
 	unary := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 		defer s.recover(info.FullMethod, &err)
@@ -164,7 +223,11 @@ func (s *Server) calls(enter func(context.Context) (context.Context, error), cli
 		}
 		return toStatus(err)
 	}
-	return []grpc.ServerOption{grpc.InTapHandle(begin), grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(stream)}
+	return []grpc.ServerOption{
+		grpc.InTapHandle(begin), grpc.UnaryInterceptor(unary), grpc.StreamInterceptor(stream), grpc.WaitForHandlers(true),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.MaxHeaderListSize(maxHeader),
+		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(4 * window), grpc.ForceServerCodec(remote.Codec{}), grpc.StatsHandler(k),
+	}
 }
 
 // recover turns a panic into one call's failure.

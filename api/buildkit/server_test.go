@@ -39,13 +39,26 @@ import (
 // serve runs a server with an engine of its own and returns its address.
 func serve(t testing.TB, opt Options) (addr string, e *engine.Engine) {
 	t.Helper()
-	addr, e, stop := serveAt(t, t.TempDir(), opt)
+	addr, s := serveServer(t, opt)
+	return addr, s.e
+}
+
+// serveServer is serve for tests that look into the server.
+func serveServer(t testing.TB, opt Options) (addr string, s *Server) {
+	t.Helper()
+	addr, s, stop := serverAt(t, t.TempDir(), opt)
 	t.Cleanup(stop)
-	return addr, e
+	return addr, s
 }
 
 // serveAt is serve with a directory, which can be served again after it was stopped.
 func serveAt(t testing.TB, dir string, opt Options) (addr string, e *engine.Engine, stop func()) {
+	t.Helper()
+	addr, s, stop := serverAt(t, dir, opt)
+	return addr, s.e, stop
+}
+
+func serverAt(t testing.TB, dir string, opt Options) (addr string, s *Server, stop func()) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -54,7 +67,7 @@ func serveAt(t testing.TB, dir string, opt Options) (addr string, e *engine.Engi
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(e, opt)
+	s, err = New(e, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +79,7 @@ func serveAt(t testing.TB, dir string, opt Options) (addr string, e *engine.Engi
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, l) }()
-	return addr, e, func() {
+	return addr, s, func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)

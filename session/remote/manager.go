@@ -29,8 +29,13 @@ const (
 	headerHealth    = "X-Buildkit-Session-Health-Custom-Timeout" // milliseconds
 )
 
-// maxMessage bounds a message, in bytes, as in BuildKit.
-const maxMessage = 16 << 20
+// maxMessage bounds a message, in bytes, as in BuildKit; maxHeader bounds its metadata, and window what comes of a call that nobody
+// has read.
+const (
+	maxMessage = 16 << 20
+	maxHeader  = 1 << 20
+	window     = 512 << 10
+)
 
 // patience is how long a build waits for its session: a client opens both at the same time.
 const patience = 5 * time.Second
@@ -107,6 +112,7 @@ func (m *Manager) Serve(ctx context.Context, conn net.Conn, header http.Header, 
 			}
 		}),
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithIdleTimeout(0), grpc.WithDisableServiceConfig(),
+		grpc.WithMaxHeaderListSize(maxHeader), grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(4*window),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage), useCodec()))
 	if err != nil {
 		return err
