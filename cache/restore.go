@@ -133,7 +133,7 @@ func restore(ctx context.Context, b blobs, at image.Descriptor, dir string) erro
 		w.CloseWithError(list.fetch(ctx, b, w))
 	}()
 	_, err = layer.Apply(ctx, r, dir, layer.ApplyOptions{
-		Form: layer.Literal, Strict: true, NoDevices: true, MaxEntries: maxMountEntries, MaxBytes: maxMountBytes + 1<<20,
+		Form: layer.Literal, Strict: true, NoDevices: true, Confined: true, MaxEntries: maxMountEntries, MaxBytes: maxMountBytes + 1<<20,
 	})
 	cancel()
 	r.CloseWithError(context.Canceled)

@@ -42,6 +42,9 @@ type ApplyOptions struct {
 	// Packed returns how many compressed bytes were read so far. With it, what the layer takes on the disk is bounded by them, as
 	// by Limits: a million files of one byte are a small tar, of which little is left when it is compressed, and 4 GiB of blocks.
 	Packed func() int64
+	// Confined has the kernel keep the work to the directory, where it can (restrict.Confines). The stream is read elsewhere, with all
+	// rights, and may still be read for a moment after an error. It costs a stream that is hashed beside the work a fifth of its speed.
+	Confined bool
 }
 
 // Owner is a numeric user and group.
@@ -68,13 +71,21 @@ type Link struct{ Path, Target string }
 // diag.Exhausted. Later entries of the same path win; parents that are symlinks are followed within dir. If it fails,
 // dir holds a part of the layer and must be thrown away. Source of the format: image-spec layer.md.
 func Apply(ctx context.Context, r io.Reader, dir string, opt ApplyOptions) (*Applied, error) {
+	if opt.Confined {
+		in := handedOver(r)
+		defer in.Close()
+		r = in
+	}
 	a, err := newApplier(ctx, r, dir, opt)
 	if err != nil {
 		return nil, err
 	}
-	err = a.run()
-	if cerr := a.t.close(); err == nil {
-		err = cerr
+	if opt.Confined {
+		err = a.t.confined(nil, a.run)
+	} else if err = a.run(); err != nil {
+		_ = a.t.close()
+	} else {
+		err = a.t.close()
 	}
 	if err != nil {
 		return nil, err

@@ -22,11 +22,7 @@ func Finish(ctx context.Context, dir string, applied *Applied, lowerDirs []strin
 		return err
 	}
 	f := newFinisher(ctx, t, applied, lowerDirs)
-	err = f.run(applied.OpaqueRoot)
-	if cerr := t.close(); err == nil {
-		err = cerr
-	}
-	return err
+	return t.confined(lowerDirs, func() error { return f.run(applied.OpaqueRoot) })
 }
 
 func newFinisher(ctx context.Context, t *target, applied *Applied, lowerDirs []string) *finisher {

@@ -189,7 +189,7 @@ func (c *fileCopy) unpack(ctx context.Context, m *tree.Match) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	opt := layer.ApplyOptions{Form: layer.Literal, KeepRoot: true, Packed: func() int64 { return m.Size }}
+	opt := layer.ApplyOptions{Form: layer.Literal, KeepRoot: true, Confined: true, Packed: func() int64 { return m.Size }}
 	if c.own.set {
 		opt.Owner = &layer.Owner{UID: c.own.uid, GID: c.own.gid}
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/strata-build/strata/api/local"
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/engine"
+	"github.com/strata-build/strata/sandbox/restrict"
 	"github.com/strata-build/strata/tracing"
 )
 
@@ -199,6 +200,9 @@ func (c *cli) listenAndServe(ctx context.Context, v *serving, eng *engine.Engine
 	}
 	if len(v.addresses) == 0 {
 		v.addresses = []string{buildkit.DefaultAddress}
+	}
+	if !restrict.Confines() {
+		log.Warn("the kernel does not confine the unpacking of archives: it has no landlock, or one before Linux 5.19")
 	}
 	var ends []*buildkit.Endpoint
 	for _, a := range v.addresses {

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/strata-build/strata/sandbox"
+	"github.com/strata-build/strata/sandbox/restrict"
 )
 
 // version is set by the linker.
@@ -110,6 +111,9 @@ func features() []string {
 	}
 	if strings.Contains(readFile("/proc/self/status"), "Seccomp:") {
 		out = append(out, "seccomp")
+	}
+	if abi := restrict.ABI(); abi > 0 {
+		out = append(out, fmt.Sprintf("landlock %d", abi))
 	}
 	return out
 }

@@ -107,6 +107,11 @@ func allow(set *os.File, path string, rights uint64) error {
 		return &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer unix.Close(fd)
+	return allowFD(set, fd, path, rights)
+}
+
+// allowFD is allow for an open file. path is its name in errors.
+func allowFD(set *os.File, fd int, path string, rights uint64) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return &fs.PathError{Op: "stat", Path: path, Err: err}

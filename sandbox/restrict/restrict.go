@@ -83,39 +83,63 @@ func onThread(done chan<- error, f func() error) {
 
 // restrict takes the rights of the calling thread.
 func (r *Rights) restrict(set *os.File) error {
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("refuse new privileges: %w", err)
+	keep := uint64(0)
+	if r.Search {
+		keep = 1 << unix.CAP_DAC_READ_SEARCH
 	}
-	if err := r.dropCapabilities(); err != nil {
+	if err := dropCapabilities(keep); err != nil {
 		return err
 	}
 	if set != nil {
-		if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, set.Fd(), 0, 0); errno != 0 {
-			return fmt.Errorf("landlock: %w", errno)
+		if err := enterDomain(set); err != nil {
+			return err
 		}
 	}
-	if r.prog == nil {
+	return setFilter(r.prog)
+}
+
+// enterDomain puts the calling thread into a landlock domain.
+func enterDomain(set *os.File) error {
+	if _, _, errno := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, set.Fd(), 0, 0); errno != 0 {
+		return fmt.Errorf("landlock: %w", errno)
+	}
+	return nil
+}
+
+// setFilter filters the system calls of the calling thread. A kernel without filters has none.
+func setFilter(filter []unix.SockFilter) error {
+	if filter == nil {
 		return nil
 	}
-	prog := &unix.SockFprog{Len: uint16(len(r.prog)), Filter: unsafe.SliceData(r.prog)}
-	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(prog))); errno != 0 {
+	prog := &unix.SockFprog{Len: uint16(len(filter)), Filter: unsafe.SliceData(filter)}
+	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(prog)))
+	if errno == unix.ENOSYS || errno == unix.EINVAL && !hasFilters() {
+		return nil
+	}
+	if errno != 0 {
 		return fmt.Errorf("set the system call filter: %w", errno)
 	}
 	return nil
 }
 
-// dropCapabilities leaves the calling thread no other capability. With no_new_privs, executing files gives none back, as root neither.
-func (r *Rights) dropCapabilities() error {
-	keep := uint32(0)
-	if r.Search {
-		keep = 1 << unix.CAP_DAC_READ_SEARCH
+// hasFilters reports whether the kernel has filters of system calls.
+func hasFilters() bool {
+	_, err := os.Stat("/proc/sys/kernel/seccomp")
+	return err == nil
+}
+
+// dropCapabilities leaves the calling thread no other capabilities than those of keep that it has, and no way to new ones: with
+// no_new_privs, executing files gives none back, as root neither.
+func dropCapabilities(keep uint64) error {
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("refuse new privileges: %w", err)
 	}
 	last, err := capability.LastCap()
 	if err != nil {
 		return err
 	}
 	for c := range uintptr(last) + 1 {
-		if c < 32 && keep&(1<<c) != 0 {
+		if keep&(1<<c) != 0 {
 			continue
 		}
 		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil && !errors.Is(err, unix.EPERM) { // not root
@@ -125,8 +149,16 @@ func (r *Rights) dropCapabilities() error {
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("drop capabilities: %w", err)
 	}
-	left := [2]unix.CapUserData{{Effective: keep, Permitted: keep}}
-	if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &left[0]); err != nil {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var has [2]unix.CapUserData
+	if err := unix.Capget(&header, &has[0]); err != nil {
+		return fmt.Errorf("drop capabilities: %w", err)
+	}
+	for i := range has {
+		half := uint32(keep >> (32 * i))
+		has[i] = unix.CapUserData{Effective: has[i].Effective & half, Permitted: has[i].Permitted & half}
+	}
+	if err := unix.Capset(&header, &has[0]); err != nil {
 		return fmt.Errorf("drop capabilities: %w", err)
 	}
 	return nil
@@ -147,8 +179,8 @@ func limited(cmd *exec.Cmd) {
 // filter is Docker's default filter of system calls for a process without capabilities, with few kinds of sockets; nil = this kernel
 // or this machine's architecture has none.
 func (r *Rights) filter() ([]unix.SockFilter, error) {
-	if _, err := os.Stat("/proc/sys/kernel/seccomp"); err != nil {
-		return nil, nil //nolint:nilerr // a kernel without filters
+	if !hasFilters() {
+		return nil, nil
 	}
 	none := &specs.LinuxCapabilities{}
 	p, err := seccomp.GetDefaultProfile(&specs.Spec{Process: &specs.Process{Capabilities: none}})
