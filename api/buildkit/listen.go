@@ -57,7 +57,7 @@ func Listen(address, group string, files TLSFiles) (*Endpoint, error) {
 		}
 		return &Endpoint{Listener: l, tls: conf}, nil
 	}
-	return nil, diag.Errorf(diag.Invalid, "%q is no address: it must be unix://PATH or tcp://HOST:PORT", address)
+	return nil, diag.Errorf(diag.Invalid, "%q is no address: it must be unix://PATH, tcp://HOST:PORT or fd://NAME", address)
 }
 
 func (f TLSFiles) load() (*tls.Config, error) {

@@ -29,11 +29,22 @@ func TestServiceUnit(t *testing.T) {
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
 		t.Skip("needs systemd-analyze")
 	}
-	file := filepath.Join(t.TempDir(), "strata.service")
+	dir := t.TempDir()
+	file, socket := filepath.Join(dir, "strata.service"), filepath.Join(dir, "strata.socket")
 	if err := os.WriteFile(file, []byte(strings.ReplaceAll(unit, "/usr/bin/strata", "/bin/true")), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("systemd-analyze", "verify", file).CombinedOutput(); err != nil || strings.Contains(string(out), "strata.service") {
+	data, err = os.ReadFile("../../deploy/strata.socket")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(data), "\nSocketMode=0660\n") {
+		t.Error("other users can open the socket")
+	}
+	if err := os.WriteFile(socket, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("systemd-analyze", "verify", file, socket).CombinedOutput(); err != nil || strings.Contains(string(out), "strata.s") {
 		t.Errorf("%v\n%s", err, out)
 	}
 }

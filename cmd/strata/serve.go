@@ -65,7 +65,7 @@ func newServe(c *cli) *cobra.Command {
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringArrayVar(&v.addresses, "addr", nil, "Listen on unix://PATH, or tcp://HOST:PORT with certificates (default "+buildkit.DefaultAddress+")")
+	fs.StringArrayVar(&v.addresses, "addr", nil, "Listen on unix://PATH, tcp://HOST:PORT with certificates, or fd://NAME of systemd (default "+buildkit.DefaultAddress+")")
 	fs.StringVar(&v.group, "group", "", "Group that may use the Unix socket")
 	fs.StringVar(&v.tls.Cert, "tlscert", "", "Certificate of the server")
 	fs.StringVar(&v.tls.Key, "tlskey", "", "Key of the certificate")
@@ -193,25 +193,49 @@ func (v *serving) configPath(own string) string {
 	return own
 }
 
+// listen opens the addresses, or takes the sockets that the service manager has opened.
+func (v *serving) listen(log *slog.Logger) ([]*buildkit.Endpoint, error) {
+	passed, err := buildkit.Passed()
+	if err != nil {
+		return nil, err
+	}
+	if len(v.addresses) == 0 {
+		v.addresses = []string{buildkit.DefaultAddress}
+		if len(passed) > 0 {
+			v.addresses = []string{"fd://"}
+		}
+	}
+	var ends []*buildkit.Endpoint
+	for _, a := range v.addresses {
+		if which, ok := strings.CutPrefix(a, "fd://"); ok {
+			found, err := buildkit.ListenPassed(which, passed, v.tls)
+			if err != nil {
+				return nil, err
+			}
+			ends = append(ends, found...)
+		} else {
+			e, err := buildkit.Listen(a, v.group, v.tls)
+			if err != nil {
+				return nil, err
+			}
+			ends = append(ends, e)
+		}
+		log.Info("serving", "address", a)
+	}
+	return ends, nil
+}
+
 func (c *cli) listenAndServe(ctx context.Context, v *serving, eng *engine.Engine, bk *buildkit.Server, log *slog.Logger) error {
 	own, err := local.Listen(c.root)
 	if err != nil {
 		return diag.Errorf(diag.Unavailable, "the engine cannot be served: %w", err)
 	}
-	if len(v.addresses) == 0 {
-		v.addresses = []string{buildkit.DefaultAddress}
-	}
 	if !restrict.Confines() {
 		log.Warn("the kernel does not confine the unpacking of archives: it has no landlock, or one before Linux 5.19")
 	}
-	var ends []*buildkit.Endpoint
-	for _, a := range v.addresses {
-		e, err := buildkit.Listen(a, v.group, v.tls)
-		if err != nil {
-			return errors.Join(err, own.Close())
-		}
-		ends = append(ends, e)
-		log.Info("serving", "address", a)
+	ends, err := v.listen(log)
+	if err != nil {
+		return errors.Join(err, own.Close())
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
