@@ -1,6 +1,11 @@
 package relayer
 
-import "testing"
+import (
+	"encoding/binary"
+	"testing"
+
+	"github.com/strata-build/strata/diag"
+)
 
 // FuzzLists reads the lists of packages that an image holds.
 func FuzzLists(f *testing.F) {
@@ -14,4 +19,55 @@ func FuzzLists(f *testing.F) {
 		_, _ = readGraph(data)
 		names(string(data))
 	})
+}
+
+// FuzzGenerators asks all generators what an image holds whose lists of packages are hostile. Only what the image has is found.
+func FuzzGenerators(f *testing.F) {
+	for _, s := range []string{"Package: a\nStatus: install ok installed\nVersion: 1\n\n", "P:a\nV:1\nF:usr\nR:x\n\n", "%NAME%\na\n\n%FILES%\nusr/\n../x\n", "a.py,,\n\"b,c\",,\n../../../etc/x,,\n", `{"name":"a","version":"1","dependencies":{"../b":"1"}}`, "Name: a\nRequires-Dist: b\n"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		text := string(data)
+		fs := tree(t, map[string]string{
+			"var/lib/dpkg/status": text, "var/lib/dpkg/info/a.list": text, "var/lib/dpkg/diversions": text, "var/lib/apt/extended_states": text,
+			"lib/apk/db/installed": text, "var/lib/pacman/local/a-1/desc": text, "var/lib/pacman/local/a-1/files": text,
+			"app/lib/a-1.dist-info/RECORD": text, "app/lib/a-1.dist-info/METADATA": text, "app/node_modules/a/package.json": text, "usr/x": "x", "etc/x": "x",
+		})
+		for _, g := range Generators() {
+			if _, err := g.Find(t.Context(), fs); diag.KindOf(err) == diag.Internal && err != nil {
+				t.Errorf("%s blames itself: %v", g.Name(), err)
+			}
+		}
+	})
+}
+
+// A header of half a megabyte whose entries overlap, or whose files are in a directory with a long name, names terabytes.
+func TestPackageHeaderThatNamesTerabytes(t *testing.T) {
+	const size = 512 << 10
+	header := func(entries ...[4]uint32) []byte {
+		b := binary.BigEndian.AppendUint32(nil, uint32(len(entries)))
+		b = binary.BigEndian.AppendUint32(b, size)
+		for _, e := range entries {
+			for _, v := range e {
+				b = binary.BigEndian.AppendUint32(b, v)
+			}
+		}
+		data := make([]byte, size)
+		for i := range size / 2 {
+			data[i] = 'd'
+		}
+		return append(b, data...)
+	}
+	long := [4]uint32{tagDirNames, 8, 0, 1}
+	bases := [4]uint32{tagBaseNames, 8, size / 2, size / 4}
+	indexes := [4]uint32{tagDirIndexes, 4, size / 2, size / 16}
+	many := make([][4]uint32, 60000)
+	for i := range many {
+		many[i] = [4]uint32{tagRequire, 8, 0, size}
+	}
+	for name, b := range map[string][]byte{"long directory": header(long, bases, indexes), "overlapping entries": header(many...)} {
+		if _, err := parseHeader(b, newNameBudget()); diag.KindOf(err) != diag.Exhausted {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }

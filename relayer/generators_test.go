@@ -184,7 +184,7 @@ func TestRpmDamaged(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := parseHeader([]byte{0, 0, 0, 9, 0, 0, 0, 1}); err == nil {
+	if _, err := parseHeader([]byte{0, 0, 0, 9, 0, 0, 0, 1}, newNameBudget()); err == nil {
 		t.Error("a header without entries was taken")
 	}
 }
@@ -193,7 +193,7 @@ func FuzzSQLite(f *testing.F) {
 	f.Add([]byte("SQLite format 3\x00\x02\x00" + strings.Repeat("\x00", 600)))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		_ = sqliteRows(data, "Packages", func(row [][]byte) error { // errors are fine, panics are not
-			_, err := parseHeader(row[len(row)-1])
+			_, err := parseHeader(row[len(row)-1], newNameBudget())
 			return err
 		})
 	})

@@ -47,6 +47,7 @@ func (rpm) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 
 // rpmPackages reads the headers of all packages.
 func rpmPackages(fs *layer.FS, p string) ([]rpmHeader, error) {
+	room := newNameBudget()
 	if strings.HasSuffix(p, ".sqlite") {
 		data, err := fs.ReadFile(p, maxDatabase)
 		if err != nil {
@@ -54,7 +55,7 @@ func rpmPackages(fs *layer.FS, p string) ([]rpmHeader, error) {
 		}
 		var out []rpmHeader
 		err = sqliteRows(data, "Packages", func(row [][]byte) error {
-			h, err := parseHeader(row[len(row)-1])
+			h, err := parseHeader(row[len(row)-1], room)
 			out = append(out, h)
 			return err
 		})
@@ -87,7 +88,7 @@ func rpmPackages(fs *layer.FS, p string) ([]rpmHeader, error) {
 			continue // the channel must be drained
 		}
 		var h rpmHeader
-		h, err = parseHeader(e.Value)
+		h, err = parseHeader(e.Value, room)
 		out = append(out, h)
 	}
 	return out, err
@@ -130,9 +131,32 @@ const (
 	tagDirIndexes, tagBaseNames, tagDirNames, tagOldPaths = 1116, 1117, 1118, 1027
 )
 
+// maxNames bounds the memory of the names in the headers of a database, in bytes. Offsets let a small header name much: its entries
+// may overlap, and each file has the name of its directory before its own.
+const maxNames = 256 << 20
+
+// nameBudget counts the memory that names may still take.
+type nameBudget struct{ left int }
+
+func newNameBudget() *nameBudget { return &nameBudget{maxNames} }
+
+// take reports whether there is room for a name of n bytes.
+func (b *nameBudget) take(n int) bool {
+	const header = 16 // of a string
+	b.left -= n + header
+	return b.left >= 0
+}
+
+func (b *nameBudget) err() error {
+	if b.left >= 0 {
+		return nil
+	}
+	return diag.Errorf(diag.Exhausted, "the names in the package database take more than %d bytes", maxNames)
+}
+
 // parseHeader reads a header: the number of entries and of data bytes, the entries (tag, type, offset, count, all big
 // endian), the data.
-func parseHeader(b []byte) (rpmHeader, error) {
+func parseHeader(b []byte, room *nameBudget) (rpmHeader, error) {
 	var h rpmHeader
 	bad := diag.Errorf(diag.Invalid, "a damaged package header")
 	if len(b) < 8 {
@@ -154,41 +178,47 @@ func parseHeader(b []byte) (rpmHeader, error) {
 		d := data[off:]
 		switch binary.BigEndian.Uint32(e) {
 		case tagName:
-			h.name = first(texts(d, 1))
+			h.name = first(texts(d, 1, room))
 		case tagSource:
-			h.source = first(texts(d, 1))
+			h.source = first(texts(d, 1, room))
 		case tagBuildTime:
-			if v := numbers(d, 1); len(v) == 1 {
+			if v := numbers(d, 1, room); len(v) == 1 {
 				h.built = int64(v[0])
 			}
 		case tagProvide:
-			h.provides = texts(d, count)
+			h.provides = texts(d, count, room)
 		case tagRequire:
-			h.requires = texts(d, count)
+			h.requires = texts(d, count, room)
 		case tagDirNames:
-			dirs = texts(d, count)
+			dirs = texts(d, count, room)
 		case tagBaseNames:
-			bases = texts(d, count)
+			bases = texts(d, count, room)
 		case tagDirIndexes:
-			at = numbers(d, count)
+			at = numbers(d, count, room)
 		case tagOldPaths:
-			h.files = texts(d, count)
+			h.files = texts(d, count, room)
+		}
+		if err := room.err(); err != nil {
+			return h, err
 		}
 	}
 	for i, base := range bases {
 		if i >= len(at) || int(at[i]) >= len(dirs) {
 			return h, bad
 		}
+		if !room.take(len(dirs[at[i]]) + len(base)) {
+			return h, room.err()
+		}
 		h.files = append(h.files, dirs[at[i]]+base)
 	}
 	return h, nil
 }
 
-func texts(d []byte, n int) []string {
+func texts(d []byte, n int, room *nameBudget) []string {
 	var out []string
 	for range n {
 		end := bytes.IndexByte(d, 0)
-		if end < 0 {
+		if end < 0 || !room.take(end) {
 			break
 		}
 		out = append(out, string(d[:end]))
@@ -197,9 +227,9 @@ func texts(d []byte, n int) []string {
 	return out
 }
 
-func numbers(d []byte, n int) []uint32 {
+func numbers(d []byte, n int, room *nameBudget) []uint32 {
 	var out []uint32
-	for ; n > 0 && len(d) >= 4; n-- {
+	for ; n > 0 && len(d) >= 4 && room.take(0); n-- {
 		out = append(out, binary.BigEndian.Uint32(d))
 		d = d[4:]
 	}
