@@ -2,6 +2,7 @@ package archive
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -83,12 +84,22 @@ func openFiles(ctx context.Context, location string, r io.Reader, temp TempDir) 
 		return nil, err
 	}
 	n, err := io.Copy(f, &Cancelable{ctx, plain})
-	if err != nil {
+	if err != nil && !(diag.KindOf(err) == diag.Invalid && endsLikeTar(f, n)) { // bytes behind a compressed tar do not matter
 		f.Close()
 		cleanup()
 		return nil, diag.Errorf(diag.KindOf(err), "reading the archive: %w", err)
 	}
 	return indexTar(f, n, func() { f.Close(); cleanup() })
+}
+
+// endsLikeTar reports whether the first n bytes of a file end with the mark of a tar's end: two blocks of zeros.
+func endsLikeTar(f io.ReaderAt, n int64) bool {
+	end := make([]byte, 1024)
+	if n < int64(len(end)) || n%512 != 0 {
+		return false
+	}
+	_, err := f.ReadAt(end, n-int64(len(end)))
+	return err == nil && bytes.Count(end, []byte{0}) == len(end)
 }
 
 // Cancelable is a reader that ends with its context.

@@ -66,7 +66,8 @@ type Applied struct {
 // Link is a hard link.
 type Link struct{ Path, Target string }
 
-// Apply unpacks the uncompressed tar r into dir, an existing directory, and reads r to its end. Nothing outside of dir
+// Apply unpacks the uncompressed tar r into dir, an existing directory, and reads r to its end, or with the form Literal, not Strict, to the
+// tar's end. Nothing outside of dir
 // is ever touched, whatever the tar holds: hostile entries are refused with diag.Invalid, oversize ones with
 // diag.Exhausted. Later entries of the same path win; parents that are symlinks are followed within dir. If it fails,
 // dir holds a part of the layer and must be thrown away. Source of the format: image-spec layer.md.
@@ -201,8 +202,9 @@ func (a *applier) run() error {
 			return err
 		}
 	}
-	// The digest covers what stands behind the end marker too.
-	for {
+	// The digest of a layer covers what stands behind the end marker too. Nobody reads that of an archive, which may be zeros or
+	// anything: GNU tar does not either.
+	for a.opt.Form != Literal || a.opt.Strict {
 		if _, err := a.src.Read(a.buf); err == io.EOF {
 			break
 		} else if err != nil {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -327,4 +328,39 @@ func TestPlainForms(t *testing.T) {
 			t.Errorf("counted %+v", a)
 		}
 	})
+}
+
+// TestBytesBehindTheEnd: published archives have zeros, or anything, behind their compressed stream. An archive is unpacked as tar
+// and gzip do; a layer, whose digest counts, is refused.
+func TestBytesBehindTheEnd(t *testing.T) {
+	m := (&maker{}).add(tar.Header{Name: "who"}, "x")
+	plain := m.end()
+	for _, c := range []struct{ name, program string }{{"gzip", "gzip"}, {"bzip2", "bzip2"}, {"xz", "xz"}, {"zstd", "zstd"}} {
+		for behind, tail := range map[string][]byte{"zeros": make([]byte, 32), "text": []byte("signed by somebody\n")} {
+			cmd := exec.Command(c.program, "-c")
+			cmd.Stdin = bytes.NewReader(plain)
+			packed, err := cmd.Output()
+			if err != nil {
+				t.Skipf("%s is not installed", c.program)
+			}
+			packed = append(packed, tail...)
+			apply := func(opt ApplyOptions) (string, error) {
+				dir := t.TempDir()
+				z, _, err := Decompress(bytes.NewReader(packed))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer z.Close()
+				_, err = Apply(t.Context(), z, dir, opt)
+				b, _ := os.ReadFile(filepath.Join(dir, "who")) // missing: empty
+				return string(b), err
+			}
+			if got, err := apply(ApplyOptions{Form: Literal}); got != "x" || err != nil {
+				t.Errorf("%s with %s: %q, %v", c.name, behind, got, err)
+			}
+			if _, err := apply(ApplyOptions{}); err == nil && !(c.name == "xz" && behind == "zeros") { // zeros pad xz streams
+				t.Errorf("%s with %s is taken as a layer", c.name, behind)
+			}
+		}
+	}
 }
