@@ -1,9 +1,11 @@
 package layer
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -140,5 +142,36 @@ func TestSourceOfApplyKeepsItsRights(t *testing.T) {
 	defer plain.Close()
 	if _, err := Apply(context.Background(), NewDigestReader(plain), t.TempDir(), ApplyOptions{Confined: true}); err != nil {
 		t.Error(err)
+	}
+}
+
+// Attributes, owners, modes and times of a link's entry are the link's: the file of the machine that it names keeps its own, also if the
+// entry comes twice or is a hard link to the link.
+func TestAttributesOfALinkToAFileOfTheMachine(t *testing.T) {
+	needRoot(t)
+	canary := filepath.Join(t.TempDir(), "canary")
+	must(t, os.WriteFile(canary, []byte("x"), 0o600))
+	state := func() string {
+		var st unix.Stat_t
+		must(t, unix.Stat(canary, &st))
+		return fmt.Sprintf("%o %d %d %d %v", st.Mode, st.Uid, st.Gid, st.Mtim.Nano(), xattrsOf(t, canary))
+	}
+	before := state()
+	capability := "\x01\x00\x00\x02\xff\xff\xff\xff\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	records := map[string]string{xattrRecord + "security.capability": capability, xattrRecord + "user.x": "y"}
+	link := tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: canary, Mode: 0o4777, Uid: 1000, Gid: 1000, PAXRecords: records}
+	for name, m := range map[string]*maker{
+		"link":        (&maker{}).add(link, ""),
+		"twice":       (&maker{}).add(link, "").add(link, ""),
+		"trusted":     (&maker{}).add(tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: canary, PAXRecords: map[string]string{xattrRecord + "trusted.x": "y"}}, ""),
+		"hard link":   (&maker{}).link("l", canary).add(tar.Header{Name: "h", Typeflag: tar.TypeLink, Linkname: "l", Mode: 0o4777, Uid: 1000, Gid: 1000, PAXRecords: records}, ""),
+		"as a parent": (&maker{}).link("l", filepath.Dir(canary)).add(tar.Header{Name: "l/canary", Mode: 0o4777, Uid: 1000, Gid: 1000, PAXRecords: map[string]string{xattrRecord + "user.x": "y"}}, ""),
+	} {
+		for _, confined := range []bool{false, true} {
+			_, err := Apply(t.Context(), bytes.NewReader(m.end()), t.TempDir(), ApplyOptions{Confined: confined})
+			if after := state(); after != before {
+				t.Fatalf("%s: the file of the machine was %s, and is %s (%v)", name, before, after, err)
+			}
+		}
 	}
 }
