@@ -28,6 +28,7 @@ type apkPackage struct {
 
 func (apk) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 	var all []apkPackage
+	room := newNameBudget()
 	for _, p := range []string{"lib/apk/db/installed", "usr/lib/apk/db/installed"} {
 		if real, err := fs.Resolve(p); err != nil || real != p {
 			continue // the one is a link to the other
@@ -36,7 +37,10 @@ func (apk) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, apkInstalled(string(data))...)
+		all = append(all, apkInstalled(string(data), room)...)
+		if err := room.err(); err != nil {
+			return nil, err
+		}
 	}
 	origin := map[string]string{}
 	for _, p := range all {
@@ -50,6 +54,9 @@ func (apk) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 	merged := map[string]string{}
 	root := func(o string) string {
 		for merged[o] != "" {
+			if further := merged[merged[o]]; further != "" { // the next look is shorter
+				merged[o] = further
+			}
 			o = merged[o]
 		}
 		return o
@@ -79,8 +86,9 @@ func (apk) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 	return out, nil
 }
 
-// apkInstalled reads the database: a letter, a colon and a value for each line, F: a directory, R: a file in it.
-func apkInstalled(data string) []apkPackage {
+// apkInstalled reads the database: a letter, a colon and a value for each line, F: a directory, R: a file in it. It returns nothing if there is no
+// room for the names.
+func apkInstalled(data string, room *nameBudget) []apkPackage {
 	var all []apkPackage
 	var p apkPackage
 	dir := ""
@@ -121,6 +129,9 @@ func apkInstalled(data string) []apkPackage {
 		case "F":
 			dir = v
 		case "R":
+			if !room.take(len(dir) + len(v)) {
+				return nil
+			}
 			p.paths = append(p.paths, clean(dir+"/"+v))
 		}
 	}

@@ -46,6 +46,7 @@ func (dpkg) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 		source[d.name] = d.source
 	}
 	var out []Component
+	room := newNameBudget()
 	for _, d := range debs {
 		c := Component{Name: "deb:" + d.source}
 		for _, n := range d.depends {
@@ -53,7 +54,7 @@ func (dpkg) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 				c.Needs = append(c.Needs, "deb:"+s)
 			}
 		}
-		if err := d.files(fs, diverted, &c); err != nil {
+		if err := d.files(fs, diverted, &c, room); err != nil {
 			return nil, err
 		}
 		out = append(out, c)
@@ -122,7 +123,7 @@ func diversions(fs *layer.FS) (map[string]diversion, error) {
 }
 
 // files adds the paths of a package. What it lists and is a directory is a home.
-func (d *deb) files(fs *layer.FS, diverted map[string]diversion, c *Component) error {
+func (d *deb) files(fs *layer.FS, diverted map[string]diversion, c *Component, room *nameBudget) error {
 	lists := []string{d.list, dpkgDir + "/info/" + d.name + ".list", dpkgDir + "/info/" + d.name + ":" + d.arch + ".list"}
 	at := slices.IndexFunc(lists, func(p string) bool { _, ok := fs.Lookup(p); return p != "" && ok })
 	if at < 0 {
@@ -131,6 +132,9 @@ func (d *deb) files(fs *layer.FS, diverted map[string]diversion, c *Component) e
 	data, err := fs.ReadFile(lists[at], maxList)
 	if err != nil {
 		return err
+	}
+	if !room.take(len(data)) { // packages of one name have one list
+		return room.err()
 	}
 	for line := range strings.Lines(string(data)) {
 		line = strings.TrimSuffix(line, "\n")
@@ -143,6 +147,9 @@ func (d *deb) files(fs *layer.FS, diverted map[string]diversion, c *Component) e
 		}
 		if v, ok := diverted[p]; ok && v.by != d.name {
 			p = v.to
+		}
+		if !room.take(0) { // p is a part of the list
+			return room.err()
 		}
 		if e, ok := fs.Lookup(p); ok && e.Type == layer.Dir {
 			c.Homes = append(c.Homes, p)

@@ -2,6 +2,7 @@ package relayer
 
 import (
 	"encoding/binary"
+	"strings"
 	"testing"
 
 	"github.com/strata-build/strata/diag"
@@ -13,7 +14,7 @@ func FuzzLists(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(_ *testing.T, data []byte) {
-		apkInstalled(string(data))
+		apkInstalled(string(data), newNameBudget())
 		sections(string(data))
 		_, _ = registration(string(data))
 		_, _ = readGraph(data)
@@ -68,6 +69,28 @@ func TestPackageHeaderThatNamesTerabytes(t *testing.T) {
 	for name, b := range map[string][]byte{"long directory": header(long, bases, indexes), "overlapping entries": header(many...)} {
 		if _, err := parseHeader(b, newNameBudget()); diag.KindOf(err) != diag.Exhausted {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A short list whose directory has a long name, or which many packages claim, would take the memory of the machine.
+func TestListsThatNameTerabytes(t *testing.T) {
+	long := strings.Repeat("d", 1<<20)
+	deep := strings.TrimSuffix(strings.Repeat(strings.Repeat("d", 200)+"/", 18), "/")
+	for name, files := range map[string]map[string]string{
+		"apk":    {"lib/apk/db/installed": "P:a\nV:1\nF:" + long + "\n" + strings.Repeat("R:x\n", 1<<20) + "\n"},
+		"dpkg":   {"var/lib/dpkg/status": strings.Repeat("Package: a\nStatus: install ok installed\n\n", 20000), "var/lib/dpkg/info/a.list": strings.Repeat("/x\n", 1<<20)},
+		"python": {deep + "/a-1.dist-info/RECORD": strings.Repeat("x\n", 1<<20)},
+	} {
+		fs := tree(t, files)
+		var found error
+		for _, g := range []Generator{apk{}, dpkg{}, python{}} {
+			if _, err := g.Find(t.Context(), fs); err != nil {
+				found = err
+			}
+		}
+		if diag.KindOf(found) != diag.Exhausted {
+			t.Errorf("%s: %v", name, found)
 		}
 	}
 }

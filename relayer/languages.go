@@ -28,6 +28,7 @@ func pyName(s string) string { return "pip:" + strings.ToLower(pyNormal.ReplaceA
 
 func (python) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 	var out []Component
+	room := newNameBudget()
 	for e := range fs.Entries() {
 		dir, base := path.Split(e.Path)
 		if e.Type != layer.File || base != "RECORD" || !strings.HasSuffix(dir, ".dist-info/") {
@@ -53,6 +54,9 @@ func (python) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 			p := row[0]
 			if !path.IsAbs(p) {
 				p = path.Join("/", site, p)
+			}
+			if !room.take(len(p)) {
+				return nil, room.err()
 			}
 			c.Paths = append(c.Paths, clean(p))
 			if dir, file := path.Split(clean(p)); strings.HasSuffix(file, ".py") { // compiled ones need not be recorded

@@ -131,29 +131,6 @@ const (
 	tagDirIndexes, tagBaseNames, tagDirNames, tagOldPaths = 1116, 1117, 1118, 1027
 )
 
-// maxNames bounds the memory of the names in the headers of a database, in bytes. Offsets let a small header name much: its entries
-// may overlap, and each file has the name of its directory before its own.
-const maxNames = 256 << 20
-
-// nameBudget counts the memory that names may still take.
-type nameBudget struct{ left int }
-
-func newNameBudget() *nameBudget { return &nameBudget{maxNames} }
-
-// take reports whether there is room for a name of n bytes.
-func (b *nameBudget) take(n int) bool {
-	const header = 16 // of a string
-	b.left -= n + header
-	return b.left >= 0
-}
-
-func (b *nameBudget) err() error {
-	if b.left >= 0 {
-		return nil
-	}
-	return diag.Errorf(diag.Exhausted, "the names in the package database take more than %d bytes", maxNames)
-}
-
 // parseHeader reads a header: the number of entries and of data bytes, the entries (tag, type, offset, count, all big
 // endian), the data.
 func parseHeader(b []byte, room *nameBudget) (rpmHeader, error) {
