@@ -2,6 +2,7 @@ package relayer
 
 import (
 	"encoding/binary"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -80,11 +81,12 @@ func TestListsThatNameTerabytes(t *testing.T) {
 	for name, files := range map[string]map[string]string{
 		"apk":    {"lib/apk/db/installed": "P:a\nV:1\nF:" + long + "\n" + strings.Repeat("R:x\n", 1<<20) + "\n"},
 		"dpkg":   {"var/lib/dpkg/status": strings.Repeat("Package: a\nStatus: install ok installed\n\n", 20000), "var/lib/dpkg/info/a.list": strings.Repeat("/x\n", 1<<20)},
+		"pacman": pacmanLinks(),
 		"python": {deep + "/a-1.dist-info/RECORD": strings.Repeat("x\n", 1<<20)},
 	} {
 		fs := tree(t, files)
 		var found error
-		for _, g := range []Generator{apk{}, dpkg{}, python{}} {
+		for _, g := range []Generator{apk{}, dpkg{}, pacman{}, python{}} {
 			if _, err := g.Find(t.Context(), fs); err != nil {
 				found = err
 			}
@@ -93,4 +95,14 @@ func TestListsThatNameTerabytes(t *testing.T) {
 			t.Errorf("%s: %v", name, found)
 		}
 	}
+}
+
+// pacmanLinks are 300 packages whose lists would be names of one file.
+func pacmanLinks() map[string]string {
+	files := map[string]string{}
+	list := "%FILES%\n" + strings.Repeat("\n", 1<<20)
+	for i := range 300 {
+		files[fmt.Sprintf("var/lib/pacman/local/p%d/files", i)] = list
+	}
+	return files
 }

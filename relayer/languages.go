@@ -91,6 +91,7 @@ func (node) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 	}
 	var all []module
 	at := map[string]string{} // directory -> component
+	room := newNameBudget()
 	for e := range fs.Entries() {
 		dir, base := path.Split(e.Path)
 		dir = path.Clean(dir)
@@ -100,6 +101,9 @@ func (node) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 		data, err := fs.ReadFile(e.Path, maxList)
 		if err != nil {
 			return nil, err
+		}
+		if !room.take(len(data) / 16) { // they may be links to one file; little of each is kept
+			return nil, room.err()
 		}
 		var m struct {
 			Name, Version string
@@ -115,6 +119,9 @@ func (node) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 		}
 		for n := range m.Optional {
 			x.needs = append(x.needs, n)
+		}
+		for _, n := range x.needs {
+			room.take(len(n))
 		}
 		slices.Sort(x.needs)
 		at[dir] = x.name

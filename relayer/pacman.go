@@ -24,6 +24,7 @@ func (pacman) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 	}
 	var all []pkg
 	bases := map[string]string{}
+	room := newNameBudget()
 	for _, n := range fs.ReadDir(dir) {
 		desc, err := read(fs, dir+"/"+n+"/desc", maxList)
 		if err != nil {
@@ -32,6 +33,9 @@ func (pacman) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 		files, err := read(fs, dir+"/"+n+"/files", maxList)
 		if err != nil {
 			return nil, err
+		}
+		if !room.take(len(desc) + len(files)) { // they may be links to one file
+			return nil, room.err()
 		}
 		m := sections(string(desc))
 		name := first(m["NAME"])
