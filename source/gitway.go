@@ -213,6 +213,9 @@ func (w *gitWay) greet(c net.Conn) (string, error) {
 			return "", errSocks
 		}
 		host = string(read(n[0]))
+		if strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || r > '~' || r == '[' || r == ']' }) { // no name of a host
+			return "", errSocks
+		}
 	}
 	port := read(2)
 	if host == "" || port == nil {
