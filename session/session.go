@@ -7,6 +7,7 @@ package session
 import (
 	"context"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/strata-build/strata/graph"
@@ -74,6 +75,12 @@ const UploadHost = "buildkit-session"
 type Dir struct {
 	Path string
 	Key  string
+}
+
+// HasAttr reports whether builds see an extended attribute of a file in a client's directory: those of users and the capability, as
+// with BuildKit. What an overlay of a user keeps there is not the file's.
+func HasAttr(name string) bool {
+	return name == "security.capability" || strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.")
 }
 
 // Credential is a login at a registry: name and password, or a token of one of the two kinds, or a client that logs in itself

@@ -104,8 +104,9 @@ const withAttrs = 1 << 32
 // fields writes what counts of one file.
 func (f *Files) fields(h *contentHash, p *Pick, rel string) {
 	caps, users := f.counted(p, rel)
+	own := f.clientAttrs(p)
 	mode := uint64(p.Mode)
-	if len(users) > 0 {
+	if len(users) > 0 || own != nil {
 		mode |= withAttrs
 	}
 	b := binary.AppendUvarint(h.buf[:0], mode)
@@ -132,12 +133,23 @@ func (f *Files) fields(h *contentHash, p *Pick, rel string) {
 			bytes(attr(f.host(p.Entry, rel), name))
 		}
 	}
+	if own != nil {
+		bytes(own[:])
+	}
 	h.buf = b
 	h.w.Write(b)
 }
 
-// counted returns the capability of a file or directory of a layer, and the names of the attributes of users. Those of a client's
-// files do not count: copies do not have them.
+// clientAttrs returns the digest of the attributes of a client's file or directory, nil if it has none that count.
+func (f *Files) clientAttrs(p *Pick) *[32]byte {
+	if p.IsDir() && p.dir != nil {
+		return p.dir.attrs
+	}
+	return p.attrs
+}
+
+// counted returns the capability of a file or directory of a layer, and the names of the attributes of users. For those of a
+// client's files see clientAttrs: they are read when the content is, for the files may change.
 func (f *Files) counted(p *Pick, rel string) (caps []byte, users []string) {
 	if !f.overlay || len(f.roots) == 0 || !p.IsRegular() && !p.IsDir() {
 		return nil, nil

@@ -228,8 +228,26 @@ func (c *copier) makeDir(at *place, p *Pick, src, name string) (place, error) {
 	}
 	if c.f.overlay {
 		copyAttrs(c.f.host(p.Entry, src), host)
+	} else if c.f.clientAttrs(p) != nil {
+		return pl, c.dirAttrs(src, host)
 	}
 	return pl, nil
+}
+
+// dirAttrs copies the attributes of a client's directory.
+func (c *copier) dirAttrs(src, host string) error {
+	in, err := c.f.open(0, src, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(in)
+	out, err := unix.Open(host, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: host, Err: err}
+	}
+	defer unix.Close(out)
+	copyClientAttrs(in, out)
+	return nil
 }
 
 // keepDir is for a directory that exists and is there only for what is copied below it: it keeps what it has but the mode.

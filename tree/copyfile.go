@@ -121,7 +121,7 @@ func (w *writer) there(k *Pick, x *existing) (bool, error) {
 		if !sameAttrs(c.f.host(k.Entry, joinRel(w.j.src, k.Name)), x.below) {
 			return false, nil
 		}
-	} else if len(listAttrs(x.below)) > 0 {
+	} else if k.attrs != nil || len(listAttrs(x.below)) > 0 {
 		return false, nil
 	}
 	if several, err := w.severalNames(k, x); err != nil || several {
@@ -260,7 +260,7 @@ func (w *writer) content(k *Pick, name string, g *linkGroup) error {
 	if err != nil {
 		return err
 	}
-	if k.Hashed {
+	if k.Hashed && k.attrs == nil {
 		w.made = append(w.made, m)
 	}
 	switch {
@@ -314,7 +314,7 @@ func (w *writer) link(k *Pick, m *madeFile) (bool, error) {
 			return false, err
 		}
 	}
-	if from < 0 && w.prev >= 0 && k.Hashed && has(w.known, m) {
+	if from < 0 && w.prev >= 0 && k.Hashed && k.attrs == nil && has(w.known, m) {
 		from = w.prev
 	}
 	if from < 0 {
@@ -372,8 +372,11 @@ func (w *writer) copy(k *Pick, m *madeFile) error {
 			return fail("chmod", err)
 		}
 	}
-	if c.f.overlay {
+	switch {
+	case c.f.overlay:
 		copyAttrs(c.f.host(k.Entry, joinRel(w.j.src, k.Name)), c.u.draft.Dir+"/"+rel)
+	case k.attrs != nil || !k.Hashed:
+		copyClientAttrs(in, out)
 	}
 	if err := setTimes(w.dst, m.name, m.mtime); err != nil {
 		return fail("utimes", err)

@@ -18,7 +18,7 @@ import (
 // reaches it. Its methods may be called from many goroutines.
 type Files struct {
 	roots   []*root // the directories that make up the tree, top first
-	overlay bool    // they are layers; otherwise there is one, and its files belong to 0:0 and have no attributes
+	overlay bool    // they are layers; otherwise there is one, and its files belong to 0:0
 	filter  *filter // what the client's directory shows; nil = all
 	index   *Index  // digests known from earlier builds; may be nil
 	mu      sync.Mutex
@@ -82,6 +82,9 @@ type Entry struct {
 	maybe  bool // a directory that the filter shows only if it shows something below it
 	layer  int  // index of the root that has it
 	dir    *dir // of a directory
+
+	// attrs is the digest of the extended attributes that count, of a client's file that has some and whose content was hashed.
+	attrs *[32]byte
 }
 
 // FileID tells the files of a tree apart: entries with equal IDs are names of one file.
@@ -104,6 +107,7 @@ type dir struct {
 	rel    string // path from the root without a leading slash
 	srcs   []int  // the roots that have it, top first
 	kids   []Entry
+	attrs  *[32]byte // as those of a file, once it is listed
 	listed bool
 	shown  shown // what the filter's patterns said about it
 }
@@ -254,6 +258,9 @@ func (f *Files) listOne(d *dir, layer int) error {
 		return err
 	}
 	defer unix.Close(fd)
+	if !f.overlay {
+		d.attrs = attrsOf(fd)
+	}
 	d.kids = make([]Entry, 0, len(names))
 	for _, n := range names {
 		typ, hidden, ok := f.typeOf(fd, n)

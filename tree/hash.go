@@ -114,6 +114,9 @@ func (h *hasher) hash(t *tasks, e *Entry) error {
 	if int64(n) != e.Size {
 		return changed("/" + joinRel(h.d.rel, e.Name))
 	}
+	if !h.f.overlay {
+		e.attrs = attrsOf(fd)
+	}
 	e.hashed = true
 	return nil
 }

@@ -117,6 +117,9 @@ func (x *Index) update(d *dir) {
 	files := make([]record, 0, len(d.kids))
 	for i := range d.kids {
 		e := &d.kids[i]
+		if e.attrs != nil { // its attributes are looked at each time, which spares all others a look
+			continue
+		}
 		if e.hashed && !e.racy {
 			files = append(files, record{name: e.Name, size: e.Size, mtime: e.MTime, ctime: e.CTime, ino: e.Ino, sum: e.sum})
 			continue

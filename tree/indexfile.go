@@ -12,7 +12,7 @@ import (
 // directories: path, savings unused, number of files, and the files: name, size, mtime, ctime, inode, sha256. Strings have
 // their length in front; numbers are varints of encoding/binary, but times and inodes are 8 bytes, little endian.
 
-const indexMagic = "strata stat index 1\n"
+const indexMagic = "strata stat index 2\n" // 1: files with attributes were among them
 
 var errIndex = errors.New("malformed index")
 

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/strata-build/strata/session"
 )
 
 // The attributes of overlayfs that a layer carries.
@@ -196,6 +198,52 @@ func counted(host string) []string {
 	})
 	slices.Sort(names)
 	return names
+}
+
+// eachClientAttr calls f for the attributes of an open file that count, sorted by name.
+func eachClientAttr(fd int, f func(name string, value []byte)) {
+	var buf [1024]byte
+	b := buf[:]
+	n, err := unix.Flistxattr(fd, b)
+	if err == unix.ERANGE {
+		b = make([]byte, 64<<10)
+		n, err = unix.Flistxattr(fd, b)
+	}
+	if err != nil || n == 0 {
+		return
+	}
+	names := strings.Split(strings.TrimSuffix(string(b[:n]), "\x00"), "\x00")
+	slices.Sort(names)
+	for _, name := range names {
+		if !session.HasAttr(name) {
+			continue
+		}
+		v := make([]byte, 64<<10) // the kernel's limit of a value
+		if n, err := unix.Fgetxattr(fd, name, v); err == nil {
+			f(name, v[:n])
+		}
+	}
+}
+
+// attrsOf returns the digest of the attributes of a client's open file that count, nil if it has none.
+func attrsOf(fd int) *[32]byte {
+	var h *contentHash
+	eachClientAttr(fd, func(name string, value []byte) {
+		if h == nil {
+			h = newContentHash()
+		}
+		h.str(name)
+		h.str(string(value))
+	})
+	if h == nil {
+		return nil
+	}
+	return (*[32]byte)(h.w.Sum(nil))
+}
+
+// copyClientAttrs copies the attributes that count. A file system that cannot have one of them loses it, as with BuildKit's copies.
+func copyClientAttrs(from, to int) {
+	eachClientAttr(from, func(name string, value []byte) { _ = unix.Fsetxattr(to, name, value, 0) })
 }
 
 // attr returns one extended attribute, nil if the file has none of that name.

@@ -205,9 +205,11 @@ func (c *client) receive(ctx context.Context, op *graph.Local, dir string, progr
 // step is how many bytes are received between two reports.
 const step = 1 << 20
 
-// plain takes away what a directory of a client never has in a build: owners, attributes, and devices, which are left out.
+// plain takes away what a directory of a client never has in a build: owners, attributes but those of users and capabilities, and
+// devices, which are left out.
 func plain(_ string, st *types.Stat) bool {
-	st.Uid, st.Gid, st.Xattrs = 0, 0, nil
+	st.Uid, st.Gid = 0, 0
+	maps.DeleteFunc(st.Xattrs, func(k string, _ []byte) bool { return !session.HasAttr(k) })
 	return os.FileMode(st.Mode)&(os.ModeDevice|os.ModeSocket) == 0
 }
 

@@ -1,0 +1,102 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/strata-build/strata/graph"
+	"github.com/strata-build/strata/session"
+	"github.com/strata-build/strata/store"
+)
+
+// TestAttributesOfAClientsFiles: attributes of users and capabilities are part of what a directory of a client is, for its digest and
+// for copies, although only files that changed are looked at.
+func TestAttributesOfAClientsFiles(t *testing.T) {
+	s := newStore(t)
+	dir := t.TempDir()
+	write(t, dir, map[string]string{"src/f": "one", "src/g": "two", "src/d/h": "three"})
+	attr := func(name, key string) string {
+		b := make([]byte, 100)
+		n, err := unix.Lgetxattr(name, key, b)
+		if errors.Is(err, unix.ENODATA) {
+			return ""
+		}
+		check(t, err)
+		return string(b[:n])
+	}
+	set := func(name, key, value string) {
+		t.Helper()
+		check(t, unix.Lsetxattr(filepath.Join(dir, name), key, []byte(value), 0))
+		old(t, dir)
+	}
+	old(t, dir)
+	build := func() (graph.Digest, string) {
+		t.Helper()
+		ctx := context.Background()
+		l := NewLocal(NewIndexes(s.Root()).Get(dir), session.Dir{Path: dir}, &graph.Local{})
+		defer l.Release()
+		q := graph.Select{Path: "/src", Contents: true}
+		digest := digestOf(t, l, sel(q))
+		d, err := s.NewLayer(ctx)
+		check(t, err)
+		u, err := NewUpper(NewStack(s, nil), d)
+		check(t, err)
+		defer u.Close()
+		m, err := l.files.Pick(ctx, q, true)
+		check(t, err)
+		e := FindLineage(s, "lineage")
+		defer e.Close()
+		check(t, u.Copy(ctx, l.files, &m[0], "app", CopyOptions{Earlier: e}))
+		_, err = u.Finish(ctx)
+		check(t, err)
+		check(t, u.SaveLineage(s, "lineage"))
+		check(t, s.Update(ctx, func(b *store.Batch) error { b.Layer(d, store.LayerInfo{}); return nil }))
+		return digest, filepath.Join(d.Dir, "app")
+	}
+	plain, app := build()
+	for range 2 { // the second time the digests come from the index, and the files from the lineage
+		if again, _ := build(); again != plain {
+			t.Fatal("the digest of unchanged files changed")
+		}
+	}
+	seen := map[graph.Digest]string{plain: "nothing"}
+	for _, c := range []struct{ file, key, value string }{
+		{"src/f", "user.a", "1"},
+		{"src/f", "user.a", "2"},
+		{"src/d", "user.b", "3"},
+		{"src/g", "user.c", ""},
+		{"src/g", "security.capability", "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"},
+	} {
+		set(c.file, c.key, c.value)
+		for range 2 {
+			digest, app := build()
+			if was, ok := seen[digest]; ok && was != c.file+c.key+c.value {
+				t.Errorf("%s %s: the digest is that of %q", c.file, c.key, was)
+			}
+			seen[digest] = c.file + c.key + c.value
+			rel, _ := filepath.Rel("src", c.file)
+			if got := attr(filepath.Join(app, rel), c.key); got != c.value {
+				t.Errorf("%s: the copy's %s is %q", c.file, c.key, got)
+			}
+		}
+	}
+	set("src/f", "user.overlay.opaque", "y") // of an overlay, not of a user
+	set("src/f", "trusted.x", "y")
+	if digest, app := build(); seen[digest] == "" || attr(filepath.Join(app, "f"), "user.overlay.opaque") != "" || attr(filepath.Join(app, "f"), "trusted.x") != "" {
+		t.Error("other attributes count")
+	}
+	for file, keys := range map[string][]string{"src/f": {"user.a"}, "src/d": {"user.b"}, "src/g": {"user.c", "security.capability"}} {
+		for _, k := range keys {
+			check(t, unix.Lremovexattr(filepath.Join(dir, file), k))
+		}
+	}
+	old(t, dir)
+	digest, app2 := build()
+	if digest != plain || attr(filepath.Join(app2, "f"), "user.a") != "" || attr(filepath.Join(app, "f"), "user.a") != "" {
+		t.Error("without the attributes it is not what it was")
+	}
+}
