@@ -3,8 +3,10 @@ package tree
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -98,5 +100,54 @@ func TestAttributesOfAClientsFiles(t *testing.T) {
 	digest, app2 := build()
 	if digest != plain || attr(filepath.Join(app2, "f"), "user.a") != "" || attr(filepath.Join(app, "f"), "user.a") != "" {
 		t.Error("without the attributes it is not what it was")
+	}
+}
+
+// TestNamesOfOneFile: a COPY keeps which names are one file, so it counts, within what is copied and wherever that lies.
+func TestNamesOfOneFile(t *testing.T) {
+	s := newStore(t)
+	apart := func(dir string) {
+		write(t, dir, map[string]string{"src/a": "same", "src/d/b": "same", "src/d/c": "same"})
+	}
+	joined := func(dir string) {
+		write(t, dir, map[string]string{"src/a": "same", "src/d/b": "same"})
+		check(t, os.Link(dir+"/src/a", dir+"/src/d/c"))
+	}
+	moved := func(dir string) {
+		write(t, dir, map[string]string{"deep/src/a": "same", "deep/src/d/b": "same", "elsewhere": "x"})
+		check(t, os.Link(dir+"/deep/src/a", dir+"/deep/src/d/c"))
+	}
+	outside := func(dir string) {
+		apart(dir)
+		check(t, os.Link(dir+"/src/a", dir+"/outside"))
+	}
+	for _, kind := range []string{"local", "layer"} {
+		digest := func(fill func(dir string), at string) graph.Digest {
+			t.Helper()
+			times := func(dir string) {
+				fill(dir)
+				check(t, filepath.WalkDir(dir, func(p string, _ os.DirEntry, err error) error {
+					return errors.Join(err, os.Chtimes(p, time.Unix(1e9, 0), time.Unix(1e9, 0)))
+				}))
+			}
+			if kind == "layer" {
+				st := NewStack(s, []store.LayerID{layerOf(t, s, times)})
+				t.Cleanup(st.Release)
+				return digestOf(t, st, sel(graph.Select{Path: at, Contents: true}))
+			}
+			dir := t.TempDir()
+			times(dir)
+			return digestOf(t, local(t, dir, &graph.Local{}), sel(graph.Select{Path: at, Contents: true}))
+		}
+		want := digest(apart, "/src")
+		if digest(joined, "/src") == want {
+			t.Errorf("%s: two names of one file are as two files", kind)
+		}
+		if digest(joined, "/src") != digest(moved, "/deep/src") {
+			t.Errorf("%s: where the files lie counts", kind)
+		}
+		if digest(joined, "/src/d") != digest(apart, "/src/d") || digest(outside, "/src") != want {
+			t.Errorf("%s: a name that is not copied counts", kind)
+		}
 	}
 }

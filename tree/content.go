@@ -41,8 +41,10 @@ func (f *Files) content(ctx context.Context, sel graph.Selector) (graph.Digest, 
 			if s.Wildcard && graph.HasWildcard(s.Path) {
 				h.str(path.Base(m.Path)) // the name decides where a copy puts it
 			}
+			h.links = map[FileID]string{}
 			if m.IsDir() {
-				sum := f.dirSum(&m.Pick, m.Rel, !(s.Contents || strings.HasSuffix(s.Path, "/")))
+				h.base = len(m.Rel)
+				sum := f.dirSum(h, &m.Pick, m.Rel, !(s.Contents || strings.HasSuffix(s.Path, "/")))
 				h.w.Write(sum[:])
 			} else {
 				f.fields(h, &m.Pick, m.Rel)
@@ -54,8 +56,10 @@ func (f *Files) content(ctx context.Context, sel graph.Selector) (graph.Digest, 
 
 // contentHash writes fields so that no two lists of fields give the same bytes.
 type contentHash struct {
-	w   hash.Hash
-	buf []byte
+	w     hash.Hash
+	buf   []byte
+	links map[FileID]string // files of a match that may have several names, by the first of them; copies keep such names one file
+	base  int               // length of the match's path, which does not count
 }
 
 func newContentHash() *contentHash {
@@ -75,9 +79,10 @@ func (h *contentHash) str(s string) {
 	h.w.Write(h.buf)
 }
 
-// dirSum is the digest of a directory: its own fields if self is set, and its children.
-func (f *Files) dirSum(p *Pick, rel string, self bool) [32]byte {
+// dirSum is the digest of a directory: its own fields if self is set, and its children. It is a part of what in hashes.
+func (f *Files) dirSum(in *contentHash, p *Pick, rel string, self bool) [32]byte {
 	h := newContentHash()
+	h.links, h.base = in.links, in.base
 	if self {
 		f.fields(h, p, rel)
 	}
@@ -88,7 +93,7 @@ func (f *Files) dirSum(p *Pick, rel string, self bool) [32]byte {
 			f.fields(h, k, joinRel(rel, k.Name))
 			continue
 		}
-		sum := f.dirSum(k, joinRel(rel, k.Name), true)
+		sum := f.dirSum(h, k, joinRel(rel, k.Name), true)
 		h.buf = append(h.buf[:0], 'D')
 		h.buf = append(h.buf, sum[:]...)
 		h.w.Write(h.buf)
@@ -98,8 +103,12 @@ func (f *Files) dirSum(p *Pick, rel string, self bool) [32]byte {
 	return sum
 }
 
-// withAttrs marks the mode of a file that has attributes of users. Without any, nothing is written of them.
-const withAttrs = 1 << 32
+// Marks of the mode of a file that has attributes of users, and of one that is another name of an earlier file. Of others, nothing
+// is written of these.
+const (
+	withAttrs = 1 << 32
+	withLink  = 1 << 33
+)
 
 // fields writes what counts of one file.
 func (f *Files) fields(h *contentHash, p *Pick, rel string) {
@@ -108,6 +117,10 @@ func (f *Files) fields(h *contentHash, p *Pick, rel string) {
 	mode := uint64(p.Mode)
 	if len(users) > 0 || own != nil {
 		mode |= withAttrs
+	}
+	first, again := h.link(p, rel)
+	if again {
+		mode |= withLink
 	}
 	b := binary.AppendUvarint(h.buf[:0], mode)
 	b = binary.AppendUvarint(b, uint64(p.UID))
@@ -136,8 +149,22 @@ func (f *Files) fields(h *contentHash, p *Pick, rel string) {
 	if own != nil {
 		bytes(own[:])
 	}
+	if again {
+		bytes([]byte(first))
+	}
 	h.buf = b
 	h.w.Write(b)
+}
+
+// link returns the first name of a file, and whether this is another one.
+func (h *contentHash) link(p *Pick, rel string) (first string, again bool) {
+	if !p.IsRegular() || p.Nlink < 2 || h.links == nil {
+		return "", false
+	}
+	if first, again = h.links[p.ID()]; !again {
+		h.links[p.ID()] = rel[min(h.base, len(rel)):]
+	}
+	return first, again
 }
 
 // clientAttrs returns the digest of the attributes of a client's file or directory, nil if it has none that count.
