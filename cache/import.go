@@ -12,6 +12,7 @@ import (
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
+	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/strictjson"
 )
 
@@ -215,12 +216,16 @@ func readAll(ctx context.Context, b blobs, d image.Descriptor) ([]byte, error) {
 	if d.Size > maxConfig {
 		return nil, diag.Errorf(diag.Exhausted, "%s has %d bytes, more than the %d of a cache's configuration", d.Digest, d.Size, maxConfig)
 	}
-	r, err := b.open(ctx, d, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	raw, err := io.ReadAll(io.LimitReader(r, maxConfig+1))
+	var raw []byte
+	err := registry.Again(ctx, func() error {
+		r, err := b.open(ctx, d, 0)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		raw, err = io.ReadAll(io.LimitReader(r, maxConfig+1))
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

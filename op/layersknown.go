@@ -8,6 +8,7 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/layer"
+	"github.com/strata-build/strata/registry"
 	"github.com/strata-build/strata/store"
 )
 
@@ -118,6 +119,10 @@ type readCloser struct {
 // fetch brings a blob into the store.
 func (s *sealing) fetch(ctx context.Context, p *part) error {
 	s.hold.Blobs(p.blob.Digest)
+	return registry.Again(ctx, func() error { return s.fetchOnce(ctx, p) })
+}
+
+func (s *sealing) fetchOnce(ctx context.Context, p *part) error {
 	r, err := p.known.Fetch(ctx)
 	if err != nil {
 		return err

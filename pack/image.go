@@ -74,12 +74,16 @@ func (p *place) read(ctx context.Context, d image.Descriptor, limit int64) ([]by
 	if d.Size > limit {
 		return nil, diag.Errorf(diag.Exhausted, "%s has %d bytes, the limit is %d", d.Digest, d.Size, limit)
 	}
-	r, err := p.open(ctx, d)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	raw, err := io.ReadAll(io.LimitReader(r, limit+1))
+	var raw []byte
+	err := registry.Again(ctx, func() error {
+		r, err := p.open(ctx, d)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		raw, err = io.ReadAll(io.LimitReader(r, limit+1))
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -195,6 +199,14 @@ func (w *Workspace) listed(ctx context.Context, l *Layer) error {
 
 // readBlob lists what is in a layer's blob and verifies both of its digests; that of a plain tar in a file in the background.
 func (w *Workspace) readBlob(ctx context.Context, l *Layer) error {
+	want := l.diffID
+	return registry.Again(ctx, func() error {
+		l.diffID = want
+		return w.readBlobOnce(ctx, l)
+	})
+}
+
+func (w *Workspace) readBlobOnce(ctx context.Context, l *Layer) error {
 	r, err := l.at.open(ctx, l.blob)
 	if err != nil {
 		return err
@@ -225,7 +237,8 @@ func (w *Workspace) readBlob(ctx context.Context, l *Layer) error {
 	}
 	want := l.diffID
 	if err := w.index(ctx, l, plain); err != nil {
-		return err
+		plain.Close() // nobody else reads r then
+		return registry.Reason(r, err)
 	}
 	if l.diffID != want && want != "" {
 		return diag.Errorf(diag.Invalid, "its tar is %s, the configuration says %s", l.diffID, want)

@@ -27,6 +27,7 @@ type network struct {
 	log       *slog.Logger
 	mu        sync.Mutex
 	endpoints map[string]*endpoint
+	wrongs    map[wrongAnswer]int
 }
 
 // endpoint is one server that answers for a registry.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -21,13 +22,13 @@ import (
 const progressBytes = 1 << 20
 
 // Fetch reads a blob of ref's repository from offset on. The reader asks again for the rest when the connection breaks, and
-// the last Read returns an error if size or digest are not those of desc. With an offset the digest cannot be checked
+// the last Read returns a [Wrong] error if size or digest are not those of desc: see [Again]. With an offset the digest cannot be checked
 // here: the caller, who has the first bytes, must. The size must be known (see Stat). Close ends the transfer at once.
 func (c *Client) Fetch(ctx context.Context, ref Ref, desc image.Descriptor, offset int64) (io.ReadCloser, error) {
 	return c.fetch(ctx, ref, desc, offset, offset == 0)
 }
 
-// FetchUnverified is Fetch for those who check the digest themselves. The size is right.
+// FetchUnverified is Fetch for those who check the digest themselves, and call [Blame] if it is wrong. The size is right.
 func (c *Client) FetchUnverified(ctx context.Context, ref Ref, desc image.Descriptor, offset int64) (io.ReadCloser, error) {
 	return c.fetch(ctx, ref, desc, offset, false)
 }
@@ -43,7 +44,7 @@ func (c *Client) fetch(ctx context.Context, ref Ref, desc image.Descriptor, offs
 	if err != nil {
 		return nil, err
 	}
-	b := &blob{c: c, ref: ref, desc: desc, pos: offset, eps: eps, urls: desc.URLs, mark: offset}
+	b := &blob{c: c, ref: ref, desc: desc, pos: offset, eps: c.net.honest(eps, desc.Digest), urls: desc.URLs, mark: offset}
 	b.ctx, b.cancel = context.WithCancelCause(ctx)
 	if verify {
 		b.hash = desc.Digest.Algorithm().Hash()
@@ -66,6 +67,7 @@ type blob struct {
 	ref    Ref
 	desc   image.Descriptor
 	eps    []*endpoint // still to be tried; the first is in use
+	used   []*endpoint // those that have sent something
 	missed []string    // what the mirrors before it said
 	urls   []string    // of the descriptor, still to be tried when no endpoint has the blob
 	other  *url.URL    // one of them that is in use; nil = the endpoint is
@@ -116,11 +118,11 @@ func (b *blob) verify() error {
 	var one [1]byte
 	if b.body == nil { // nothing was left to ask for
 	} else if n, _ := io.ReadFull(b.body, one[:]); n > 0 {
-		return diag.Errorf(diag.Invalid, "%s: the registry sent more than the %d bytes of the descriptor", b.what(), b.desc.Size)
+		return b.wrong("sent more than the %d bytes of the descriptor", b.desc.Size)
 	}
 	if b.hash != nil {
 		if got := digest.NewDigest(b.desc.Digest.Algorithm(), b.hash); got != b.desc.Digest {
-			return diag.Errorf(diag.Invalid, "%s: the registry sent bytes whose digest is %s", b.what(), got)
+			return b.Blame(got)
 		}
 	}
 	return io.EOF
@@ -220,7 +222,9 @@ func (b *blob) request(ctx context.Context) error {
 		_ = body.Close()
 		return err
 	}
-	b.body = body
+	if b.body = body; !slices.Contains(b.used, ep) {
+		b.used = append(b.used, ep)
+	}
 	return nil
 }
 
@@ -229,7 +233,7 @@ func (b *blob) position(ep *endpoint, resp *http.Response, body io.Reader) error
 	switch resp.StatusCode {
 	case http.StatusOK:
 		if resp.ContentLength >= 0 && resp.ContentLength != b.desc.Size {
-			return diag.Errorf(diag.Invalid, "%s: %s sends %d bytes, the descriptor says %d", b.what(), ep.name, resp.ContentLength, b.desc.Size)
+			return b.c.wrong(b.what(), []*endpoint{ep}, "sends %d bytes, the descriptor says %d", resp.ContentLength, b.desc.Size)
 		}
 		// The server does not know ranges: what was received already comes again.
 		if _, err := io.CopyN(io.Discard, body, b.pos); err != nil {
@@ -239,7 +243,7 @@ func (b *blob) position(ep *endpoint, resp *http.Response, body io.Reader) error
 	case http.StatusPartialContent:
 		first, total, ok := parseRange(resp.Header.Get("Content-Range"))
 		if !ok || first != b.pos || total >= 0 && total != b.desc.Size {
-			return diag.Errorf(diag.Invalid, "%s: %s was asked for bytes from %d of %d and sends %q", b.what(), ep.name, b.pos, b.desc.Size, resp.Header.Get("Content-Range"))
+			return b.c.wrong(b.what(), []*endpoint{ep}, "was asked for bytes from %d of %d and sends %q", b.pos, b.desc.Size, resp.Header.Get("Content-Range"))
 		}
 		return nil
 	}

@@ -148,6 +148,13 @@ func (c *Client) manifest(ctx context.Context, ep *endpoint, ref Ref, method str
 func (c *Client) get(ctx context.Context, ep *endpoint, ref Ref) ([]byte, image.Descriptor, error) {
 	var raw []byte
 	var desc image.Descriptor
+	algorithm := digest.SHA256
+	if ref.Digest != "" {
+		algorithm = ref.Digest.Algorithm()
+	}
+	if !algorithm.Available() {
+		return nil, desc, diag.Errorf(diag.Unsupported, "%s: digests of %s are not supported", ref, algorithm)
+	}
 	err := c.retry(ctx, func() error {
 		resp, err := c.manifest(ctx, ep, ref, http.MethodGet)
 		if err != nil {
@@ -160,22 +167,14 @@ func (c *Client) get(ctx context.Context, ep *endpoint, ref Ref) ([]byte, image.
 		if err != nil {
 			return failure(ep, resp.Request.URL, err)
 		}
-		desc = image.Descriptor{MediaType: plainType(resp.Header.Get("Content-Type")), Size: int64(len(raw))}
+		desc = image.Descriptor{MediaType: plainType(resp.Header.Get("Content-Type")), Size: int64(len(raw)), Digest: algorithm.FromBytes(raw)}
+		if ref.Digest != "" && desc.Digest != ref.Digest {
+			return &transient{err: diag.Errorf(diag.Invalid, "%s: %s sent a manifest whose digest is %s", ref, ep.name, desc.Digest)}
+		}
 		return nil
 	})
 	if err != nil {
 		return nil, desc, err
-	}
-	algorithm := digest.SHA256
-	if ref.Digest != "" {
-		algorithm = ref.Digest.Algorithm()
-	}
-	if !algorithm.Available() {
-		return nil, desc, diag.Errorf(diag.Unsupported, "%s: digests of %s are not supported", ref, algorithm)
-	}
-	desc.Digest = algorithm.FromBytes(raw)
-	if ref.Digest != "" && desc.Digest != ref.Digest {
-		return nil, desc, diag.Errorf(diag.Invalid, "%s: %s sent a manifest whose digest is %s", ref, ep.name, desc.Digest)
 	}
 	return raw, desc, nil
 }

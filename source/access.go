@@ -150,17 +150,23 @@ func (im *Images) prove(ctx context.Context, from provider, d image.Descriptor) 
 	if im.env.sent(from.place(), d.Digest) {
 		return nil
 	}
-	r, err := from.open(ctx, d, 0)
+	err := registry.Again(ctx, func() error {
+		r, err := from.open(ctx, d, 0)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		sum := d.Digest.Algorithm().Digester()
+		if _, err := io.Copy(sum.Hash(), r); err != nil {
+			return err
+		}
+		if got := sum.Digest(); got != d.Digest {
+			return registry.Blame(r, d.Digest, got)
+		}
+		return nil
+	})
 	if err != nil {
 		return err
-	}
-	defer r.Close()
-	sum := d.Digest.Verifier()
-	if _, err := io.Copy(sum, r); err != nil {
-		return err
-	}
-	if !sum.Verified() {
-		return diag.Errorf(diag.Invalid, "the bytes received for %s have another digest", d.Digest)
 	}
 	return im.env.learn(ctx, sentFact(from.place(), d.Digest))
 }

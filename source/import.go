@@ -227,26 +227,35 @@ func (im *Images) copyBlob(ctx context.Context, from provider, d image.Descripto
 	if _, ok := im.store.HasBlob(d.Digest); ok {
 		return im.prove(ctx, from, d)
 	}
-	w, err := im.store.NewBlob(ctx, d.Digest)
-	if err != nil {
+	proven := false
+	err := registry.Again(ctx, func() error {
+		w, err := im.store.NewBlob(ctx, d.Digest)
+		if err != nil {
+			return err
+		}
+		defer w.Abort()
+		if w.Complete() {
+			proven = true
+			return im.prove(ctx, from, d)
+		}
+		if err := im.resumable(ctx, w, from, d.Digest); err != nil {
+			return err
+		}
+		r, err := from.open(ctx, d, w.Offset())
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		if _, err := io.Copy(w, r); err != nil {
+			return err
+		}
+		got := w.Digest()
+		if _, _, err = w.Commit(ctx); err != nil && got != d.Digest { // nothing of it is kept
+			return registry.Blame(r, d.Digest, got)
+		}
 		return err
-	}
-	defer w.Abort()
-	if w.Complete() {
-		return im.prove(ctx, from, d)
-	}
-	if err := im.resumable(ctx, w, from, d.Digest); err != nil {
-		return err
-	}
-	r, err := from.open(ctx, d, w.Offset())
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	if _, err := io.Copy(w, r); err != nil {
-		return err
-	}
-	if _, _, err = w.Commit(ctx); err != nil || from.place() == "" {
+	})
+	if err != nil || proven || from.place() == "" {
 		return err
 	}
 	return im.env.learn(ctx, sentFact(from.place(), d.Digest))

@@ -308,20 +308,26 @@ func (im *Images) fetchBlob(ctx context.Context, d image.Descriptor, limit int64
 	if d.Size > limit {
 		return nil, diag.Errorf(diag.Exhausted, "%s has %d bytes, the limit is %d", d.Digest, d.Size, limit)
 	}
-	r, err := from.open(ctx, d, 0)
+	var raw []byte
+	err := registry.Again(ctx, func() error {
+		r, err := from.open(ctx, d, 0)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		if raw, err = io.ReadAll(io.LimitReader(r, limit+1)); err != nil {
+			return err
+		}
+		if int64(len(raw)) > limit {
+			return diag.Errorf(diag.Exhausted, "%s has more than %d bytes", d.Digest, limit)
+		}
+		if got := d.Digest.Algorithm().FromBytes(raw); got != d.Digest {
+			return registry.Blame(r, d.Digest, got)
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
-	}
-	defer r.Close()
-	raw, err := io.ReadAll(io.LimitReader(r, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(raw)) > limit {
-		return nil, diag.Errorf(diag.Exhausted, "%s has more than %d bytes", d.Digest, limit)
-	}
-	if got := d.Digest.Algorithm().FromBytes(raw); got != d.Digest {
-		return nil, diag.Errorf(diag.Invalid, "the bytes of %s have the digest %s", d.Digest, got)
 	}
 	if err := im.keep(ctx, d.Digest, raw); err != nil || from.place() == "" {
 		return raw, err
@@ -351,8 +357,16 @@ func (w watchedProvider) open(ctx context.Context, d image.Descriptor, offset in
 		return nil, err
 	}
 	w.p.sofar = offset
-	return struct {
-		io.Reader
-		io.Closer
-	}{&counted{r, w.p}, r}, nil
+	return &watched{counted{r, w.p}, r}, nil
 }
+
+// watched is a reader of a watchedProvider.
+type watched struct {
+	counted
+	r io.ReadCloser
+}
+
+func (w *watched) Close() error { return w.r.Close() }
+
+// Blame is documented at [registry.Blame].
+func (w *watched) Blame(got graph.Digest) error { return registry.Blame(w.r, "", got) }

@@ -71,20 +71,11 @@ func (u *unpacking) layer(ctx context.Context, i int) error {
 	if id, err := u.im.env.Hold.Chain(u.chains[i]); err == nil {
 		return u.verify(ctx, i, id)
 	}
-	draft, err := u.im.env.Hold.NewLayer(ctx)
+	draft, applied, err := u.fill(ctx, i)
 	if err != nil {
 		return err
 	}
 	defer draft.Discard()
-	done, err := u.slot(ctx)
-	if err != nil {
-		return err
-	}
-	applied, err := u.apply(ctx, i, draft)
-	done()
-	if err != nil {
-		return err
-	}
 	for _, below := range u.ready[:i] {
 		select {
 		case <-below:
@@ -104,6 +95,25 @@ func (u *unpacking) layer(ctx context.Context, i int) error {
 	}
 	u.take(i, draft.ID)
 	return nil
+}
+
+// fill makes a draft of layer i.
+func (u *unpacking) fill(ctx context.Context, i int) (draft *store.Draft, applied *layer.Applied, err error) {
+	done, err := u.slot(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer done()
+	err = registry.Again(ctx, func() error {
+		if draft, err = u.im.env.Hold.NewLayer(ctx); err != nil {
+			return err
+		}
+		if applied, err = u.apply(ctx, i, draft); err != nil {
+			draft.Discard()
+		}
+		return err
+	})
+	return draft, applied, err
 }
 
 // known takes a layer that is unpacked already, if the image's blob is known to be it.
@@ -141,7 +151,8 @@ func (u *unpacking) verify(ctx context.Context, i int, id store.LayerID) error {
 		return err
 	}
 	defer done()
-	if _, err := u.apply(ctx, i, nil); err != nil {
+	err = registry.Again(ctx, func() error { _, err := u.apply(ctx, i, nil); return err })
+	if err != nil {
 		return err
 	}
 	err = u.im.store.Update(ctx, func(b *store.Batch) error {
@@ -222,7 +233,7 @@ func (u *unpacking) apply(ctx context.Context, i int, draft *store.Draft) (*laye
 	var applied *layer.Applied
 	if offset == 0 {
 		applied, err = u.stream(ctx, i, in, draft)
-		if err != nil && (ctx.Err() != nil || d.Size-in.Size() > 8<<20) {
+		if err != nil && (ctx.Err() != nil || diag.KindOf(err) != diag.Invalid) {
 			return nil, err
 		}
 	}
@@ -232,8 +243,8 @@ func (u *unpacking) apply(ctx context.Context, i int, draft *store.Draft) (*laye
 		err = rerr
 	}
 	if got := w.Digest(); w.Offset() == d.Size && got != d.Digest {
-		_, _, err = w.Commit(ctx) // refuses them, and keeps nothing to resume from
-		return nil, diag.Errorf(diag.Invalid, "the bytes received for %s have the digest %s: %w", d.Digest, got, err)
+		_, _, _ = w.Commit(ctx) // refuses them, and keeps nothing to resume from
+		return nil, registry.Blame(body, d.Digest, got)
 	}
 	if err != nil {
 		return nil, err
