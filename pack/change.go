@@ -346,7 +346,7 @@ func (w *Workspace) Relayer(ctx context.Context, im *Image, opt relayer.Options)
 	var layers []*Layer
 	for i := range cut {
 		l := NewLayer(cut[i].Name, cut[i].Entries, layer.TarOptions{AllXattrs: true})
-		l.Annotations = cut[i].Annotations()
+		l.Annotations, l.Cut = cut[i].Annotations(), &cut[i]
 		l.History = image.History{CreatedBy: "strata image relayer: " + cut[i].Name, Created: im.Config.Created}
 		layers = append(layers, l)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/layer"
 	"github.com/strata-build/strata/registry"
+	"github.com/strata-build/strata/relayer"
 )
 
 // Image is an image of one platform. It is a value: the functions of this package that change images return new ones.
@@ -35,6 +36,7 @@ type Layer struct {
 	Name        string            // for people: a path, a component
 	Annotations map[string]string // of its descriptor
 	History     image.History     // its row in the history of a new image
+	Cut         *relayer.Layer    // what it was cut as; nil for others
 
 	mu      sync.Mutex
 	diffID  graph.Digest // "": not known yet

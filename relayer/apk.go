@@ -70,11 +70,15 @@ func (apk) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 		}
 	}
 	var out []Component
+	var newest int64
+	for _, p := range all {
+		newest = max(newest, p.built)
+	}
 	for _, p := range all {
 		c := Component{Name: "apk:" + root(p.origin), Paths: p.paths}
 		if p.built > 0 {
 			t := time.Unix(p.built, 0)
-			c.Clamp = &t
+			c.Clamp, c.Updates = &t, rateSince(t, time.Unix(newest, 0))
 		}
 		for _, d := range p.depends {
 			if o := root(origin[d]); o != "" && o != root(p.origin) {

@@ -5,9 +5,9 @@
 // component claims paths; each file belongs to one component at most. What nobody claims, package databases, caches, logs
 // and the metadata of directories make the top layer. An algorithm puts components into bins, one layer each:
 //
-//	popularity  what most others need has a layer of its own (Nix's layered images)
-//	auto        what the same big components need shares a layer
 //	origin      the biggest source packages have layers of their own
+//	auto        what the same big components need shares a layer
+//	popularity  what most others need has a layer of its own (Nix's layered images)
 //
 // The plan, which component is in which bin, is kept in annotations of the layers. A [Plan] that was read from the image
 // before keeps every component where it was; one bin is for components that are new. So a change of one component changes

@@ -21,6 +21,7 @@ const dpkgDir = "var/lib/dpkg"
 // deb is one installed binary package.
 type deb struct {
 	name, arch, source string
+	version            string
 	depends, provides  []string
 	list               string // the file with its paths
 }
@@ -46,9 +47,9 @@ func (dpkg) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 		source[d.name] = d.source
 	}
 	var out []Component
-	room := newNameBudget()
+	room, rates := newNameBudget(), debRates(fs, debs)
 	for _, d := range debs {
-		c := Component{Name: "deb:" + d.source}
+		c := Component{Name: "deb:" + d.source, Updates: rates[d.source]}
 		for _, n := range d.depends {
 			if s := source[n]; s != "" && s != d.source {
 				c.Needs = append(c.Needs, "deb:"+s)
@@ -81,7 +82,7 @@ func installed(fs *layer.FS) ([]deb, error) {
 			if m["Package"] == "" || p == paths[0] && (len(words) != 3 || words[2] == "config-files" || words[2] == "not-installed") {
 				return
 			}
-			d := deb{name: m["Package"], arch: m["Architecture"]}
+			d := deb{name: m["Package"], arch: m["Architecture"], version: m["Version"]}
 			d.source = cmp.Or(firstWord(m["Source"]), d.name)
 			d.depends = append(names(m["Depends"]), names(m["Pre-Depends"])...)
 			d.provides = names(m["Provides"])

@@ -147,10 +147,6 @@ func (g *dependencies) sizeOf(parts bitset) int64 {
 	return n
 }
 
-func (g *dependencies) known() bool {
-	return slices.ContainsFunc(g.needs, func(n []int) bool { return len(n) > 0 })
-}
-
 // popularity ranks components: the score of one is the sum, over itself and everything that needs it, of the number of
 // ways that lead there from the components that nothing needs. Members of a cycle count as one. The numbers grow
 // exponentially with depth. Source: the layering of nixpkgs' dockerTools.buildLayeredImage.

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -12,7 +13,7 @@ import (
 )
 
 // Algorithms lists the names that Options take.
-func Algorithms() []string { return []string{"popularity", "auto", "origin"} }
+func Algorithms() []string { return []string{"origin", "auto", "popularity"} }
 
 // plan puts the components into bins, bottom first: at most MaxLayers less the top layer, and less the one kept for
 // components to come.
@@ -34,16 +35,16 @@ func plan(comps []*component, opt Options) ([]bin, error) {
 	algorithm := opt.Algorithm
 	if algorithm == "" {
 		algorithm = "origin"
-		if g.known() {
+		if slices.ContainsFunc(comps, func(c *component) bool { return strings.HasPrefix(c.Name, "nix:") }) {
 			algorithm = "auto"
 		}
 	}
 	var bins []bin
 	switch algorithm {
 	case "popularity":
-		bins = singles(g.popularity(), budget)
+		bins = singles(g.popularity(), budget, tailBins(budget))
 	case "origin":
-		bins = singles(bySize(comps), budget)
+		bins = singles(bySize(comps), budget, pools(len(comps), budget))
 	case "auto":
 		bins = g.auto(budget)
 	default:
@@ -71,12 +72,25 @@ func bySize(comps []*component) []*component {
 // sends a part of the rest only.
 func tailBins(budget int) int { return max(1, budget/8) }
 
-// singles gives the first components a bin each, and spreads the rest.
-func singles(ranked []*component, budget int) []bin {
+// pools is tailBins for ranking by size: the more components get no bin of their own, the more of the bins are for them. It depends on
+// numbers that an update does not change, and takes few values, for another number moves components. ADR 15 has the measurements.
+func pools(comps, budget int) int {
+	rest := float64(comps-budget) / float64(comps)
+	want := 0.65 * float64(budget) * rest * rest
+	best := 1
+	for n := 1; n <= budget/2; n = max(n+1, n*4/3) {
+		if math.Abs(float64(n)-want) < math.Abs(float64(best)-want) {
+			best = n
+		}
+	}
+	return best
+}
+
+// singles gives the first components a bin each, and spreads the rest over n.
+func singles(ranked []*component, budget, n int) []bin {
 	if len(ranked) <= budget {
 		return alone(ranked)
 	}
-	n := tailBins(budget)
 	return append(spread(ranked[budget-n:], n), alone(ranked[:budget-n])...)
 }
 

@@ -241,6 +241,10 @@ func rpmComponents(list []rpmHeader) []Component {
 		}
 	}
 	var out []Component
+	var newest int64
+	for _, p := range list {
+		newest = max(newest, p.built)
+	}
 	for _, p := range list {
 		if p.name == "" || p.name == "gpg-pubkey" { // a key, no package
 			continue
@@ -248,7 +252,7 @@ func rpmComponents(list []rpmHeader) []Component {
 		c := Component{Name: "rpm:" + source[p.name], Paths: p.files}
 		if p.built > 0 {
 			t := time.Unix(p.built, 0)
-			c.Clamp = &t
+			c.Clamp, c.Updates = &t, rateSince(t, time.Unix(newest, 0))
 		}
 		for _, r := range p.requires {
 			if s := source[r]; s != "" && s != source[p.name] {

@@ -261,6 +261,27 @@ func newImagePushOnto(c *cli) *cobra.Command {
 	return cmd
 }
 
+// explainLayers shows what each layer of a relayered image costs.
+func explainLayers(w io.Writer, im *pack.Image) error {
+	t := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
+	fmt.Fprintf(t, "LAYERS OF %s\tPACKAGES\tSIZE\tUPDATES A YEAR\tSENT FOR EACH IMAGE\n", graph.FormatPlatform(im.Platform))
+	expected, all := 0.0, int64(0)
+	for _, l := range im.Layers {
+		if l.Cut == nil {
+			continue
+		}
+		updates := fmt.Sprintf("%.1f", l.Cut.Updates)
+		if l.Cut.Kind == "top" {
+			updates = "with each image"
+		}
+		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\n", l.Name, len(l.Cut.Components), bytesText(l.Cut.Bytes), updates, bytesText(int64(l.Cut.Expected)))
+		expected += l.Cut.Expected
+		all += l.Cut.Bytes
+	}
+	fmt.Fprintf(t, "all\t\t%s\t\t%s\n", bytesText(all), bytesText(int64(expected)))
+	return t.Flush()
+}
+
 func newImageRelayer(c *cli) *cobra.Command {
 	var d destination
 	var previous string
@@ -279,7 +300,8 @@ func newImageRelayer(c *cli) *cobra.Command {
 	d.readingAll(fs)
 	fs.StringVar(&previous, "previous", "", "Image whose plan is kept")
 	fs.StringArrayVar(&generators, "generator", nil, "What to look for, in this order: xattr, dpkg, apk, rpm, pacman, nix, python, node, binary, big (default all)")
-	parsedFlag(fs, spec{"algorithm", "name", "auto", "How packages are put into layers: " + strings.Join(relayer.Algorithms(), ", ")}, oneOf(relayer.Algorithms()...), func(s string) { opt.Algorithm = s })
+	parsedFlag(fs, spec{"algorithm", "name", "", "How packages are put into layers: " + strings.Join(relayer.Algorithms(), ", ") + " (default origin, auto for Nix)"}, oneOf(relayer.Algorithms()...), func(s string) { opt.Algorithm = s })
+	explain := fs.Bool("explain", false, "Only show the layers, what is in them, and how many bytes an update of the image would send on average")
 	fs.IntVar(&opt.MaxLayers, "max-layers", relayer.DefaultMaxLayers, "Most layers that the image may have")
 	epoch := fs.String("source-date-epoch", "", "Latest time of files, in seconds since 1970 (default $SOURCE_DATE_EPOCH, else no limit)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -322,6 +344,14 @@ func newImageRelayer(c *cli) *cobra.Command {
 				if images[i], err = w.Relayer(cmd.Context(), im, o); err != nil {
 					return err
 				}
+				if *explain {
+					if err := explainLayers(c.out, images[i]); err != nil {
+						return err
+					}
+				}
+			}
+			if *explain {
+				return nil
 			}
 			return c.write(cmd.Context(), w, &d, images, t)
 		})
