@@ -211,7 +211,11 @@ func (t *tarFiles) index(in *io.SectionReader) error {
 			break
 		}
 		if err != nil {
-			return diag.Errorf(diag.Invalid, "this is no image archive: %w", err)
+			if errors.Is(err, io.ErrUnexpectedEOF) {
+				return diag.Errorf(diag.Invalid, "the archive is cut off: its %d bytes end within the entry after %d others", t.size, n).
+					WithHint("copy or download it again")
+			}
+			return diag.Errorf(diag.Invalid, "this is not a tar archive: %w", err)
 		}
 		if n > maxFiles {
 			return diag.Errorf(diag.Exhausted, "the archive has more than %d entries", maxFiles)

@@ -170,6 +170,14 @@ func (e *Engine) made(ctx context.Context, j **Job, req *Request) (_ *Response, 
 		resp, err := b.call(ctx, req, dreq)
 		return resp, nil, opt, err
 	}
+	if len(req.NoCacheFilter) > 0 {
+		if dreq, err = dockerfile.ReadInputs(ctx, dreq, b); err != nil {
+			return nil, nil, opt, err
+		}
+		if err := b.checkStages(dreq); err != nil {
+			return nil, nil, opt, err
+		}
+	}
 	if *j, plan, err = e.planSealed(ctx, *j, dreq); err != nil {
 		return nil, nil, opt, err
 	}
@@ -179,6 +187,34 @@ func (e *Engine) made(ctx context.Context, j **Job, req *Request) (_ *Response, 
 		}
 	}
 	return nil, plan, req.attesting(plan), nil
+}
+
+// checkStages refuses names of stages that are to run and are not there: the stage that was meant would come from the cache.
+func (b *build) checkStages(d dockerfile.Request) error {
+	stages, err := dockerfile.Targets(d.Source)
+	if err != nil {
+		return nil // reading it says more of what is wrong
+	}
+	var names []string
+	for _, s := range stages {
+		if s.Name != "" {
+			names = append(names, s.Name)
+		}
+	}
+	for _, n := range d.NoCacheFilter {
+		if slices.ContainsFunc(names, func(s string) bool { return strings.EqualFold(s, n) }) {
+			continue
+		}
+		err := diag.Errorf(diag.NotFound, "--no-cache-filter %s: no stage has this name", n)
+		if near := diag.Suggest(n, names); near != "" {
+			return err.WithHint("did you mean %s?", near)
+		}
+		if len(names) == 0 {
+			return err.WithHint("no stage has a name: write FROM IMAGE AS NAME, or use --no-cache")
+		}
+		return err.WithHint("the stages with a name are: %s", strings.Join(names, ", "))
+	}
+	return nil
 }
 
 // dockerfile is the request as the frontend takes it.

@@ -250,7 +250,10 @@ func (e *Engine) PullImage(ctx context.Context, name string, ps []graph.Platform
 	if err != nil {
 		return nil, err
 	}
-	b := e.newBuild(ctx, JobOptions{Client: owner(), Session: s, Sink: sink})
+	b := e.newBuild(ctx, JobOptions{Client: owner(), Session: s, Sink: func(ev event.Event) {
+		ev.Reason = "" // a pull always asks the registry; nobody wants to know why it is not cached
+		sink.Emit(ev)
+	}})
 	defer b.close()
 	if len(ps) == 0 {
 		ps = []graph.Platform{Native()}

@@ -144,7 +144,25 @@ func (w *Workspace) Open(ctx context.Context, name string) (*Source, error) {
 	if path, ref, ok := archive.SplitPath(name); ok {
 		return w.fromFiles(ctx, path, ref)
 	}
+	if looksLikeFile(name) {
+		return nil, diag.Errorf(diag.NotFound, "there is no file %s", name).WithHint("an image of a registry with such a name is written docker://%s", name)
+	}
 	return w.fromRegistry(ctx, name)
+}
+
+// looksLikeFile reports whether a name is meant as a path rather than as an image of a registry.
+func looksLikeFile(name string) bool {
+	for _, p := range []string{"/", "./", "../"} {
+		if strings.HasPrefix(name, p) {
+			return true
+		}
+	}
+	for _, s := range []string{".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".oci"} {
+		if strings.HasSuffix(name, s) {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *Workspace) fromStore(ctx context.Context, name string) (*Source, error) {

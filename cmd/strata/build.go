@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -104,6 +105,19 @@ func (b *buildFlags) sourceFlags(fs *pflag.FlagSet) {
 	parsedFlag(fs, spec{"call", "method", "", "What to do: build, check, outline or targets"}, parseCall, func(s string) { r.Call = s })
 }
 
+// entitlements are what steps may be allowed besides.
+var entitlements = []string{"network.host", "security.insecure", "device"}
+
+func parseAllowed(s string) ([]string, error) {
+	list := strings.Split(s, ",")
+	for _, e := range list {
+		if _, err := oneOf(entitlements...)(e); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
 func parseCall(s string) (string, error) {
 	name, _, _ := strings.Cut(s, ",")
 	return oneOf("build", "check", "outline", "targets")(name)
@@ -136,12 +150,12 @@ func (b *buildFlags) accessFlags(fs *pflag.FlagSet) {
 	parsedFlag(fs, spec{"network", "mode", "", "Network of RUN steps: default, none or host"}, parseNetwork, func(n graph.Network) { r.Network = n })
 	parsedFlag(fs, spec{"add-host", "list", "", "Add a line to /etc/hosts of RUN steps: HOST:IP"}, parseHost, func(h graph.HostIP) { r.ExtraHosts = append(r.ExtraHosts, h) })
 	fs.StringArrayVar(&b.policies, "source-policy", nil, "Allow, deny or replace sources as the rules of a JSON file say (default $EXPERIMENTAL_BUILDKIT_SOURCE_POLICY)")
-	fs.StringSliceVar(&r.Allow, "allow", nil, "Allow what is refused by default: network.host, security.insecure, device")
+	parsedFlag(fs, spec{"allow", "list", "", "Allow what is refused by default: " + strings.Join(entitlements, ", ")}, parseAllowed, func(e []string) { r.Allow = append(r.Allow, e...) })
 }
 
 func (b *buildFlags) limitFlags(fs *pflag.FlagSet) {
 	l := &b.req.Limits
-	bytesFlag(fs, "memory,m", "Memory limit of each step", &l.Memory)
+	memoryFlag(fs, "Memory limit of each step", &l.Memory)
 	parsedFlag(fs, spec{"memory-swap", "bytes", "", "Limit of memory and swap together; -1 is no limit"}, func(s string) (int64, error) {
 		if s == "-1" {
 			return -1, nil
@@ -186,6 +200,9 @@ func (b *buildFlags) run(ctx context.Context, c *cli, contextArg string) (err er
 	if err != nil {
 		return err
 	}
+	if on, err := strconv.ParseBool(b.req.BuildArgs["BUILDKIT_INLINE_CACHE"]); err == nil && on { // as buildx and Docker take it
+		b.cacheTo = append(b.cacheTo, engine.CacheSpec{Type: "inline", Attrs: map[string]string{}})
+	}
 	b.setCaches(c, src.dirs, targets)
 	if b.req.Epoch, err = parseEpoch(firstOf(b.epoch, os.Getenv("SOURCE_DATE_EPOCH"))); err != nil {
 		return diag.Errorf(diag.Invalid, "source-date-epoch %q: %s", firstOf(b.epoch, os.Getenv("SOURCE_DATE_EPOCH")), err)
@@ -219,9 +236,24 @@ func (b *buildFlags) run(ctx context.Context, c *cli, contextArg string) (err er
 	resp, err := eng.Build(ctx, b.req, sess, show.Sink())
 	show.Close(err)
 	if err != nil {
-		return withTail(err, show)
+		return withTail(c.besideState(err, src.dirs["context"].Path), show)
 	}
 	return b.report(c, mode, resp)
+}
+
+// besideState explains that a context changes while it is read because Strata's own state is in it.
+func (c *cli) besideState(err error, context string) error {
+	d, ok := errors.AsType[*diag.Error](err)
+	if !ok || d.Kind != diag.Conflict || context == "" {
+		return err
+	}
+	dir, aerr := filepath.Abs(context)
+	root, rerr := filepath.Abs(c.root)
+	rel, lerr := filepath.Rel(dir, root)
+	if errors.Join(aerr, rerr, lerr) != nil || rel == ".." || strings.HasPrefix(rel, "../") {
+		return err
+	}
+	return d.WithHint("the build context has Strata's state in it: exclude %s in .dockerignore, or choose another --root", rel)
 }
 
 // withTail adds the last lines of the failed step to an error that has none.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -29,6 +30,10 @@ func parseCache(s string) (engine.CacheSpec, error) {
 	}
 	a, err := attributes(s)
 	if err != nil {
+		first, rest, _ := strings.Cut(s, ",")
+		if d, ok := errors.AsType[*diag.Error](err); ok && d.Hint == "" && !strings.Contains(first, "=") && rest != "" {
+			err = d.WithHint("write type=registry,ref=%s,%s", first, rest)
+		}
 		return engine.CacheSpec{}, err
 	}
 	spec := engine.CacheSpec{Type: a["type"], Attrs: a}

@@ -51,6 +51,20 @@ func bytesFlag(fs *pflag.FlagSet, name, usage string, to *int64) {
 	parsedFlag(fs, spec{name, "bytes", "", usage}, parseBytes, func(n int64) { *to = n })
 }
 
+// minMemory is the least memory limit, in bytes: that of Docker. The kernel needs some of it before a program runs.
+const minMemory = 6 << 20
+
+// memoryFlag adds the memory limit of a step.
+func memoryFlag(fs *pflag.FlagSet, usage string, to *int64) {
+	parsedFlag(fs, spec{"memory,m", "bytes", "", usage}, func(s string) (int64, error) {
+		n, err := parseBytes(s)
+		if err == nil && n > 0 && n < minMemory {
+			err = invalid("no program can start with so little memory").WithHint("the least is %d MiB", minMemory>>20)
+		}
+		return n, err
+	}, func(n int64) { *to = n })
+}
+
 // pairFlag adds a repeatable NAME=VALUE flag.
 func pairFlag(fs *pflag.FlagSet, name, usage string, to map[string]string) {
 	fs.Var(&parsed{kind: "list", set: func(s string) error {

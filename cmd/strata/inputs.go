@@ -10,8 +10,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/archive"
 	"github.com/strata-build/strata/diag"
@@ -83,22 +85,18 @@ func (in *inputs) setContext(c *cli, arg string) error {
 }
 
 func (in *inputs) setFile(c *cli, file string) error {
-	switch {
-	case file == "-":
-		dir, err := in.tempDir()
+	if file == "-" {
+		return in.readFile(c.in, "standard input")
+	}
+	if st, err := os.Stat(file); err == nil && st.Mode()&fs.ModeNamedPipe != 0 { // strata build -f <(generate) .
+		f, err := openPipe(file)
 		if err != nil {
 			return err
 		}
-		f, err := os.Create(filepath.Join(dir, "Dockerfile"))
-		if err != nil {
-			return diag.Errorf(diag.Internal, "the Dockerfile: %w", err)
-		}
-		_, err = io.Copy(f, c.in)
-		if err = errors.Join(err, f.Close()); err != nil {
-			return diag.Errorf(diag.Invalid, "the Dockerfile on standard input: %w", err)
-		}
-		in.dockerfile, in.dirs["dockerfile"] = "Dockerfile", session.Dir{Path: dir, Key: "stdin"}
-		return nil
+		defer f.Close()
+		return in.readFile(f, file)
+	}
+	switch {
 	case in.context != "":
 		in.dockerfile = file
 		return nil
@@ -131,6 +129,46 @@ func (in *inputs) setFile(c *cli, file string) error {
 	case st.IsDir():
 		return diag.Errorf(diag.Invalid, "the Dockerfile %s is a directory", path)
 	}
+	return nil
+}
+
+// pipePatience is how long somebody may take to begin to write to a pipe with a name. One that the shell has opened has a writer.
+const pipePatience = 10 * time.Second
+
+// openPipe opens a pipe for reading. To open one that nobody writes to would wait for ever.
+func openPipe(name string) (*os.File, error) {
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, diag.Errorf(diag.Denied, "the Dockerfile: %w", &os.PathError{Op: "open", Path: name, Err: err})
+	}
+	f := os.NewFile(uintptr(fd), name) // non-blocking: it can have a deadline
+	if strings.HasPrefix(name, "/dev/") || strings.HasPrefix(name, "/proc/") {
+		return f, nil
+	}
+	events := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	if n, err := unix.Poll(events, int(pipePatience.Milliseconds())); n == 0 || err != nil {
+		return nil, errors.Join(diag.Errorf(diag.Invalid, "nobody writes to the pipe %s, which is to be the Dockerfile", name), f.Close())
+	}
+	return f, nil
+}
+
+// readFile takes a Dockerfile that can be read only once.
+func (in *inputs) readFile(r io.Reader, name string) error {
+	dir, err := in.tempDir()
+	if err != nil {
+		return err
+	}
+	text, err := io.ReadAll(io.LimitReader(r, maxDockerfile+1))
+	if err != nil {
+		return diag.Errorf(diag.Invalid, "the Dockerfile on %s: %w", name, err)
+	}
+	if len(text) > maxDockerfile {
+		return diag.Errorf(diag.Exhausted, "the Dockerfile on %s has more than %d bytes", name, maxDockerfile)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), text, 0o600); err != nil {
+		return diag.Errorf(diag.Internal, "the Dockerfile: %w", err)
+	}
+	in.dockerfile, in.dirs["dockerfile"] = "Dockerfile", session.Dir{Path: dir, Key: "stdin"}
 	return nil
 }
 

@@ -182,7 +182,7 @@ type destination struct {
 
 func (d *destination) flags(fs *pflag.FlagSet) {
 	fs.StringVarP(&d.path, "output", "o", "", "File or directory to write; - is standard output")
-	parsedFlag(fs, spec{"format", "format", "oci-archive", "Format of --output: " + strings.Join(pack.Formats(), ", ")}, oneOf(pack.Formats()...), func(s string) { d.format = s })
+	parsedFlag(fs, spec{"format", "format", "oci-archive", "Format of --output: " + strings.Join(pack.Formats(), ", ")}, parseFormat, func(s string) { d.format = s })
 	fs.StringArrayVarP(&d.tags, "tag", "t", nil, "Name of the image; the tag 'auto' is made of its digest")
 	fs.BoolVar(&d.push, "push", false, "Send the image to the registry that --tag names; what is there already is neither sent nor made")
 	fs.BoolVar(&d.load, "load", false, "Put the image into the store")
@@ -339,4 +339,12 @@ func commandLine(s string) ([]string, error) {
 		return nil, diag.Errorf(diag.Invalid, "%w", err)
 	}
 	return out, nil
+}
+
+// parseFormat reads the format of an archive. "docker" is what image save calls it.
+func parseFormat(s string) (string, error) {
+	if s == "docker" {
+		return string(pack.DockerArchive), nil
+	}
+	return oneOf(pack.Formats()...)(s)
 }

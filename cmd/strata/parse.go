@@ -83,6 +83,9 @@ func parseSecret(s string) (string, session.SecretSource, error) {
 	var src session.SecretSource
 	a, err := attributes(s, "id", "src", "source", "env", "type")
 	if err != nil {
+		if d, ok := errors.AsType[*diag.Error](err); ok && d.Hint == "" && !strings.Contains(s, "=") {
+			err = d.WithHint("write --secret id=%s, or --secret id=NAME,src=FILE", s)
+		}
 		return "", src, err
 	}
 	file := a["src"]

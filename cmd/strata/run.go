@@ -47,7 +47,7 @@ func newRun(c *cli) *cobra.Command {
 	parsedFlag(fs, spec{"add-host", "list", "", "Add a line to /etc/hosts: HOST:IP"}, parseHost, func(h graph.HostIP) { req.ExtraHosts = append(req.ExtraHosts, h) })
 	parsedFlag(fs, spec{"volume,v", "list", "", "Mount a file or directory: SOURCE:TARGET[:ro]"}, parseBind, func(b engine.Bind) { req.Binds = append(req.Binds, b) })
 	fs.BoolVar(&req.ReadOnly, "read-only", false, "Make the root file system read-only")
-	bytesFlag(fs, "memory,m", "Memory limit", &req.Limits.Memory)
+	memoryFlag(fs, "Memory limit", &req.Limits.Memory)
 	parsedFlag(fs, spec{"platform", "platform", "", "Platform of the image (default that of this machine)"}, parsePlatform, func(p graph.Platform) { req.Platform = p })
 	fs.Var(&parsed{kind: "command", set: func(s string) error {
 		req.Entrypoint = []string{s}
