@@ -30,6 +30,7 @@ func (b *build) call(ctx context.Context, req *Request, d dockerfile.Request) (*
 			return nil, c.Err
 		}
 		resp.Metadata["warnings"] = c.Warnings
+		resp.Metadata["check"] = NewLintAnswer(c, error.Error)
 		printWarnings(&out, c.Warnings)
 		resp.Findings = len(c.Warnings)
 	case req.Call == "outline":
@@ -37,14 +38,14 @@ func (b *build) call(ctx context.Context, req *Request, d dockerfile.Request) (*
 		if err != nil {
 			return nil, err
 		}
-		resp.Metadata["outline"] = o
+		resp.Metadata["outline"] = NewOutlineAnswer(o)
 		printOutline(&out, o)
 	case req.Call == "targets":
 		ts, err := dockerfile.Targets(d.Source)
 		if err != nil {
 			return nil, err
 		}
-		resp.Metadata["targets"] = ts
+		resp.Metadata["targets"] = NewTargetsAnswer(ts, d.Source)
 		w := tabwriter.NewWriter(&out, 0, 8, 2, ' ', 0)
 		fmt.Fprintln(w, "TARGET\tDESCRIPTION")
 		for _, t := range ts {

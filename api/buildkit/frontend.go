@@ -281,7 +281,7 @@ func (b *bridge) converse(c *engine.Container, p engine.Process) (*engine.Exit, 
 	}
 	who := peerOf(b.ctx).Identity
 	k := &link{end: func() { _ = conn.Close() }}
-	b.s.memory.open(k, who)
+	b.s.quota.memory.open(k, who)
 	defer k.close()
 	l := newOneConn(newWire(conn, k, asServer))
 	g := grpc.NewServer(b.s.calls(b.belong, func(context.Context) string { return who }, k)...)

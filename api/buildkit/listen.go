@@ -205,7 +205,7 @@ func (i identify) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo,
 	if err != nil {
 		return nil, nil, errors.Join(err, conn.Close())
 	}
-	i.s.memory.open(i.link, who.Identity)
+	i.s.quota.memory.open(i.link, who.Identity)
 	return newWire(counted, i.link, asServer), who, nil
 }
 

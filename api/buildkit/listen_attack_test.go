@@ -61,7 +61,7 @@ func TestSlowHandshake(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{greeting: time.Second, quota: newQuota(Limits{}), memory: newMemory(1 << 20), health: health.NewServer()}
+	s := &Server{greeting: time.Second, quota: newQuota(Limits{}), health: health.NewServer()}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.accept(ctx, l) }()

@@ -89,9 +89,9 @@ func (c *rawClient) begin(id uint32, size int) error {
 
 // holding is what the server counts for all clients.
 func (s *Server) holding() (n int64) {
-	s.memory.mu.Lock()
-	defer s.memory.mu.Unlock()
-	for _, h := range s.memory.clients {
+	s.quota.memory.mu.Lock()
+	defer s.quota.memory.mu.Unlock()
+	for _, h := range s.quota.memory.clients {
 		n += h.bytes
 	}
 	return n

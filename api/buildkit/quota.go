@@ -37,7 +37,8 @@ func (l Limits) withDefaults() Limits {
 
 // quota counts what clients have.
 type quota struct {
-	most Limits
+	most   Limits
+	memory *memory
 
 	mu      sync.Mutex
 	clients map[string]*share
@@ -50,7 +51,8 @@ type share struct {
 }
 
 func newQuota(l Limits) *quota {
-	return &quota{most: l.withDefaults(), clients: map[string]*share{}}
+	l = l.withDefaults()
+	return &quota{most: l, memory: newMemory(l.MessageBytes), clients: map[string]*share{}}
 }
 
 // take changes what a client has, unless it has too much then. What is given back always succeeds.

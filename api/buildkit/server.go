@@ -52,7 +52,6 @@ type Server struct {
 	tenants  tenants
 	conns    atomic.Int64
 	quota    *quota
-	memory   *memory
 	health   *health.Server
 	greeting time.Duration   // for a client to say who it is
 	stopping context.Context // ends when the server is to end
@@ -72,7 +71,6 @@ func New(e *engine.Engine, opt Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{built: make(chan struct{}, 1), quota: newQuota(opt.Limits), e: e, opt: opt, id: id, greeting: greetPatience, tenants: tenants{all: map[string]*tenant{}}}
-	s.memory = newMemory(s.quota.most.MessageBytes)
 	s.health = health.NewServer()
 	s.health.SetServingStatus("", grpc_health_v1.HealthCheckResponse_SERVING)
 	_, err = s.tenant("")

@@ -2,21 +2,17 @@ package buildkit
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/moby/buildkit/solver/errdefs"
-	"github.com/moby/buildkit/solver/pb"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/dockerfile"
 	"github.com/strata-build/strata/engine"
-	"github.com/strata-build/strata/llb"
 )
 
 // Questions that a client may ask about a Dockerfile. Source: frontend/subrequests.
@@ -124,58 +120,8 @@ func answer(v any, print func(*texts)) (*result, error) {
 	return &result{meta: map[string][]byte{"result.json": raw, "result.txt": w.Bytes(), "version": []byte("1.0.0")}}, nil
 }
 
-func location(at []diag.Span) *pb.Location {
-	if len(at) == 0 {
-		return nil
-	}
-	l := &pb.Location{}
-	for _, s := range at {
-		l.Ranges = append(l.Ranges, llb.Ranges(s)...)
-	}
-	return l
-}
-
-// need is a secret, an ssh agent or a cache mount in an outline.
-type need struct {
-	Name     string       `json:"name,omitempty"`
-	ID       string       `json:"ID,omitempty"` // of a cache mount, instead of the name
-	Required bool         `json:"required,omitempty"`
-	Location *pb.Location `json:"location,omitempty"`
-}
-
-type argument struct {
-	Name        string       `json:"name"`
-	Description string       `json:"description,omitempty"`
-	Value       string       `json:"value,omitempty"`
-	Location    *pb.Location `json:"location,omitempty"`
-}
-
 func outlineAnswer(o *dockerfile.Outline) (*result, error) {
-	out := struct {
-		Name        string     `json:"name,omitempty"`
-		Description string     `json:"description,omitempty"`
-		Args        []argument `json:"args,omitempty"`
-		Secrets     []need     `json:"secrets,omitempty"`
-		SSH         []need     `json:"ssh,omitempty"`
-		Cache       []need     `json:"cache,omitempty"`
-		Sources     [][]byte   `json:"sources,omitempty"`
-	}{Name: o.Name, Description: o.Description}
-	if o.Source != nil {
-		out.Sources = [][]byte{o.Source.Data}
-	}
-	for _, a := range o.Args {
-		out.Args = append(out.Args, argument{a.Name, a.Description, a.Value, location(a.At)})
-	}
-	for _, n := range o.Secrets {
-		out.Secrets = append(out.Secrets, need{Name: n.Name, Required: n.Required, Location: location(n.At)})
-	}
-	for _, n := range o.SSH {
-		out.SSH = append(out.SSH, need{Name: n.Name, Required: n.Required, Location: location(n.At)})
-	}
-	for _, n := range o.Cache {
-		out.Cache = append(out.Cache, need{ID: n.Name, Location: location(n.At)})
-	}
-	return answer(out, func(w *texts) { outlineText(w, o) })
+	return answer(engine.NewOutlineAnswer(o), func(w *texts) { outlineText(w, o) })
 }
 
 func outlineText(w *texts, o *dockerfile.Outline) {
@@ -215,22 +161,7 @@ func outlineText(w *texts, o *dockerfile.Outline) {
 }
 
 func targetsAnswer(ts []dockerfile.TargetInfo, src *diag.Source) (*result, error) {
-	type target struct {
-		Name        string       `json:"name,omitempty"`
-		Default     bool         `json:"default,omitempty"`
-		Description string       `json:"description,omitempty"`
-		Base        string       `json:"base,omitempty"`
-		Platform    string       `json:"platform,omitempty"`
-		Location    *pb.Location `json:"location,omitempty"`
-	}
-	out := struct {
-		Targets []target `json:"targets"`
-		Sources [][]byte `json:"sources"`
-	}{Sources: [][]byte{src.Data}}
-	for _, t := range ts {
-		out.Targets = append(out.Targets, target{t.Name, t.Default, t.Description, t.Base, t.Platform, location(t.At)})
-	}
-	return answer(out, func(w *texts) {
+	return answer(engine.NewTargetsAnswer(ts, src), func(w *texts) {
 		w.table(1, "TARGET\tDESCRIPTION")
 		for _, t := range ts {
 			name := t.Name
@@ -242,52 +173,11 @@ func targetsAnswer(ts []dockerfile.TargetInfo, src *diag.Source) (*result, error
 	})
 }
 
-// lintAnswer is the answer to askLint. A place is of the source with its index; -1 = of none.
+// lintAnswer is the answer to askLint.
 func lintAnswer(c *dockerfile.Checked) (*result, error) {
-	type warning struct {
-		RuleName    string       `json:"ruleName"`
-		Description string       `json:"description,omitempty"`
-		URL         string       `json:"url,omitempty"`
-		Detail      string       `json:"detail,omitempty"`
-		Location    *pb.Location `json:"location,omitempty"`
-	}
-	type failure struct {
-		Message  string       `json:"message"`
-		Location *pb.Location `json:"location"`
-	}
-	out := struct {
-		Warnings []warning        `json:"warnings"`
-		Sources  []*pb.SourceInfo `json:"sources"`
-		Error    *failure         `json:"buildError,omitempty"`
-	}{}
-	var all []*diag.Source
-	at := func(spans []diag.Span) *pb.Location {
-		l := location(spans)
-		if l == nil || spans[0].Source == nil {
-			return &pb.Location{SourceIndex: -1}
-		}
-		i := slices.Index(all, spans[0].Source)
-		if i < 0 {
-			i = len(all)
-			all = append(all, spans[0].Source)
-			out.Sources = append(out.Sources, llb.SourceInfo(spans[0].Source))
-		}
-		l.SourceIndex = int32(i)
-		return l
-	}
-	at([]diag.Span{c.Source.Lines(1, 1)}) // the first source is the Dockerfile, whether something is found in it or not
-	for _, w := range c.Warnings {
-		out.Warnings = append(out.Warnings, warning{w.Rule, strings.Join(w.Detail, "\n"), w.URL, w.Msg, at(w.At)})
-	}
+	out := engine.NewLintAnswer(c, message)
 	status := "0"
-	if len(c.Warnings) > 0 {
-		status = "1"
-	}
-	if err := cmp.Or(c.Err, c.Failure); err != nil {
-		out.Error = &failure{message(err), at(diag.Flatten(err).At)}
-		if out.Error.Location.SourceIndex < 0 {
-			out.Error.Location.SourceIndex = 0
-		}
+	if len(c.Warnings) > 0 || out.Error != nil {
 		status = "1"
 	}
 	res, err := answer(out, func(w *texts) {

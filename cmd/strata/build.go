@@ -35,6 +35,7 @@ type buildFlags struct {
 	cacheFrom  []engine.CacheSpec
 	cacheTo    []engine.CacheSpec
 	push, load bool
+	call       call
 	epoch      string
 	policies   []string // files
 	iidFile    string
@@ -102,7 +103,7 @@ func (b *buildFlags) sourceFlags(fs *pflag.FlagSet) {
 	fs.Lookup("relayer").NoOptDefVal = "auto"
 	fs.BoolVar(&r.VerifyOutput, "verify-output", false, "Make the layers of OUTPUT again without input, and compare")
 	fs.BoolVar(&r.Check, "check", false, "Check the Dockerfile for mistakes and build nothing")
-	parsedFlag(fs, spec{"call", "method", "", "What to do: build, check, outline or targets"}, parseCall, func(s string) { r.Call = s })
+	parsedFlag(fs, spec{"call", "method", "", "What to do: build, check, outline or targets[,format=text|json][,ignorestatus]"}, parseCall, func(c call) { b.call, r.Call = c, c.name })
 }
 
 // entitlements are what steps may be allowed besides.
@@ -118,9 +119,33 @@ func parseAllowed(s string) ([]string, error) {
 	return list, nil
 }
 
-func parseCall(s string) (string, error) {
-	name, _, _ := strings.Cut(s, ",")
-	return oneOf("build", "check", "outline", "targets")(name)
+// call is what --call asks for.
+type call struct {
+	name         string
+	json         bool // print the answer as BuildKit's clients do with format=json
+	ignoreStatus bool // findings are not a failure
+}
+
+func parseCall(s string) (c call, err error) {
+	name, rest, _ := strings.Cut(s, ",")
+	if c.name, err = oneOf("build", "check", "outline", "targets")(name); err != nil || rest == "" {
+		return c, err
+	}
+	parts, err := fields(rest)
+	for _, f := range parts {
+		switch {
+		case f.name == "format" && (f.value == "json" || f.value == "text"):
+			c.json = f.value == "json"
+		case f.name == "format":
+			return c, invalid("unknown format %q: it must be text or json", f.value)
+		case f.name == "ignorestatus" && (!f.hasValue || f.value == "true" || f.value == "false"):
+			c.ignoreStatus = f.value != "false"
+		default:
+			known := []string{"format", "ignorestatus"}
+			return c, suggest(invalid("unknown attribute %q: it must be one of %s", f.name, strings.Join(known, ", ")), f.name, known)
+		}
+	}
+	return c, err
 }
 
 func (b *buildFlags) imageFlags(fs *pflag.FlagSet) {
@@ -323,8 +348,16 @@ func (b *buildFlags) report(c *cli, mode progress.Mode, resp *engine.Response) e
 			return err
 		}
 	}
+	if b.call.json {
+		data, err := json.MarshalIndent(resp.Metadata[b.call.name], "", "  ")
+		if err != nil {
+			return diag.Errorf(diag.Internal, "--call: %w", err)
+		}
+		fmt.Fprintf(c.out, "%s\n", data)
+		resp.Text = ""
+	}
 	switch {
-	case resp.Findings > 0:
+	case resp.Findings > 0 && !b.call.ignoreStatus:
 		fmt.Fprint(c.err, resp.Text)
 		return exitCode(1)
 	case resp.Text != "":
