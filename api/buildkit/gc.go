@@ -112,6 +112,14 @@ func (s *Server) collecting(ctx context.Context) {
 	}
 }
 
+// Built says that a build of any client has ended: the rules are carried out soon.
+func (s *Server) Built() {
+	select {
+	case s.built <- struct{}{}:
+	default: // the next collection has not begun
+	}
+}
+
 // collect carries the rules out, one after the other.
 func (s *Server) collect(ctx context.Context) (freed int64, err error) {
 	var all []*tenant

@@ -58,10 +58,7 @@ func (s *Server) Solve(ctx context.Context, req *control.SolveRequest) (*control
 		s.endRecord(context.WithoutCancel(ctx), b, resp, err)
 	}
 	t.builds.remove(b)
-	select {
-	case s.built <- struct{}{}:
-	default: // the next collection has not begun
-	}
+	s.Built()
 	if err != nil {
 		return nil, err
 	}

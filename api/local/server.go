@@ -27,6 +27,8 @@ type ServeOptions struct {
 	Log  *slog.Logger
 	// Stays is for an engine that somebody serves on purpose: daemon stop does not end it.
 	Stays bool
+	// Built is called when a build has ended; nil = nobody waits for that.
+	Built func()
 }
 
 // server is one engine and its callers.
@@ -196,6 +198,9 @@ func (s *server) serve(ctx context.Context, u *net.UnixConn) {
 	v, err := call.run(ctx)
 	if err != nil && context.Cause(ctx) == errStopped {
 		err = errStopped
+	}
+	if req.Method == "build" && s.opt.Built != nil {
+		s.opt.Built()
 	}
 	s.finish()                                   // who has the answer may stop the engine
 	_ = c.write(frameDone, outcomeOf(0, v, err)) // a client that is gone needs no answer
