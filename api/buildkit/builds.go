@@ -122,13 +122,13 @@ func (s *Server) Status(req *control.StatusRequest, stream control.Control_Statu
 		return t.history.sendLog(r, stream.Send)
 	}
 	if b := t.builds.past(req.Ref); b != nil {
-		return b.journal.follow(stream.Context(), stream.Send)
+		return b.journal.follow(stream.Context(), s.opt.LogLimits.clip(stream.Send))
 	}
 	b, err := t.builds.wait(stream.Context(), req.Ref, 6*time.Second)
 	if err != nil {
 		return err
 	}
-	return b.journal.follow(stream.Context(), stream.Send)
+	return b.journal.follow(stream.Context(), s.opt.LogLimits.clip(stream.Send))
 }
 
 // buildID names the metadata with which a forwarded call says which build it belongs to.

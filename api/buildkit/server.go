@@ -40,6 +40,7 @@ type Options struct {
 	Tracer       *tracing.Tracer // nil = builds are not traced. It is the engine's to close
 	Tenancy      Tenancy         // "" = TenancyNone
 	GC           []GCRule        // carried out at the start and after builds
+	LogLimits    *LogLimits      // nil = clients that watch a build get its whole log
 }
 
 // Server is an engine as BuildKit's clients see it.

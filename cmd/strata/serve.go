@@ -175,7 +175,7 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 		return err
 	}
 	defer func() { err = errors.Join(err, eng.Close()) }()
-	bk, err := buildkit.New(eng, buildkit.Options{Log: log, Version: version, Entitlements: v.entitlements, Labels: labels, History: past, Tracer: opt.Tracer, ProxyNetwork: v.proxied, Frontends: use, Tenancy: buildkit.Tenancy(v.tenancy), GC: rules})
+	bk, err := buildkit.New(eng, buildkit.Options{Log: log, Version: version, Entitlements: v.entitlements, Labels: labels, History: past, Tracer: opt.Tracer, ProxyNetwork: v.proxied, Frontends: use, Tenancy: buildkit.Tenancy(v.tenancy), GC: rules, LogLimits: stepLogLimits()})
 	if err != nil {
 		return err
 	}

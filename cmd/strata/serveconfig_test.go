@@ -195,3 +195,22 @@ func TestCacheRules(t *testing.T) {
 		t.Errorf("a misspelt setting: %q %v", log, err)
 	}
 }
+
+func TestServeStepLogLimits(t *testing.T) {
+	for _, c := range []struct {
+		size, speed string
+		want        *buildkit.LogLimits
+	}{
+		{"", "", nil},
+		{"much", "", nil},
+		{"1000", "", &buildkit.LogLimits{Size: 1000, Speed: 200 << 10}},
+		{"", "1000", &buildkit.LogLimits{Size: 2 << 20, Speed: 1000}},
+		{"-1", "-1", &buildkit.LogLimits{Size: -1, Speed: -1}},
+	} {
+		t.Setenv("BUILDKIT_STEP_LOG_MAX_SIZE", c.size)
+		t.Setenv("BUILDKIT_STEP_LOG_MAX_SPEED", c.speed)
+		if got := stepLogLimits(); !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%q %q: %+v", c.size, c.speed, got)
+		}
+	}
+}

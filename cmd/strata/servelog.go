@@ -4,8 +4,10 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strconv"
 	"strings"
 
+	"github.com/strata-build/strata/api/buildkit"
 	"github.com/strata-build/strata/diag"
 )
 
@@ -77,4 +79,19 @@ func levelName(l slog.Level) string {
 		return "warning"
 	}
 	return strings.ToLower(l.String())
+}
+
+// stepLogLimits reads BuildKit's variables. Without them nothing is clipped; with one of them the other has BuildKit's default.
+func stepLogLimits() *buildkit.LogLimits {
+	size, errSize := strconv.ParseInt(os.Getenv("BUILDKIT_STEP_LOG_MAX_SIZE"), 10, 32)
+	speed, errSpeed := strconv.ParseInt(os.Getenv("BUILDKIT_STEP_LOG_MAX_SPEED"), 10, 32)
+	switch {
+	case errSize != nil && errSpeed != nil:
+		return nil
+	case errSize != nil:
+		size = 2 << 20
+	case errSpeed != nil:
+		speed = 200 << 10
+	}
+	return &buildkit.LogLimits{Size: size, Speed: speed}
 }
