@@ -7,7 +7,6 @@ import (
 	"syscall"
 
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
-	"github.com/moby/buildkit/solver/pb"
 	"github.com/tonistiigi/fsutil/types"
 	"golang.org/x/sys/unix"
 
@@ -60,7 +59,7 @@ func (g bridgeServer) Ping(ctx context.Context, _ *gateway.PingRequest) (*gatewa
 	if _, err := g.bridgeOf(ctx); err != nil {
 		return nil, err
 	}
-	return &gateway.PongResponse{FrontendAPICaps: gateway.Caps.All(), LLBCaps: pb.Caps.All(), Workers: g.s.workers()}, nil
+	return &gateway.PongResponse{FrontendAPICaps: frontendAPICaps(), LLBCaps: llbCaps(), Workers: g.s.workers()}, nil
 }
 
 // Return ends the build with a result or an error.
