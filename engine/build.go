@@ -51,6 +51,7 @@ type build struct {
 	caches  *caches               // elsewhere
 	policy  SourcePolicy          // nil = every source may be used
 	policed policed
+	nests   nestedBuilds
 
 	keepFailed bool // steps that fail leave what they have written until the build ends
 	mu         sync.Mutex

@@ -139,6 +139,50 @@ func TestNestedBuild(t *testing.T) {
 	}
 }
 
+// A definition holds a definition, which holds the next one, and so on: each takes memory while those below it run.
+func TestAttackNestedBuildsWithoutEnd(t *testing.T) {
+	d := newDefinitions(t)
+	nest := func(depth int) client.State {
+		s := file(client.Scratch(), "/x", "inner")
+		for range depth {
+			def, err := s.Marshal(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			raw, err := def.ToPB().Marshal()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s = file(client.Scratch(), "/d", string(raw)).With(llbbuild.Build(llbbuild.WithFilename("/d")))
+		}
+		return s
+	}
+	d.want("inner", nest(20), "/x")
+	if _, err := d.read(nest(maxNestedBuilds+1), "/x"); diag.KindOf(err) != diag.Exhausted {
+		t.Errorf("deep: %v", err)
+	}
+	d.want("inner", nest(21), "/x") // what one build had is not held against the next
+}
+
+// Nested builds are counted together, whatever makes them many or big.
+func TestAttackManyNestedBuilds(t *testing.T) {
+	for name, add := range map[string]struct{ bytes, ops, fit int }{
+		"builds": {1, 1, maxNestedBuilds},
+		"bytes":  {maxDefinition, 1, maxNestedBytes / maxDefinition},
+		"ops":    {1, maxNestedOps / 4, 4},
+	} {
+		var n nestedBuilds
+		for i := range add.fit {
+			if err := n.add(add.bytes, add.ops); err != nil {
+				t.Fatalf("%s: %d: %v", name, i, err)
+			}
+		}
+		if err := n.add(add.bytes, add.ops); diag.KindOf(err) != diag.Exhausted {
+			t.Errorf("%s: one more: %v", name, err)
+		}
+	}
+}
+
 func TestDefinitionsOfCommands(t *testing.T) {
 	d := newDefinitions(t)
 	data, err := os.ReadFile("/usr/bin/busybox")

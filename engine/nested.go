@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"sync"
 
 	"github.com/moby/buildkit/solver/pb"
 
@@ -15,6 +16,39 @@ import (
 
 // maxDefinition bounds the file of a nested build.
 const maxDefinition = 16 << 20
+
+// Bounds of all nested builds of one build together. A step can write a definition that has a step that writes the next one,
+// without end, and each stays in memory while those below it run.
+const (
+	maxNestedBuilds = 1000
+	maxNestedOps    = llb.DefaultMaxOps
+	maxNestedBytes  = llb.DefaultMaxBytes
+)
+
+// nestedBuilds counts the nested builds of a build, at all depths.
+type nestedBuilds struct {
+	mu                 sync.Mutex
+	builds, ops, bytes int
+}
+
+// add counts a nested build, unless the build has too many then.
+func (n *nestedBuilds) add(bytes, ops int) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var err *diag.Error
+	switch {
+	case n.builds+1 > maxNestedBuilds:
+		err = diag.Errorf(diag.Exhausted, "the build has more than %d nested builds", maxNestedBuilds)
+	case n.bytes+bytes > maxNestedBytes:
+		err = diag.Errorf(diag.Exhausted, "the definitions of nested builds have more than %d bytes together", maxNestedBytes)
+	case n.ops+ops > maxNestedOps:
+		err = diag.Errorf(diag.Exhausted, "the definitions of nested builds have more than %d ops together", maxNestedOps)
+	default:
+		n.builds, n.bytes, n.ops = n.builds+1, n.bytes+bytes, n.ops+ops
+		return nil
+	}
+	return err.WithHint("check that the definition does not build itself again, or split the build")
+}
 
 // nested builds the graph that a file of the step's input holds. What it refers to may change without the file, so the step is
 // run in every build, and the solver finds what is still good.
@@ -41,6 +75,9 @@ func (b *build) nested(ctx context.Context, s *solve.Step[tree.Tree, *build], o 
 	var def pb.Definition
 	if err := llb.Unmarshal(data, &def); err != nil {
 		return nil, diag.Errorf(diag.Invalid, "%q is not a build definition: %w", name, err)
+	}
+	if err := b.nests.add(len(data), len(def.Def)); err != nil {
+		return nil, err
 	}
 	roots, _, err := llb.Decode(&def, llb.Options{Platform: s.V.Platform, Proxied: b.proxied})
 	if err != nil {
