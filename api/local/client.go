@@ -261,6 +261,11 @@ func (c *Client) Stop(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
+// Config returns the path of the configuration that the engine has read.
+func (c *Client) Config(ctx context.Context) (path string, err error) {
+	return path, c.invoke(ctx, invocation{method: "config", out: &path})
+}
+
 // Build is engine.Engine.Build.
 func (c *Client) Build(ctx context.Context, r engine.Request, s session.Session, sink event.Sink) (*engine.Response, error) {
 	var out engine.Response

@@ -46,6 +46,8 @@ func (k *call) run(ctx context.Context) (any, error) {
 	switch k.req.Method {
 	case "ping":
 		return os.Getpid(), nil
+	case "config":
+		return k.s.opt.Config, nil
 	case "build":
 		return with(k, func(r engine.Request) (any, error) { return e.Build(ctx, r, s, sink) })
 	case "run":

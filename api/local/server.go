@@ -26,7 +26,8 @@ type ServeOptions struct {
 	Busy func() bool   // whether the engine serves others too, so that a client cannot end it now; nil = never
 	Log  *slog.Logger
 	// Stays is for an engine that somebody serves on purpose: daemon stop does not end it.
-	Stays bool
+	Stays  bool
+	Config string // path of the configuration that the engine has read, for clients that name one
 	// Built is called when a build has ended; nil = nobody waits for that.
 	Built func()
 }

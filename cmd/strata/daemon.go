@@ -73,7 +73,29 @@ func (c *cli) open(ctx context.Context) (builder, error) {
 	if err != nil {
 		return nil, err
 	}
-	return local.Connect(c.root, args, func(text string) { fmt.Fprintln(c.err, text) })
+	client, err := local.Connect(c.root, args, func(text string) { fmt.Fprintln(c.err, text) })
+	if err == nil && c.configNamed {
+		c.warnOfConfig(ctx, client)
+	}
+	return client, err
+}
+
+// warnOfConfig prints a warning if the engine that runs has read another configuration than the one that this command names.
+func (c *cli) warnOfConfig(ctx context.Context, client *local.Client) {
+	read, err := client.Config(ctx)
+	if err != nil || read == "" || read == c.absConfig() {
+		return // the command itself reports an engine that does not answer
+	}
+	fmt.Fprintf(c.err, "warning: the configuration %s has no effect: the engine that runs has read %s; end it first with: strata daemon stop\n", c.config, read)
+}
+
+// absConfig is the path of the configuration as the engine reports it.
+func (c *cli) absConfig() string {
+	path, err := filepath.Abs(c.config)
+	if err != nil {
+		return c.config
+	}
+	return path
 }
 
 // inProcess reports whether the command itself is to run the engine.
@@ -150,7 +172,7 @@ func (c *cli) serve(ctx context.Context, idle time.Duration, ready bool) (err er
 	if err != nil {
 		return diag.Errorf(diag.Unavailable, "the engine cannot be served: %w", err)
 	}
-	return local.Serve(ctx, l, eng, local.ServeOptions{Idle: idle, Exe: local.Executable(), Log: c.logger()})
+	return local.Serve(ctx, l, eng, local.ServeOptions{Idle: idle, Exe: local.Executable(), Log: c.logger(), Config: c.absConfig()})
 }
 
 // openServed opens the engine to be served. A process that a command started is not needed if another one, which was

@@ -242,7 +242,7 @@ func (c *cli) listenAndServe(ctx context.Context, v *serving, eng *engine.Engine
 	var g errgroup.Group
 	g.Go(func() error {
 		defer cancel()
-		return local.Serve(ctx, own, eng, local.ServeOptions{Log: log, Busy: bk.Busy, Built: bk.Built, Stays: true})
+		return local.Serve(ctx, own, eng, local.ServeOptions{Log: log, Busy: bk.Busy, Built: bk.Built, Config: c.absConfig(), Stays: true})
 	})
 	g.Go(func() error {
 		defer cancel()
