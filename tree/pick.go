@@ -63,10 +63,9 @@ func (f *Files) Pick(ctx context.Context, sel graph.Select, sums bool) ([]Match,
 	}
 	p.save()
 	if len(kept) == 0 && len(matches) > 0 {
-		return nil, noFile(path.Join("/", sel.Path), "").
-			WithHint("it exists, but the ignore file or the filters of the directory leave it out")
+		return nil, leftOut(path.Join("/", sel.Path))
 	}
-	return kept, required(kept, sel)
+	return kept, f.required(kept, sel)
 }
 
 func (f *Files) matches(sel graph.Select) ([]Match, error) {
@@ -112,8 +111,8 @@ func prune(p *Pick) bool {
 }
 
 // required checks that each required pattern matches something. They are paths (or patterns) from the root of the tree,
-// or relative to the selected path.
-func required(in []Match, sel graph.Select) error {
+// or relative to the selected path. The error names the path from the root.
+func (f *Files) required(in []Match, sel graph.Select) error {
 	for _, r := range sel.Required {
 		want := strings.TrimPrefix(path.Clean("/"+r), "/")
 		ok := slices.ContainsFunc(in, func(m Match) bool {
@@ -122,10 +121,36 @@ func required(in []Match, sel graph.Select) error {
 			return m.has(want) || abs && m.has(under) || want == base
 		})
 		if !ok {
-			return noFile(path.Join("/", r), "")
+			return f.missing(sel, want)
 		}
 	}
 	return nil
+}
+
+// missing is the error about a required pattern that matches nothing.
+func (f *Files) missing(sel graph.Select, want string) error {
+	name := path.Join("/", sel.Path)
+	if under := strings.TrimSuffix(name, "/") + "/"; strings.HasPrefix("/"+want, under) {
+		name = "/" + want
+	} else {
+		name = path.Join(name, want)
+	}
+	if graph.HasWildcard(name) {
+		return noFile(name, "")
+	}
+	at, err := f.find(name, false)
+	switch {
+	case err != nil:
+		return err
+	case at.rel != strings.TrimPrefix(name, "/"): // patterns do not follow symlinks
+		return noFile(name, "")
+	}
+	return leftOut(name)
+}
+
+// leftOut is the error about a path that exists, but was filtered.
+func leftOut(name string) error {
+	return noFile(name, "").WithHint("it exists, but the ignore file or the filters of the directory leave it out")
 }
 
 // has reports whether the pick has a path that the pattern matches.

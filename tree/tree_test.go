@@ -333,6 +333,36 @@ func TestSelection(t *testing.T) {
 	}
 }
 
+// TestRequiredPathIsNamedFromTheRoot: what COPY --parents DIR/./FILE misses is DIR/FILE, and the error says whether it is there.
+func TestRequiredPathIsNamedFromTheRoot(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, map[string]string{"d/s/config.json": "{}", "d/s/g": "g", "d/link": "->s"})
+	f, _ := local(t, dir, &graph.Local{}).Files()
+	const hidden = "it exists, but the ignore file or the filters of the directory leave it out"
+	for _, c := range []struct{ root, required, exclude, err, hint string }{
+		{"/d", "s/config.json", "", "", ""},
+		{"/d", "s/config.json", "**/*.json", `"/d/s/config.json": not found`, hidden},
+		{"/d", "/d/s/config.json", "**/*.json", `"/d/s/config.json": not found`, hidden},
+		{"/", "d/s/config.json", "**/*.json", `"/d/s/config.json": not found`, hidden},
+		{"/d", "s/confg.json", "", `"/d/s/confg.json": not found: did you mean "config.json"?`, ""},
+		{"/d", "s/n*", "", `"/d/s/n*": not found`, ""},
+		{"/d", "link/g", "", `"/d/link/g": not found`, ""},
+	} {
+		s := graph.Select{Path: c.root, Include: []string{"**"}, Required: []string{c.required}}
+		if c.exclude != "" {
+			s.Exclude = []string{c.exclude}
+		}
+		_, err := f.Pick(context.Background(), s, false)
+		if c.err == "" {
+			check(t, err)
+			continue
+		}
+		if d, ok := errors.AsType[*diag.Error](err); !ok || d.Kind != diag.NotFound || err.Error() != c.err || d.Hint != c.hint {
+			t.Errorf("%s, %s without %q: %+v, want %s (%s)", c.root, c.required, c.exclude, err, c.err, c.hint)
+		}
+	}
+}
+
 func TestMissingPathSuggests(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, map[string]string{"app/config.json": "{}", "secret.key": "s"})
