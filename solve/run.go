@@ -57,7 +57,7 @@ func (b *Build[R, E]) solve(n *node[R]) (*shared[R], error) {
 // fly joins the run of a node that is under way, or starts it.
 func (b *Build[R, E]) fly(n *node[R], in *held[R]) (*shared[R], error) {
 	in.origins = Union(n.claims, in.origins)
-	fkey := string(OriginKey(n.key, in.origins))
+	fkey := string(OriginKey(n.key, in.origins)) + limitsOf(n.v)
 	if n.forced() {
 		// A forced run is not the run that another build began earlier.
 		fkey += "@" + strconv.FormatInt(b.id, 10)
@@ -91,6 +91,16 @@ func (b *Build[R, E]) fly(n *node[R], in *held[R]) (*shared[R], error) {
 		b.end(n, f.cached, nil)
 		return res, nil
 	}
+}
+
+// limitsOf returns what the limits of a step add to the name of its flight. Limits are in no key, but builds that share a run
+// share its limits: one build would fail at the limits of another, or escape its own.
+func limitsOf(v *graph.Vertex) string {
+	e, ok := v.Op.(*graph.Exec)
+	if !ok {
+		return ""
+	}
+	return " " + string(graph.Canonical(e.Limits))
 }
 
 // forced reports whether a node runs in every build that asks for it. It is known once the node has a key.

@@ -392,6 +392,42 @@ func TestLackingRunIsDoneAgain(t *testing.T) {
 	want(t, "with a build that has the secret", f.took(), "step", "step")
 }
 
+// A client runs a step with a limit that makes it fail, while others ask for the same step: it must fail nowhere else, and who
+// has a limit must not escape it. Builds with equal limits share the run.
+func TestAttackLimitsOfAnotherBuild(t *testing.T) {
+	s, _ := newWorld()
+	w := &world{begun: make(chan struct{}, 8), block: make(chan struct{}), gone: context.Background()}
+	limited := func(l graph.Limits) graph.Edge {
+		e := exec("step", "x", graph.Edge{})
+		e.V.Op.(*graph.Exec).Limits = l
+		return e
+	}
+	var wg sync.WaitGroup
+	var errs [4]error
+	for i, step := range []struct {
+		limits  graph.Limits
+		flights int
+	}{
+		{graph.Limits{Memory: 1 << 20}, 1},
+		{graph.Limits{}, 2},
+		{graph.Limits{CPUQuota: 1000, CPUPeriod: 100000}, 3},
+		{graph.Limits{Memory: 1 << 20}, 3},
+	} {
+		wg.Go(func() { errs[i] = solveOnce(t, s, w, nil, limited(step.limits)) })
+		waitFor(t, func() bool { return waiters(s) == i+1 })
+		s.mu.Lock()
+		if n := len(s.flights); n != step.flights {
+			t.Errorf("build %d: %d runs under way, want %d", i, n, step.flights)
+		}
+		s.mu.Unlock()
+	}
+	close(w.block)
+	wg.Wait()
+	if err := errors.Join(errs[:]...); err != nil {
+		t.Error(err)
+	}
+}
+
 // A run may use what other builds with its vertex have.
 func TestPeersOfARun(t *testing.T) {
 	s, f := newWorld()
