@@ -211,7 +211,7 @@ func (t *tarFiles) index(in *io.SectionReader) error {
 			break
 		}
 		if err != nil {
-			if errors.Is(err, io.ErrUnexpectedEOF) {
+			if errors.Is(err, io.ErrUnexpectedEOF) && t.size >= 512 { // a header's length: less holds no entry
 				return diag.Errorf(diag.Invalid, "the archive is cut off: its %d bytes end within the entry after %d others", t.size, n).
 					WithHint("copy or download it again")
 			}

@@ -305,7 +305,9 @@ func TestBadArchives(t *testing.T) {
 	}
 	f := setup(t)
 	_, err := f.images(nil).Import(t.Context(), "", strings.NewReader("hello, this is no tar at all"), ImportOptions{})
-	wantKind(t, err, diag.Invalid, "no image archive")
+	wantKind(t, err, diag.Invalid, "not a tar archive")
+	_, err = f.images(nil).Import(t.Context(), "", bytes.NewReader(makeTar(file{"a", "content", ""})[:515]), ImportOptions{})
+	wantKind(t, err, diag.Invalid, "cut off")
 	_, err = f.images(nil).Import(t.Context(), "/nonexistent", nil, ImportOptions{})
 	wantKind(t, err, diag.NotFound, "/nonexistent")
 }
