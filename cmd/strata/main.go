@@ -178,11 +178,16 @@ func (c *cli) findConfig(byFlag bool) error {
 			return nil // the default file need not exist
 		}
 	}
-	if _, err := os.Stat(c.config); err != nil {
-		return diag.Errorf(diag.NotFound, "cannot read the configuration file %q of %s: %w", c.config, what, err).
+	c.configNamed = true
+	return configExists(c.config, what)
+}
+
+// configExists refuses a configuration file that a flag or variable, what, names and that is not there.
+func configExists(path, what string) error {
+	if _, err := os.Stat(path); err != nil {
+		return diag.Errorf(diag.NotFound, "cannot read the configuration file %q of %s: %w", path, what, err).
 			WithHint("name a file that exists, or omit %s to use the default settings", what)
 	}
-	c.configNamed = true
 	return nil
 }
 

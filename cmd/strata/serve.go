@@ -100,7 +100,13 @@ func newServe(c *cli) *cobra.Command {
 // serveClients is the daemon.
 func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (err error) {
 	if !fs.Changed("config") {
-		c.config = v.configPath(c.config)
+		path, variable := v.configPath(c.config)
+		if variable != "" {
+			if err := configExists(path, variable); err != nil {
+				return err
+			}
+		}
+		c.config = path
 	}
 	conf, told, err := loadServeConfig(c.config)
 	if err != nil {
@@ -182,15 +188,16 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 	return c.listenAndServe(ctx, v, eng, bk, log)
 }
 
-// configPath is the file that the daemon reads if no flag names one.
-func (v *serving) configPath(own string) string {
-	if p := os.Getenv("BUILDKITD_CONFIG"); p != "" && (v.asBuildKit || os.Getenv("STRATA_CONFIG") == "") {
-		return p
+// configPath is the file that the daemon reads if no flag names one. It returns the variable too, if BuildKit's names the file.
+func (v *serving) configPath(own string) (path, variable string) {
+	const buildkits = "BUILDKITD_CONFIG"
+	if p := os.Getenv(buildkits); p != "" && (v.asBuildKit || os.Getenv("STRATA_CONFIG") == "") {
+		return p, buildkits
 	}
 	if v.asBuildKit && os.Getenv("STRATA_CONFIG") == "" {
-		return "/etc/buildkit/buildkitd.toml"
+		return "/etc/buildkit/buildkitd.toml", ""
 	}
-	return own
+	return own, ""
 }
 
 // listen opens the addresses, or takes the sockets that the service manager has opened.

@@ -313,8 +313,9 @@ func TestServeConfigPath(t *testing.T) {
 	} {
 		t.Setenv("BUILDKITD_CONFIG", c.buildkit)
 		t.Setenv("STRATA_CONFIG", c.strata)
-		if got := (&serving{asBuildKit: c.as}).configPath("own"); got != c.want {
-			t.Errorf("%+v: %s", c, got)
+		got, variable := (&serving{asBuildKit: c.as}).configPath("own")
+		if got != c.want || (variable != "") != (got == "/b") {
+			t.Errorf("%+v: %s of %q", c, got, variable)
 		}
 	}
 }
