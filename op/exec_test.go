@@ -349,6 +349,32 @@ func TestExecRestoresCacheMounts(t *testing.T) {
 	}
 }
 
+// A cache that one tenant imports fills its cache mount with what it likes: steps of another tenant must not get it.
+func TestAttackRestoredCacheMountOfAnotherTenant(t *testing.T) {
+	b := newExecBench(t)
+	mount := graph.Mount{Type: graph.MountCache, Target: "/c", Input: graph.None, Output: graph.None, CacheID: "c", Mode: 0o700}
+	restored := func(_ context.Context, _, dir string) (bool, error) {
+		return true, os.WriteFile(filepath.Join(dir, "f"), []byte("poison\n"), 0o644)
+	}
+	for _, x := range []struct {
+		tenant  string
+		restore func(context.Context, string, string) (bool, error)
+		want    string
+	}{
+		{"user 1000", restored, "poison\n"},
+		{"user 1001", nil, ""},
+		{"", nil, ""},
+		{"user 1000", nil, "poison\n"},
+	} {
+		b.log.Reset()
+		b.env.Tenant, b.env.Restore = x.tenant, x.restore
+		b.run(t, shell("cat /c/* 2>/dev/null || true", mount))
+		if got := b.log.String(); got != x.want {
+			t.Errorf("tenant %q: %q, want %q", x.tenant, got, x.want)
+		}
+	}
+}
+
 // secrets is a client with one secret and an agent that answers in capitals.
 type secrets struct{ session.Session }
 
