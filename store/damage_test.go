@@ -140,10 +140,9 @@ func TestFlippedBytesInDatabase(t *testing.T) {
 		bad[at] ^= flip
 		os.Remove(path)
 		for i, id := range ids { // an earlier round may have deleted it as abandoned
-			if _, err := os.Lstat(s.LayerDir(id)); err != nil {
-				os.MkdirAll(s.LayerDir(id), 0o755)
-				os.WriteFile(filepath.Join(s.LayerDir(id), "file"), []byte(key("%d", i)), 0o644)
-			}
+			os.RemoveAll(filepath.Dir(s.LayerDir(id))) // or have begun to
+			os.MkdirAll(s.LayerDir(id), 0o755)
+			os.WriteFile(filepath.Join(s.LayerDir(id), "file"), []byte(key("%d", i)), 0o644)
 		}
 		if err := os.WriteFile(path, bad, 0o600); err != nil {
 			t.Fatal(err)
