@@ -10,7 +10,7 @@ var subset = map[string][]string{
 		"TestZstdLocalCacheImportExport", "TestSourcePolicy", "TestSourcePolicySession", "TestSourcePolicySignedCommit",
 		"TestListenBuildHistoryExcludesSoftDeletedRecords", "TestHostNetworking", "TestProxyNetworkNoRootless", "TestSecurityModeSysfs",
 		"TestCDIEntitlement", "TestClientGatewaySolve", "TestClientGatewayContainerMounts", "TestClientGatewayContainerPID1Tty",
-		"TestClientGatewayExecError", "TestImageExporterCompatibilityVersion",
+		"TestClientGatewayExecError",
 	},
 	"frontend": {"TestRefReadFile", "TestRefStatFile"},
 	"buildctl": {"TestBuildLocalExporter", "TestDiskUsage"},

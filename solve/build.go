@@ -20,6 +20,7 @@ type Build[R Result, E any] struct {
 	tenant   string
 	env      E
 	sink     event.Sink
+	client   context.Context // that the build was begun with
 	parent   context.Context
 	stop     context.CancelCauseFunc
 	remote   atomic.Pointer[Remote[R]]
@@ -67,8 +68,9 @@ type BuildOptions struct {
 
 // Build starts a build. The results of Solve are good until Close.
 func (s *Solver[R, E]) Build(ctx context.Context, env E, opt BuildOptions) *Build[R, E] {
+	client := ctx
 	ctx, stop := context.WithCancelCause(ctx)
-	b := &Build[R, E]{s: s, id: s.builds.Add(1), tenant: opt.Tenant, env: env, sink: opt.Sink, parent: ctx, stop: stop, nodes: map[graph.Digest]*node[R]{}}
+	b := &Build[R, E]{s: s, id: s.builds.Add(1), tenant: opt.Tenant, env: env, sink: opt.Sink, client: client, parent: ctx, stop: stop, nodes: map[graph.Digest]*node[R]{}}
 	b.ctx, b.cancel = context.WithCancelCause(ctx)
 	s.mu.Lock()
 	s.live[b] = struct{}{}

@@ -14,6 +14,7 @@ import (
 type flight[R Result, E any] struct {
 	cancel context.CancelCauseFunc
 	owner  context.Context // of the waiter that started it and lent it its session
+	client context.Context // of that waiter's build: it ends before what is derived from it, and a run may fail in between
 	done   chan struct{}   // closed when the run has ended and cleaned up
 	res    *shared[R]      // set before done is closed
 	err    error
@@ -104,10 +105,13 @@ func (f *flight[R, E]) lacks(env E) bool {
 
 // orphaned reports whether an ended flight failed when the waiter that lent it its session had left. Another waiter may
 // then try again with a session of its own.
-func (f *flight[R, E]) orphaned() bool { return f.err != nil && f.owner.Err() != nil }
+func (f *flight[R, E]) orphaned() bool {
+	return f.err != nil && (f.owner.Err() != nil || f.client.Err() != nil)
+}
 
 // board returns the flight for a key, started by run if there is none, and the caller's number in it.
-func (s *Solver[R, E]) board(ctx context.Context, key string, sink event.Sink, run func(context.Context, *flight[R, E])) (*flight[R, E], int) {
+func (b *Build[R, E]) board(ctx context.Context, key string, run func(context.Context, *flight[R, E])) (*flight[R, E], int) {
+	s, sink := b.s, b.sink
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f := s.flights[key]; f != nil {
@@ -116,7 +120,7 @@ func (s *Solver[R, E]) board(ctx context.Context, key string, sink event.Sink, r
 		}
 	}
 	fctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	f := &flight[R, E]{cancel: cancel, owner: ctx, done: make(chan struct{}), sinks: map[int]event.Sink{}}
+	f := &flight[R, E]{cancel: cancel, owner: ctx, client: b.client, done: make(chan struct{}), sinks: map[int]event.Sink{}}
 	id := f.join(sink)
 	s.flights[key] = f
 	go func() {

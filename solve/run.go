@@ -67,7 +67,7 @@ func (b *Build[R, E]) fly(n *node[R], in *held[R]) (*shared[R], error) {
 			return nil, err
 		}
 		in.retain() // for the flight, which may outlive this build
-		f, id := b.s.board(n.ctx, fkey, b.sink, func(ctx context.Context, f *flight[R, E]) {
+		f, id := b.board(n.ctx, fkey, func(ctx context.Context, f *flight[R, E]) {
 			defer in.release()
 			b.run(ctx, n, in, f, own)
 		})
