@@ -78,7 +78,7 @@ func (apk) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 		c := Component{Name: "apk:" + root(p.origin), Paths: p.paths}
 		if p.built > 0 {
 			t := time.Unix(p.built, 0)
-			c.Clamp, c.Updates = &t, rateSince(t, time.Unix(newest, 0))
+			c.Clamp, c.Updates = &t, func() float64 { return rateSince(t, time.Unix(newest, 0)) }
 		}
 		for _, d := range p.depends {
 			if o := root(origin[d]); o != "" && o != root(p.origin) {

@@ -79,7 +79,6 @@ func (c *census) join(found []Component, byName map[string]*component) []*compon
 			continue
 		}
 		x.Paths, x.Dirs, x.Homes, x.Needs = append(x.Paths, f.Paths...), append(x.Dirs, f.Dirs...), append(x.Homes, f.Homes...), append(x.Needs, f.Needs...)
-		x.Updates = max(x.Updates, f.Updates)
 		if f.Clamp != nil && (x.Clamp == nil || f.Clamp.After(*x.Clamp)) {
 			x.Clamp = f.Clamp
 		}

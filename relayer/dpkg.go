@@ -5,6 +5,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/layer"
@@ -47,9 +48,9 @@ func (dpkg) Find(_ context.Context, fs *layer.FS) ([]Component, error) {
 		source[d.name] = d.source
 	}
 	var out []Component
-	room, rates := newNameBudget(), debRates(fs, debs)
+	room, rates := newNameBudget(), sync.OnceValue(func() map[string]float64 { return debRates(fs, debs) })
 	for _, d := range debs {
-		c := Component{Name: "deb:" + d.source, Updates: rates[d.source]}
+		c := Component{Name: "deb:" + d.source, Updates: func() float64 { return rates()[d.source] }}
 		for _, n := range d.depends {
 			if s := source[n]; s != "" && s != d.source {
 				c.Needs = append(c.Needs, "deb:"+s)

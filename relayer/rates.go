@@ -21,6 +21,7 @@ const (
 	quiet       = 0.1 // updates a year of a package that has had none
 	development = 0.1 // of an update of the development, in updates of a release
 	maxLog      = 16 << 20
+	maxChanges  = 1000 // entries that are read of a changelog
 )
 
 const year = 365.25 * 24 * time.Hour
@@ -95,7 +96,7 @@ func parseChangelog(r io.Reader) []change {
 			break
 		}
 		out = append(out, change{at, release})
-		if len(out) > 1 && out[0].at.Sub(at) > time.Duration(2*window*float64(year)) {
+		if len(out) == maxChanges || len(out) > 1 && out[0].at.Sub(at) > time.Duration(2*window*float64(year)) {
 			break
 		}
 	}
@@ -157,13 +158,27 @@ const (
 )
 
 func rateOf(c *component) float64 {
-	switch {
-	case c.Updates > 0:
-		return c.Updates
-	case c.Late:
+	if c.Updates != nil {
+		if r := c.Updates(); r > 0 {
+			return r
+		}
+	}
+	if c.Late {
 		return lateRate
 	}
 	return defaultRate
+}
+
+// explain says what the layers of the bins, of which the last one is the top, are expected to send.
+func explain(bins []bin, layers []Layer) {
+	for i, b := range bins {
+		for _, x := range b.comps {
+			layers[i].Updates += rateOf(x)
+		}
+		layers[i].Expected = sending(float64(layers[i].Bytes), layers[i].Updates)
+	}
+	top := &layers[len(bins)]
+	top.Expected = float64(top.Bytes) // it has what changes with every package
 }
 
 // interval is the time between two images of a series, in years.

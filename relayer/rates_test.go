@@ -107,3 +107,28 @@ func FuzzChangelog(f *testing.F) {
 		}
 	})
 }
+
+// What an explanation needs is looked for only if one is asked for: changelogs are read for nothing else.
+func TestRatesAreOnlyForExplanations(t *testing.T) {
+	asked := 0
+	gen := fixed{{Name: "a", Paths: []string{"a"}, Updates: func() float64 { asked++; return 12 }}}
+	fs := tree(t, map[string]string{"a": "1", "top": "2"})
+	for _, explain := range []bool{false, true} {
+		layers := cut(t, fs, Options{Generators: []Generator{gen}, Explain: explain})
+		want := 0.0
+		if explain {
+			want = 12
+		}
+		if layers[0].Updates != want || (asked > 0) != explain || (layers[0].Expected > 0) != explain {
+			t.Errorf("explain %t: %v updates, %v bytes expected, asked %d times", explain, layers[0].Updates, layers[0].Expected, asked)
+		}
+	}
+}
+
+// A changelog of many entries, all of one day, must not take memory without end.
+func TestChangelogOfManyEntries(t *testing.T) {
+	entry := "x (1) unstable; urgency=low\n -- A <a@example.org>  Thu, 04 Jan 2024 10:00:00 +0000\n"
+	if n := len(parseChangelog(strings.NewReader(strings.Repeat(entry, 5*maxChanges)))); n != maxChanges {
+		t.Errorf("%d entries were kept", n)
+	}
+}

@@ -28,8 +28,8 @@ type Component struct {
 	Needs []string   // names of components that it depends on, as far as known
 	Clamp *time.Time // no file is newer than this
 	Late  bool       // an application rather than what it stands on: near the top
-	// Updates is how often it changes in a year, as far as can be told from the file system; 0 if that says nothing.
-	Updates float64
+	// Updates returns how often it changes in a year, as far as the file system tells; 0 or a nil function if it says nothing.
+	Updates func() float64
 }
 
 // Generator finds components. Find may claim what others claim too: generators are asked in order, the first wins.
@@ -45,6 +45,7 @@ type Options struct {
 	MaxLayers  int         // the top one included; 0 = DefaultMaxLayers
 	Previous   Plan        // of the image before, nil if there is none
 	Epoch      *time.Time  // no file is newer than this
+	Explain    bool        // fill Layer.Updates and Expected, which takes a look at changelogs
 }
 
 // DefaultMaxLayers leaves room for layers on top: Docker takes 125.
@@ -57,8 +58,8 @@ type Layer struct {
 	Kind       string   // "", "new" or "top"
 	Entries    []*layer.Entry
 	Bytes      int64   // of files
-	Updates    float64 // of its components in a year, as far as known; 0 for the top layer
-	Expected   float64 // bytes of it to be sent for each image of a series, on average, if one is made every month
+	Updates    float64 // with Explain: of its components in a year, as far as known; 0 for the top layer
+	Expected   float64 // with Explain: bytes of it to be sent for each image of a series, on average, if one is made every month
 }
 
 // Annotations of a layer's descriptor, which a Plan is read from.
@@ -166,9 +167,6 @@ func (c *census) cut(bins []bin, opt Options) []Layer {
 		}
 		slices.Sort(out[i].Components)
 		out[i].Name = title(b.comps)
-		for _, x := range b.comps {
-			out[i].Updates += rateOf(x)
-		}
 	}
 	top := len(bins)
 	out[top].Kind, out[top].Name = kindTop, "top"
@@ -183,10 +181,9 @@ func (c *census) cut(bins []bin, opt Options) []Layer {
 		out[i].Entries = append(out[i].Entries, e)
 		out[i].Bytes += e.Size
 	}
-	for i := range out {
-		out[i].Expected = sending(float64(out[i].Bytes), out[i].Updates)
+	if opt.Explain {
+		explain(bins, out)
 	}
-	out[top].Expected = float64(out[top].Bytes) // it has what changes with every package
 	return slices.DeleteFunc(out, func(l Layer) bool { return len(l.Entries) == 0 && l.Kind != kindTop })
 }
 

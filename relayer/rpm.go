@@ -252,7 +252,7 @@ func rpmComponents(list []rpmHeader) []Component {
 		c := Component{Name: "rpm:" + source[p.name], Paths: p.files}
 		if p.built > 0 {
 			t := time.Unix(p.built, 0)
-			c.Clamp, c.Updates = &t, rateSince(t, time.Unix(newest, 0))
+			c.Clamp, c.Updates = &t, func() float64 { return rateSince(t, time.Unix(newest, 0)) }
 		}
 		for _, r := range p.requires {
 			if s := source[r]; s != "" && s != source[p.name] {

@@ -331,6 +331,7 @@ func newImageRelayer(c *cli) *cobra.Command {
 			var t pack.Target
 			for i, im := range images {
 				o := opt
+				o.Explain = *explain
 				if previous != "" {
 					before, err := w.Image(cmd.Context(), previous, im.Platform)
 					if err != nil {
