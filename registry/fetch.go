@@ -233,7 +233,7 @@ func (b *blob) position(ep *endpoint, resp *http.Response, body io.Reader) error
 	switch resp.StatusCode {
 	case http.StatusOK:
 		if resp.ContentLength >= 0 && resp.ContentLength != b.desc.Size {
-			return b.c.wrong(b.what(), []*endpoint{ep}, "sends %d bytes, the descriptor says %d", resp.ContentLength, b.desc.Size)
+			return b.sentWrong([]*endpoint{ep}, "sends %d bytes, the descriptor says %d", resp.ContentLength, b.desc.Size)
 		}
 		// The server does not know ranges: what was received already comes again.
 		if _, err := io.CopyN(io.Discard, body, b.pos); err != nil {
@@ -243,7 +243,7 @@ func (b *blob) position(ep *endpoint, resp *http.Response, body io.Reader) error
 	case http.StatusPartialContent:
 		first, total, ok := parseRange(resp.Header.Get("Content-Range"))
 		if !ok || first != b.pos || total >= 0 && total != b.desc.Size {
-			return b.c.wrong(b.what(), []*endpoint{ep}, "was asked for bytes from %d of %d and sends %q", b.pos, b.desc.Size, resp.Header.Get("Content-Range"))
+			return b.sentWrong([]*endpoint{ep}, "was asked for bytes from %d of %d and sends %q", b.pos, b.desc.Size, resp.Header.Get("Content-Range"))
 		}
 		return nil
 	}

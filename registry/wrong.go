@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -14,7 +13,10 @@ import (
 )
 
 // Wrong is the error of a transfer that has ended with other bytes than those that were asked for.
-type Wrong struct{ err error }
+type Wrong struct {
+	err    error
+	mirror bool // a mirror has sent some of them
+}
 
 func (w *Wrong) Error() string { return w.err.Error() }
 
@@ -44,8 +46,8 @@ func Again(ctx context.Context, f func() error) error {
 		if n >= maxWrong+len(said) || n >= 8 { // each try that a mirror has spoilt is one more
 			return besideMirrors(err, said)
 		}
-		if text := wrong.Error(); strings.Contains(text, "the mirror ") {
-			said = append(said, text)
+		if wrong.mirror {
+			said = append(said, wrong.Error())
 		}
 		select {
 		case <-time.After(wrongPause << n):
@@ -91,18 +93,18 @@ func (b *blob) wrong(format string, args ...any) error {
 		_ = b.body.Close() // what follows is of no use
 		b.body = nil
 	}
-	return b.c.wrong(b.what(), b.used, format, args...)
+	return b.sentWrong(b.used, format, args...)
 }
 
-// wrong is the error of what the endpoints, mirrors or the registry, have sent.
-func (c *Client) wrong(what string, from []*endpoint, format string, args ...any) error {
-	who := "the registry"
+// sentWrong is the error of what the endpoints, mirrors or the registry, have sent.
+func (b *blob) sentWrong(from []*endpoint, format string, args ...any) error {
+	who, mirror := "the registry", false
 	for _, ep := range from {
-		if name, _, _ := strings.Cut(what, "/"); ep.name != name && ep.host != name {
-			who = "the mirror " + ep.name
+		if ep != b.eps[len(b.eps)-1] { // the last one is the registry
+			who, mirror = "the mirror "+ep.name, true
 		}
 	}
-	return &Wrong{diag.Errorf(diag.Invalid, "%s: %s %s", what, who, fmt.Sprintf(format, args...))}
+	return &Wrong{diag.Errorf(diag.Invalid, "%s: %s %s", b.what(), who, fmt.Sprintf(format, args...)), mirror}
 }
 
 // blame counts a wrong answer of an endpoint.
