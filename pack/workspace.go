@@ -145,7 +145,7 @@ func (w *Workspace) Open(ctx context.Context, name string) (*Source, error) {
 		return w.fromFiles(ctx, path, ref)
 	}
 	if looksLikeFile(name) {
-		return nil, diag.Errorf(diag.NotFound, "there is no file %s", name).WithHint("an image of a registry with such a name is written docker://%s", name)
+		return nil, diag.Errorf(diag.NotFound, "there is no file %s", name).WithHint("if an image of a registry is meant, write docker://%s", name)
 	}
 	return w.fromRegistry(ctx, name)
 }

@@ -146,10 +146,18 @@ func openPipe(name string) (*os.File, error) {
 		return f, nil
 	}
 	events := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	if n, err := unix.Poll(events, int(pipePatience.Milliseconds())); n == 0 || err != nil {
-		return nil, errors.Join(diag.Errorf(diag.Invalid, "nobody writes to the pipe %s, which is to be the Dockerfile", name), f.Close())
+	for end := time.Now().Add(pipePatience); ; {
+		n, err := unix.Poll(events, int(max(time.Until(end), 0).Milliseconds()))
+		switch {
+		case err == unix.EINTR: // by a signal that is not for this
+		case err != nil:
+			return nil, errors.Join(diag.Errorf(diag.Invalid, "the Dockerfile: %w", &os.PathError{Op: "poll", Path: name, Err: err}), f.Close())
+		case n == 0:
+			return nil, errors.Join(diag.Errorf(diag.Invalid, "nobody writes to the pipe %s, which is to be the Dockerfile", name), f.Close())
+		default:
+			return f, nil
+		}
 	}
-	return f, nil
 }
 
 // readFile takes a Dockerfile that can be read only once.

@@ -119,7 +119,7 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 	logAll(log, append(told, warnOfFlags(fs, c.args)...))
 	conf.apply(c, v, fs)
 	for _, e := range v.entitlements {
-		if !slices.Contains([]string{"network.host", "security.insecure", "device"}, e) {
+		if !slices.Contains(entitlements, e) {
 			return diag.Errorf(diag.Invalid, "invalid entitlement: %s", e).WithHint("it must be network.host, security.insecure or device")
 		}
 	}
