@@ -81,7 +81,7 @@ func (e *Engine) newBuild(ctx context.Context, opt JobOptions) *build {
 	b.images = e.puller.Images(env)
 	b.git = e.puller.NewGit(env)
 	b.http = source.NewHTTP(env)
-	b.work = e.solver.Build(ctx, b, solve.BuildOptions{Tenant: opt.Client.Tenant, Sink: b.sink})
+	b.work = e.solver.Build(ctx, b, solve.BuildOptions{Tenant: opt.Client.Tenant, Client: opt.Client.Name, Sink: b.sink})
 	b.caches = newCaches(ctx, b)
 	e.listen(b)
 	return b

@@ -20,7 +20,8 @@ type Build[R Result, E any] struct {
 	tenant   string
 	env      E
 	sink     event.Sink
-	client   context.Context // that the build was begun with
+	client   string          // whose steps count together when slots are divided
+	started  context.Context // that the build was begun with
 	parent   context.Context
 	stop     context.CancelCauseFunc
 	remote   atomic.Pointer[Remote[R]]
@@ -63,14 +64,18 @@ type node[R Result] struct {
 // BuildOptions are of one build.
 type BuildOptions struct {
 	Tenant string // part of every key: builds of different tenants share nothing
+	Client string // the slots for running steps are divided among clients; see Options.Parallel
 	Sink   event.Sink
 }
 
 // Build starts a build. The results of Solve are good until Close.
 func (s *Solver[R, E]) Build(ctx context.Context, env E, opt BuildOptions) *Build[R, E] {
-	client := ctx
+	started := ctx
 	ctx, stop := context.WithCancelCause(ctx)
-	b := &Build[R, E]{s: s, id: s.builds.Add(1), tenant: opt.Tenant, env: env, sink: opt.Sink, client: client, parent: ctx, stop: stop, nodes: map[graph.Digest]*node[R]{}}
+	b := &Build[R, E]{
+		s: s, id: s.builds.Add(1), tenant: opt.Tenant, client: opt.Client, env: env, sink: opt.Sink,
+		started: started, parent: ctx, stop: stop, nodes: map[graph.Digest]*node[R]{},
+	}
 	b.ctx, b.cancel = context.WithCancelCause(ctx)
 	s.mu.Lock()
 	s.live[b] = struct{}{}

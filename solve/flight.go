@@ -120,7 +120,7 @@ func (b *Build[R, E]) board(ctx context.Context, key string, run func(context.Co
 		}
 	}
 	fctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	f := &flight[R, E]{cancel: cancel, owner: ctx, client: b.client, done: make(chan struct{}), sinks: map[int]event.Sink{}}
+	f := &flight[R, E]{cancel: cancel, owner: ctx, client: b.started, done: make(chan struct{}), sinks: map[int]event.Sink{}}
 	id := f.join(sink)
 	s.flights[key] = f
 	go func() {

@@ -151,13 +151,12 @@ func (b *Build[R, E]) run(ctx context.Context, n *node[R], in *held[R], f *fligh
 		}
 	}
 	if !n.pin.Light {
-		select {
-		case b.s.slots <- struct{}{}:
-			defer func() { <-b.s.slots }()
-		case <-ctx.Done():
-			f.err = context.Cause(ctx)
+		release, err := b.s.slots.take(ctx, b.client, b.id)
+		if err != nil {
+			f.err = err
 			return
 		}
+		defer release()
 	}
 	f.emit(event.Event{Kind: event.Started, Time: time.Now(), Vertex: n.v.ID, Reason: b.why(ctx, n)})
 	outs, origins, err := b.runAndStore(ctx, n, in, f)

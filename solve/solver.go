@@ -101,14 +101,14 @@ type Found[R Result] struct {
 
 // Options bound a solver.
 type Options struct {
-	Parallel int // steps at once; 0 = 4
+	Parallel int // steps at once; 0 = 4. Clients share them: see slots
 }
 
 // Solver runs the vertices of many builds.
 type Solver[R Result, E any] struct {
 	runner Runner[R, E]
 	cache  Cache[R]
-	slots  chan struct{}
+	slots  *slots
 	builds atomic.Int64
 
 	mu      sync.Mutex
@@ -121,7 +121,10 @@ func New[R Result, E any](r Runner[R, E], c Cache[R], o Options) *Solver[R, E] {
 	if o.Parallel <= 0 {
 		o.Parallel = 4
 	}
-	return &Solver[R, E]{runner: r, cache: c, slots: make(chan struct{}, o.Parallel), flights: map[string]*flight[R, E]{}, live: map[*Build[R, E]]struct{}{}}
+	return &Solver[R, E]{
+		runner: r, cache: c, slots: newSlots(o.Parallel),
+		flights: map[string]*flight[R, E]{}, live: map[*Build[R, E]]struct{}{},
+	}
 }
 
 // shared counts the users of a vertex's outputs.

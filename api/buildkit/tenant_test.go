@@ -1,17 +1,21 @@
 package buildkit
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	control "github.com/moby/buildkit/api/services/control"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
@@ -126,6 +130,42 @@ func TestTwoUsersOfOneSocketSeeNothingOfEachOther(t *testing.T) {
 		t.Error("the user's own log is not there")
 	}
 	checkUsage(t, e, a, b)
+}
+
+// TestAttackStepsWithoutEndTakeAllSlots lets one client run as many steps without end as the engine runs at once, and more.
+// The steps of another client must not wait for them.
+func TestAttackStepsWithoutEndTakeAllSlots(t *testing.T) {
+	addr, _ := serve(t, Options{Tenancy: TenancyClient})
+	mallory, alice := dialAs(t, addr, 1234), dialAs(t, addr, 1235)
+	atOnce := max(16, 4*runtime.NumCPU())
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for i := range atOnce + 4 {
+		def := command(t, fmt.Sprintf("sleep %d.987654", 100_000+i))
+		wg.Go(func() {
+			_, _ = mallory.ControlClient.Solve(ctx, &control.SolveRequest{Ref: fmt.Sprintf("endless %d", i), Definition: def})
+		})
+	}
+	for running := 0; running < atOnce; time.Sleep(10 * time.Millisecond) {
+		if t.Context().Err() != nil {
+			t.Fatal(t.Context().Err())
+		}
+		running = 0
+		cmds, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, c := range cmds {
+			if b, _ := os.ReadFile(c); bytes.HasPrefix(b, []byte("sleep\x00")) && bytes.HasSuffix(b, []byte(".987654\x00")) {
+				running++
+			}
+		}
+		if running > atOnce {
+			t.Fatalf("%d steps of one client run at once", running)
+		}
+	}
+	if err := solve(t, alice, "short", command(t, "echo done")); err != nil {
+		t.Error(err)
+	}
 }
 
 // checkUsage looks at what users see of the disk usage, and at what they can remove.
