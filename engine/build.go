@@ -29,9 +29,10 @@ import (
 // build is the environment of one build: what its steps may use.
 type build struct {
 	e       *Engine
-	ctx     context.Context // of the build: work that is shared has another one, and is part of this one's trace
-	session session.Session // nil = no client
-	sink    event.Sink      // of the build: the user's, and who watches
+	fail    context.CancelCauseFunc // ends the build
+	ctx     context.Context         // of the build: work that is shared has another one, and is part of this one's trace
+	session session.Session         // nil = no client
+	sink    event.Sink              // of the build: the user's, and who watches
 	user    event.Sink
 	request Request // what was asked for, if it was a whole build
 	client  Client
@@ -63,8 +64,9 @@ type build struct {
 // newBuild starts a build. close ends it.
 func (e *Engine) newBuild(ctx context.Context, opt JobOptions) *build {
 	s, sink := opt.Session, opt.Sink
+	ctx, fail := context.WithCancelCause(store.WithOwner(ctx, opt.Client.Tenant))
 	b := &build{
-		e: e, ctx: ctx, client: opt.Client, session: s, user: sink, allow: opt.Allow, hold: e.store.Hold(), epoch: e.store.Epoch(),
+		e: e, ctx: ctx, fail: fail, client: opt.Client, session: s, user: sink, allow: opt.Allow, hold: e.store.Hold(), epoch: e.store.Epoch(),
 		web: e.web,
 		id:  rand.Text(), started: time.Now(),
 	}
@@ -84,6 +86,7 @@ func (e *Engine) newBuild(ctx context.Context, opt JobOptions) *build {
 	b.work = e.solver.Build(ctx, b, solve.BuildOptions{Tenant: opt.Client.Tenant, Client: opt.Client.Name, Sink: b.sink})
 	b.caches = newCaches(ctx, b)
 	e.listen(b)
+	e.watchSpace(opt.Client.Tenant)
 	return b
 }
 
@@ -96,6 +99,7 @@ func (b *build) close() {
 	}
 	b.images.Close()
 	b.hold.Release()
+	b.fail(context.Canceled)
 }
 
 // keep takes over what is left of a step.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -44,7 +43,7 @@ func (c results) Store(ctx context.Context, e *solve.Entry[tree.Tree]) error {
 	if now.IsZero() {
 		now = time.Now()
 	}
-	r := store.Result{Label: e.Name, Cost: e.Cost, Created: now, Origins: e.Origins}
+	r := store.Result{Label: e.Name, Cost: e.Cost, Created: now, Origins: e.Origins, Owner: e.Preimage.Tenant}
 	var stacks []*tree.Stack
 	err = c.s.Update(ctx, func(b *store.Batch) error {
 		for _, out := range e.Outputs {
@@ -155,21 +154,4 @@ func explaining(p *solve.Preimage) (text []byte, hidden bool, err error) {
 // latest names the memo of the last key of a step.
 func latest(name string, p *solve.Preimage) graph.Digest {
 	return digest.FromString("latest\x00" + p.Tenant + "\x00" + p.Kind + "\x00" + name)
-}
-
-// TenantOf returns whose work takes space; "" is the engine's own user's, and what belongs to nobody in particular.
-func (e *Engine) TenantOf(u UsageItem) string {
-	switch u.Kind {
-	case store.UsageMount:
-		name, _, _ := strings.Cut(u.Label, "\x00")
-		return name
-	case store.UsageResult:
-		raw, err := e.store.Preimage(graph.Digest(u.ID))
-		var p solve.Preimage
-		if err != nil || json.Unmarshal(raw, &p) != nil {
-			return ""
-		}
-		return p.Tenant
-	}
-	return ""
 }

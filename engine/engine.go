@@ -30,6 +30,7 @@ type Options struct {
 	Log            *slog.Logger // for operators; nil = none
 	MaxParallel    int          // steps at once; 0 = four for each processor, at least 16: steps wait for disks and networks more than they compute
 	GCBytes        int64        // cap of the state; 0 = the store's own
+	TenantBytes    int64        // cap of what one tenant of a daemon has in it; 0 = half of the state's, negative = none
 	RegistryConfig string       // TOML file, see registry.LoadHosts; "" = none
 	Registries     Registries   // in place of the file's
 	Runtime        string       // path or name of the OCI runtime of all steps; "" = the built-in one, and runc for what that does not know
@@ -64,6 +65,7 @@ type Engine struct {
 	seals   *op.LayersRunner
 	solver  *solve.Solver[tree.Tree, *build]
 	now     listeners // the builds under way
+	space   spaceWatch
 }
 
 // InUse is in the error of Open if another process owns the root: it says which, and whether it can be called.

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -236,9 +237,15 @@ type ExportOptions struct {
 
 // Export solves the targets of a plan and exports them as one result. What exporters will need is made as early as possible.
 // It returns what each of them says, under BuildKit's keys.
-func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt ExportOptions) ([]map[string]string, error) {
-	plan, err := j.b.scan(ctx, plan, opt.SBOM)
-	if err != nil {
+func (j *Job) Export(ctx context.Context, plan *image.Plan, outs Outputs, opt ExportOptions) (_ []map[string]string, err error) {
+	ctx, end := j.b.during(ctx)
+	defer func() {
+		if cause := context.Cause(j.b.ctx); err != nil && cause != nil && !errors.Is(cause, context.Canceled) {
+			err = cause
+		}
+		end()
+	}()
+	if plan, err = j.b.scan(ctx, plan, opt.SBOM); err != nil {
 		return nil, err
 	}
 	if plan, err = j.b.policedPlan(ctx, plan); err != nil {

@@ -17,7 +17,6 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/llb"
-	"github.com/strata-build/strata/op"
 	"github.com/strata-build/strata/solve"
 	"github.com/strata-build/strata/source"
 	"github.com/strata-build/strata/store"
@@ -330,7 +329,7 @@ func (c *caches) Pack(ctx context.Context, id store.LayerID, p cache.Packing) (c
 
 // ReadMount implements cache.Results.
 func (c *caches) ReadMount(ctx context.Context, m cache.UsedMount, read func(dir string) error) (bool, error) {
-	return c.b.e.store.ReadCacheMount(ctx, op.CacheMountKey(c.b.client.Tenant, m.ID), m.Sharing, read)
+	return c.b.e.store.ReadCacheMount(ctx, store.MountKey(c.b.client.Tenant, m.ID), m.Sharing, read)
 }
 
 // TempDir implements cache.Results.

@@ -159,6 +159,7 @@ type PruneReport struct {
 // UsageItem is something that takes space.
 type UsageItem struct {
 	ID, Kind, Label string
+	Owner           string // the tenant whose builds made it; "" = the engine's own user, or nobody in particular
 	Size            int64
 	Created, Used   time.Time
 	InUse           bool

@@ -172,7 +172,7 @@ func (e *Engine) Usage(ctx context.Context) ([]UsageItem, error) {
 }
 
 func usageItem(u store.Usage) UsageItem {
-	return UsageItem{ID: u.ID, Kind: u.Kind, Label: u.Label, Size: u.Size, Created: u.Created, Used: u.LastUsed, InUse: u.InUse, Why: u.Why}
+	return UsageItem{ID: u.ID, Kind: u.Kind, Owner: u.Owner, Label: u.Label, Size: u.Size, Created: u.Created, Used: u.LastUsed, InUse: u.InUse, Why: u.Why}
 }
 
 // Check verifies the state. Full reads everything: blobs are hashed, and layers whose diff_id is known are written again

@@ -200,9 +200,6 @@ func openSource(m graph.Mount, dir string) (*os.File, error) {
 
 func cleanSource(p string) string { return path.Join("/", p) }
 
-// CacheMountKey is the store's key of a cache mount.
-func CacheMountKey(tenant, id string) string { return tenant + "\x00" + id }
-
 // cacheMounts takes the step's cache mounts and returns their directories by the mounts' index. They are taken in the order of their
 // keys, so that two steps that lock the same ones cannot wait for each other.
 func (s *execStep) cacheMounts(ctx context.Context) (map[int]string, error) {
@@ -227,7 +224,7 @@ func (s *execStep) cacheMounts(ctx context.Context) (map[int]string, error) {
 			}
 		}
 		id := m.CacheIdentity(source)
-		key := CacheMountKey(s.env.Tenant, id)
+		key := store.MountKey(s.env.Tenant, id)
 		at := slices.IndexFunc(wants, func(w *want) bool { return w.key == key })
 		if at < 0 {
 			wants, at = append(wants, &want{id: id, key: key, sharing: m.Sharing}), len(wants)

@@ -43,7 +43,7 @@ func (b *Batch) fail(format string, args ...any) {
 
 // Layer commits a draft: it becomes the layer that info describes. ID is the draft's; Created is now if it is zero.
 func (b *Batch) Layer(d *Draft, info LayerInfo) {
-	info.ID = d.ID
+	info.ID, info.Owner = d.ID, d.owner
 	if d.s != b.s {
 		b.fail("the draft of layer %d is of another store", d.ID)
 	}
@@ -137,11 +137,11 @@ func (s *Store) commit(b *Batch) error {
 		return s.fail("cannot update the store", ErrClosed)
 	}
 	for _, d := range b.drafts {
-		epoch, ok := s.drafts[d.ID]
+		begun, ok := s.drafts[d.ID]
 		if !ok {
 			return diag.Errorf(diag.Internal, "layer %d is not a draft any more", d.ID)
 		}
-		if err := s.begunBefore(epoch); err != nil {
+		if err := s.begunBefore(begun.epoch); err != nil {
 			return err
 		}
 	}
@@ -183,9 +183,7 @@ func (s *Store) commit(b *Batch) error {
 	if s.cur.hard {
 		kick(s.wake)
 	}
-	if grown != 0 {
-		s.grew(grown)
-	}
+	s.grew(grown)
 	return nil
 }
 
@@ -233,7 +231,7 @@ func (b *Batch) commits(id LayerID) bool {
 }
 
 // seal turns a batch into stored form, leaves out what changes nothing, and counts the bytes that it adds to the store.
-func (s *Store) seal(b *Batch, seq uint64) (changes []change, grown int64) {
+func (s *Store) seal(b *Batch, seq uint64) (changes []change, grown space) {
 	made := make(map[string][]byte, len(b.changes)) // by earlier changes of the same batch
 	for _, p := range b.changes {
 		// A record that cannot be read is overwritten like one that is not there.
@@ -246,7 +244,7 @@ func (s *Store) seal(b *Batch, seq uint64) (changes []change, grown int64) {
 			if old != nil || err != nil {
 				changes = append(changes, change{key: p.key})
 				made[p.key] = nil
-				grown -= sizeIn(p.key, old)
+				grown.less(p.key, old)
 			}
 			continue
 		}
@@ -259,27 +257,8 @@ func (s *Store) seal(b *Batch, seq uint64) (changes []change, grown int64) {
 		}
 		changes = append(changes, change{p.key, seal(p.key, seq, payload)})
 		made[p.key] = payload
-		grown += sizeIn(p.key, payload) - sizeIn(p.key, old)
+		grown.less(p.key, old)
+		grown.more(p.key, payload)
 	}
 	return changes, grown
-}
-
-// sizeIn returns the bytes that what a record stands for takes on disk.
-func sizeIn(key string, payload []byte) int64 {
-	if payload == nil {
-		return 0
-	}
-	switch kind(key[0]) {
-	case kindLayer:
-		l, _ := decodeLayer(0, payload)
-		return l.Size
-	case kindBlob:
-		v, _ := decodeUint(payload)
-		return int64(v)
-	case kindMount:
-		var m mountRecord
-		_ = json.Unmarshal(payload, &m)
-		return m.Size
-	}
-	return 0
 }

@@ -46,12 +46,12 @@ func (s *Store) blobSize(d graph.Digest) (int64, bool) {
 	if err != nil || v == nil {
 		return 0, false
 	}
-	size, err := decodeUint(v)
+	size, _, err := decodeBlob(v)
 	if err != nil || d.Validate() != nil {
 		return 0, false
 	}
 	fi, err := os.Lstat(s.blobPath(d))
-	return int64(size), err == nil && fi.Mode().IsRegular() && fi.Size() == int64(size)
+	return size, err == nil && fi.Mode().IsRegular() && fi.Size() == size
 }
 
 // HasBlob returns the size of a blob if the store has it. A file that no record vouches for, because the record was lost,
@@ -98,7 +98,7 @@ func (s *Store) adopt(ctx context.Context, d graph.Digest) (int64, bool) {
 		return 0, false
 	}
 	b := &Batch{s: s}
-	b.put(kindBlob, string(d), encodeUint(uint64(size)))
+	b.put(kindBlob, string(d), encodeBlob(size, ""))
 	return size, s.commit(b) == nil
 }
 

@@ -24,7 +24,8 @@ type BlobWriter struct {
 	expected graph.Digest
 	offset   int64
 	complete bool
-	hold     *Hold  // gets the blob; nil = nobody
+	hold     *Hold // gets the blob; nil = nobody
+	owner    string
 	epoch    uint64 // that the writing was begun in
 	finish   func() // lets the next writer of the digest in
 }
@@ -45,19 +46,21 @@ func (s *Store) NewBlob(ctx context.Context, expected graph.Digest) (*BlobWriter
 }
 
 func (s *Store) newWriter(ctx context.Context, expected graph.Digest) (*BlobWriter, error) {
-	w := &BlobWriter{s: s, expected: expected, epoch: s.failures.epoch.Load(), finish: func() {}}
+	w := &BlobWriter{s: s, expected: expected, owner: ownerOf(ctx), epoch: s.failures.epoch.Load(), finish: func() {}}
 	if expected == "" {
 		f, err := os.CreateTemp(s.path("ingest"), unnamed+"*")
 		if err != nil {
 			return nil, s.fail("cannot start a blob", err)
 		}
 		w.f, w.hash = f, digest.Canonical.Hash()
+		w.finish = s.writers.writes(f.Name(), w.owner)
 		return w, nil
 	}
 	if err := s.writers.wait(ctx, expected); err != nil {
 		return nil, s.fail("cannot start blob "+string(expected), err)
 	}
-	w.finish = sync.OnceFunc(func() { s.writers.done(expected) })
+	written := s.writers.writes(s.partialPath(expected), w.owner)
+	w.finish = sync.OnceFunc(func() { written(); s.writers.done(expected) })
 	if size, ok := s.adopt(ctx, expected); ok {
 		w.offset, w.complete = size, true
 		w.finish()
@@ -198,7 +201,7 @@ func (w *BlobWriter) install(name string, d graph.Digest) error {
 	if w.hold != nil {
 		w.hold.Blobs(d) // before the collector can see that nobody names it
 	}
-	b.put(kindBlob, string(d), encodeUint(uint64(w.offset)))
+	b.put(kindBlob, string(d), encodeBlob(w.offset, w.owner))
 	return s.commit(b)
 }
 
@@ -219,8 +222,39 @@ func (w *BlobWriter) Abort() {
 
 // writers lets one writer per digest through.
 type writers struct {
-	mu   sync.Mutex
-	busy map[graph.Digest]chan struct{}
+	mu    sync.Mutex
+	busy  map[graph.Digest]chan struct{}
+	files map[string]string // the owners of the files that are written
+}
+
+// writes notes that a file is written for an owner, until the returned function is called.
+func (w *writers) writes(path, owner string) (done func()) {
+	if owner == "" {
+		return func() {}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.files == nil {
+		w.files = map[string]string{}
+	}
+	w.files[path] = owner
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.files, path)
+	}
+}
+
+// of returns the files that are written for an owner.
+func (w *writers) of(owner string) (paths []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for path, o := range w.files {
+		if o == owner {
+			paths = append(paths, path)
+		}
+	}
+	return paths
 }
 
 func (w *writers) try(d graph.Digest) bool {

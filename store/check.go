@@ -204,8 +204,10 @@ func decodable(k kind, b []byte) (err error) {
 		_, err = decodeLayer(0, b)
 	case kindResult:
 		_, err = decodeResult(b)
-	case kindChain, kindBlob, kindState:
+	case kindChain, kindState:
 		_, err = decodeUint(b)
+	case kindBlob:
+		_, _, err = decodeBlob(b)
 	case kindUse:
 		_, err = decodeUse(b)
 	case kindImage, kindVariant, kindMount:
@@ -307,8 +309,8 @@ func (c *checker) blobs(ctx context.Context) error {
 	sizes := map[graph.Digest]int64{}
 	c.s.mu.RLock()
 	err := c.s.each(kindBlob, func(name string, _ uint64, b []byte, err error) {
-		if v, derr := decodeUint(b); err == nil && derr == nil && graph.Digest(name).Validate() == nil {
-			sizes[graph.Digest(name)] = int64(v)
+		if v, _, derr := decodeBlob(b); err == nil && derr == nil && graph.Digest(name).Validate() == nil {
+			sizes[graph.Digest(name)] = v
 		}
 	})
 	c.s.mu.RUnlock()

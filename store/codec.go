@@ -21,7 +21,7 @@ const (
 	kindChain    kind = 'c' // chain id -> LayerID
 	kindImage    kind = 'i' // name -> Image, JSON
 	kindVariant  kind = 'v' // diff_id -> []image.Descriptor, JSON
-	kindBlob     kind = 'b' // digest -> size
+	kindBlob     kind = 'b' // digest -> size, owner
 	kindMount    kind = 'd' // directory below mounts/ -> mountRecord, JSON
 	kindUse      kind = 'u' // useKey of another record -> use
 	kindState    kind = 's' // "clock", "next" -> number
@@ -179,12 +179,19 @@ func encodeLayer(l LayerInfo) []byte {
 	b = binary.AppendUvarint(b, uint64(max(0, l.TarSize)))
 	b = binary.AppendUvarint(b, uint64(max(0, l.Files)))
 	b = appendTime(b, l.Created)
-	return appendBytes(b, l.Blob)
+	b = appendBytes(b, l.Blob)
+	if l.Owner == "" { // as earlier versions have written it
+		return b
+	}
+	return appendBytes(b, l.Owner)
 }
 
 func decodeLayer(id LayerID, b []byte) (LayerInfo, error) {
 	r := reader{b: b}
 	l := LayerInfo{ID: id, DiffID: graph.Digest(r.bytes()), Size: int64(r.uint()), TarSize: int64(r.uint()), Files: int64(r.uint()), Created: r.time(), Blob: graph.Digest(r.bytes())}
+	if len(r.b) > 0 {
+		l.Owner = string(r.bytes())
+	}
 	return l, r.err()
 }
 
@@ -202,21 +209,24 @@ func encodeResult(x Result) []byte {
 	b = binary.AppendUvarint(b, uint64(max(0, x.Cost)))
 	b = appendTime(b, x.Created)
 	b = appendBytes(b, []byte(x.Extra))
-	if len(x.Blobs)+len(x.Origins) == 0 { // as earlier versions have written it
+	if len(x.Blobs)+len(x.Origins)+len(x.Owner) == 0 { // as earlier versions have written it
 		return b
 	}
 	b = binary.AppendUvarint(b, uint64(len(x.Blobs)))
 	for _, d := range x.Blobs {
 		b = appendBytes(b, d)
 	}
-	if len(x.Origins) == 0 {
+	if len(x.Origins)+len(x.Owner) == 0 {
 		return b
 	}
 	b = binary.AppendUvarint(b, uint64(len(x.Origins)))
 	for _, o := range x.Origins {
 		b = appendBytes(b, o)
 	}
-	return b
+	if x.Owner == "" {
+		return b
+	}
+	return appendBytes(b, x.Owner)
 }
 
 func decodeResult(b []byte) (Result, error) {
@@ -242,7 +252,27 @@ func decodeResult(b []byte) (Result, error) {
 			x.Origins = append(x.Origins, string(r.bytes()))
 		}
 	}
+	if len(r.b) > 0 {
+		x.Owner = string(r.bytes())
+	}
 	return x, r.err()
+}
+
+func encodeBlob(size int64, owner string) []byte {
+	b := encodeUint(uint64(size))
+	if owner == "" { // as earlier versions have written it
+		return b
+	}
+	return appendBytes(b, owner)
+}
+
+func decodeBlob(b []byte) (size int64, owner string, err error) {
+	r := reader{b: b}
+	size = int64(r.uint())
+	if len(r.b) > 0 {
+		owner = string(r.bytes())
+	}
+	return size, owner, r.err()
 }
 
 func encodeUint(v uint64) []byte { return binary.AppendUvarint(nil, v) }

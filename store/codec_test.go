@@ -36,6 +36,28 @@ func TestResultsOfEarlierVersionsAreRead(t *testing.T) {
 	}
 }
 
+// Records with an owner are read, and those without one are written as before there were owners.
+func TestOwnersInRecords(t *testing.T) {
+	for _, owner := range []string{"", "user 1000"} {
+		for _, origins := range [][]string{nil, {"o"}} {
+			r := Result{Outputs: [][]LayerID{{1}}, Created: time.Unix(1e9, 0), Origins: origins, Owner: owner}
+			if got, err := decodeResult(encodeResult(r)); err != nil || !reflect.DeepEqual(got, r) {
+				t.Errorf("%+v became %+v, %v", r, got, err)
+			}
+		}
+		l := LayerInfo{ID: 7, Size: 5, Files: 2, Created: time.Unix(1e9, 0), Blob: key("b"), Owner: owner}
+		if got, err := decodeLayer(7, encodeLayer(l)); err != nil || got != l {
+			t.Errorf("%+v became %+v, %v", l, got, err)
+		}
+		if size, got, err := decodeBlob(encodeBlob(300, owner)); err != nil || size != 300 || got != owner {
+			t.Errorf("300 of %q became %d of %q, %v", owner, size, got, err)
+		}
+	}
+	if size, err := decodeUint(encodeBlob(300, "")); err != nil || size != 300 {
+		t.Errorf("an earlier version reads %d, %v", size, err)
+	}
+}
+
 func FuzzDecodeResult(f *testing.F) {
 	f.Add(encodeResult(Result{Outputs: [][]LayerID{{1, 300}}, Label: "x", Origins: []string{"a", "b"}}))
 	f.Add(encodeResult(Result{Outputs: [][]LayerID{{}}, Blobs: []graph.Digest{key("b")}}))

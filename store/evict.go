@@ -41,7 +41,7 @@ func (e *eviction) run() {
 
 func (e *eviction) pass(stays map[*item]string, of func(*item) bool) {
 	for _, it := range e.items {
-		if !of(it) || e.policy.Filter != nil && !e.policy.Filter(it.Usage) {
+		if !of(it) || e.policy.Owner != "" && it.Owner != e.policy.Owner || e.policy.Filter != nil && !e.policy.Filter(it.Usage) {
 			continue
 		}
 		if why := e.forbids(it); why != "" {
@@ -143,19 +143,21 @@ func (e *eviction) evict(it *item) {
 			}
 			e.batch.drop(layerKey(id))
 			e.layers = append(e.layers, id)
-			e.free(n.info.Size)
+			e.free(n.info.Owner, n.info.Size)
 			e.freed.Files += n.info.Files
 			e.files -= n.info.Files
 		}
 	default:
 		e.paths = append(e.paths, it.path)
-		e.free(it.Size)
+		e.free(it.Owner, it.Size)
 	}
 }
 
-func (e *eviction) free(n int64) {
+func (e *eviction) free(owner string, n int64) {
 	e.freed.Bytes += n
-	e.used -= n
+	if e.policy.Owner == "" || e.policy.Owner == owner {
+		e.used -= n
+	}
 }
 
 // oldest returns the keys of the records of a kind that are beyond a limit, by when they were written. The caller holds mu.

@@ -20,6 +20,7 @@ type Policy struct {
 	Unneeded     bool             // delete only results, layers and blobs that no image needs, named or not
 	Mounts       bool             // with Unneeded: cache mounts too
 	Filter       func(Usage) bool // if not nil, delete only what it returns true for; called with the store locked
+	Owner        string           // if not "", delete only what is the owner's; MaxBytes are its bytes then, and must be set
 	DryRun       bool             // say what would be deleted
 }
 
@@ -57,7 +58,7 @@ func (s *Store) GC(ctx context.Context, p Policy) (Freed, error) {
 type usage struct {
 	mu      sync.Mutex
 	known   bool
-	bytes   int64
+	space          // of layers, blobs and cache mounts
 	futile  bool   // the last collection could not reach its target ...
 	atBytes int64  // ... with this many bytes in the store ...
 	atHolds uint64 // ... and this many releases seen
@@ -69,14 +70,17 @@ type usage struct {
 	aged     time.Time     // when old images without a name were last looked for
 }
 
-// grew counts bytes that an update added. The caller holds mu.
-func (s *Store) grew(n int64) {
+// grew counts what an update added. The caller holds mu.
+func (s *Store) grew(by space) {
+	if by.bytes == 0 && len(by.owned) == 0 {
+		return
+	}
 	u := &s.usage
 	u.mu.Lock()
-	u.bytes += n
+	u.plus(by)
 	known := u.known
 	u.mu.Unlock()
-	if n > 0 && (!known || s.wants(0) || s.unmeasured()) {
+	if by.bytes > 0 && (!known || s.wants(0) || s.unmeasured()) {
 		kick(s.tendWake)
 	}
 }
@@ -243,18 +247,18 @@ func (s *Store) count() error {
 	if u.known {
 		return nil
 	}
-	var total int64
+	var total space
 	for _, k := range []kind{kindLayer, kindBlob, kindMount} {
 		err := s.each(k, func(name string, _ uint64, b []byte, err error) {
 			if err == nil {
-				total += sizeIn(keyOf(k, name), b)
+				total.more(keyOf(k, name), b)
 			}
 		})
 		if err != nil {
 			return err
 		}
 	}
-	u.bytes, u.known = total, true
+	u.space, u.known = total, true
 	return nil
 }
 
@@ -318,6 +322,9 @@ func (s *Store) collect(p Policy, files int64) (Freed, error) {
 		return Freed{}, s.fail("cannot collect garbage", err)
 	}
 	e := eviction{plan: pl, policy: p, batch: &Batch{s: s}, used: max(used, pl.bytes), limit: limit, files: files, now: time.Now()}
+	if p.Owner != "" {
+		e.used = pl.owned[p.Owner]
+	}
 	e.run()
 	if p.DryRun {
 		return e.freed, nil

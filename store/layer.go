@@ -14,6 +14,14 @@ type Draft struct {
 	Dir  string // snapshots/N/fs, empty: the upper directory
 	Work string // snapshots/N/work, empty: overlay's work directory
 	s    *Store
+
+	owner string
+}
+
+// begun is how a draft was begun.
+type begun struct {
+	epoch uint64
+	owner string
 }
 
 // LayerDir returns the directory of a layer's files, whether it exists or not.
@@ -35,19 +43,19 @@ func (s *Store) newLayer(ctx context.Context, h *Hold) (*Draft, error) {
 	if err := s.makeRoom(ctx); err != nil {
 		return nil, err
 	}
-	return s.makeDraft(h)
+	return s.makeDraft(h, ownerOf(ctx))
 }
 
-func (s *Store) makeDraft(h *Hold) (*Draft, error) {
+func (s *Store) makeDraft(h *Hold, owner string) (*Draft, error) {
 	for {
-		id, err := s.reserveDraft(h)
+		id, err := s.reserveDraft(h, owner)
 		if err != nil {
 			return nil, err
 		}
 		dir := s.layerRoot(id)
 		err = os.Mkdir(dir, 0o700)
 		if err == nil {
-			d := &Draft{ID: id, Dir: filepath.Join(dir, "fs"), Work: filepath.Join(dir, "work"), s: s}
+			d := &Draft{ID: id, Dir: filepath.Join(dir, "fs"), Work: filepath.Join(dir, "work"), s: s, owner: owner}
 			if err = os.Mkdir(d.Dir, 0o755); err == nil {
 				err = os.Mkdir(d.Work, 0o700)
 			}
@@ -66,7 +74,7 @@ func (s *Store) makeDraft(h *Hold) (*Draft, error) {
 	}
 }
 
-func (s *Store) reserveDraft(h *Hold) (LayerID, error) {
+func (s *Store) reserveDraft(h *Hold, owner string) (LayerID, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -74,7 +82,7 @@ func (s *Store) reserveDraft(h *Hold) (LayerID, error) {
 	}
 	id := s.next
 	s.next++
-	s.drafts[id] = s.failures.epoch.Load()
+	s.drafts[id] = begun{s.failures.epoch.Load(), owner}
 	if h != nil {
 		h.Layers(id)
 	}

@@ -26,6 +26,7 @@ const (
 // Usage is one thing that takes space. The sizes of all add up to what the store takes; nothing is counted twice.
 type Usage struct {
 	Kind     string // UsageResult, ...
+	Owner    string // see WithOwner
 	ID       string // key, layer number, digest, or directory below mounts/ or ingest/
 	Label    string // for people: the result's label, the cache mount's key
 	Size     int64  // bytes on disk
@@ -67,7 +68,7 @@ type plan struct {
 	uses   map[string]use          // by useKey
 	images map[string]foundImage   // that no person has named
 	items  []*item                 // least recently used first
-	bytes  int64
+	space
 }
 
 // foundImage is the record of an image.
@@ -85,7 +86,12 @@ func (s *Store) plan() (*plan, error) {
 		}
 	}
 	for _, it := range p.items {
-		p.bytes += it.Size
+		if it.Kind == UsageBlob || it.Kind == UsageMount || it.Kind == UsagePartial {
+			p.add(it.Owner, it.Size)
+		}
+	}
+	for _, n := range p.layers {
+		p.add(n.info.Owner, n.info.Size)
 	}
 	slices.SortStableFunc(p.items, func(a, b *item) int {
 		return cmp.Or(cmp.Compare(a.clock, b.clock), cmp.Compare(len(b.layers), len(a.layers)), cmp.Compare(a.key, b.key))
@@ -183,7 +189,7 @@ func (p *plan) readResults() error {
 			results = append(results, it)
 			return
 		}
-		it.Label, it.Created = r.Label, r.Created
+		it.Label, it.Created, it.Owner = r.Label, r.Created, r.Owner
 		if len(r.Origins) > 0 {
 			it.Label += " (from " + strings.Join(r.Origins, ", ") + ")"
 		}
@@ -247,7 +253,7 @@ func (p *plan) unnamed(name string, im foundImage) *item {
 			pin(n.info.Blob)
 			it.layers = append(it.layers, id)
 			if i == len(pl.Layers)-1 {
-				it.tops = append(it.tops, id)
+				it.tops, it.Owner = append(it.tops, id), n.info.Owner
 			}
 		}
 	}
@@ -286,7 +292,7 @@ func (p *plan) readLoose() error {
 			continue
 		}
 		it := &item{
-			Usage: Usage{Kind: UsageLayer, ID: id.String(), Size: n.info.Size, Created: n.info.Created, InUse: n.root != "", Why: n.root},
+			Usage: Usage{Kind: UsageLayer, ID: id.String(), Owner: n.info.Owner, Size: n.info.Size, Created: n.info.Created, InUse: n.root != "", Why: n.root},
 			key:   layerKey(id), layers: []LayerID{id},
 		}
 		p.used(it, n.used)
@@ -301,9 +307,9 @@ func (p *plan) readBlobs() error {
 		if d.Validate() != nil {
 			return
 		}
-		size, _ := decodeUint(b)
+		size, owner, _ := decodeBlob(b)
 		it := &item{
-			Usage: Usage{Kind: UsageBlob, ID: name, Size: int64(size), Why: p.blobs[d], InUse: p.blobs[d] != ""},
+			Usage: Usage{Kind: UsageBlob, ID: name, Owner: owner, Size: size, Why: p.blobs[d], InUse: p.blobs[d] != ""},
 			key:   keyOf(kindBlob, name), path: p.s.blobPath(d),
 		}
 		if fi, err := os.Lstat(it.path); err == nil {
@@ -326,7 +332,7 @@ func (p *plan) readMounts() error {
 		it := &item{Usage: Usage{Kind: UsageMount, ID: e.Name()}, key: keyOf(kindMount, e.Name()), path: p.s.path("mounts", e.Name())}
 		var m mountRecord
 		if b, err := p.s.value(it.key); err == nil && b != nil && json.Unmarshal(b, &m) == nil {
-			it.Label, it.Size, it.Created = m.Key, m.Size, m.Created
+			it.Label, it.Size, it.Created, it.Owner = m.Key, m.Size, m.Created, mountOwner(m.Key)
 		}
 		if l := p.s.mounts.leases[e.Name()]; l != nil {
 			it.InUse, it.Why = true, "a build"

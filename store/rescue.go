@@ -142,7 +142,7 @@ func (r *rescuer) layer(ctx context.Context, hold *Hold, id LayerID) (LayerID, e
 		}
 		hold.Blobs(info.Blob)
 	}
-	d, err := s.makeDraft(hold)
+	d, err := s.makeDraft(hold, "")
 	if err != nil {
 		return 0, err
 	}

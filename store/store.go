@@ -69,7 +69,7 @@ type Store struct {
 	// namesChanged says that index.json lacks names; listed is what it has. A flush uses them alone.
 	namesChanged bool
 	listed       map[string]listedImage
-	drafts       map[LayerID]uint64 // with the epoch that each was begun in
+	drafts       map[LayerID]begun
 
 	clock    atomic.Uint64 // counts updates and uses
 	touchMu  sync.Mutex
@@ -108,7 +108,7 @@ func Open(root string, opt Options) (*Store, error) {
 		return nil, diag.Errorf(diag.Invalid, "cannot use the root %s: %w", root, err)
 	}
 	s := &Store{
-		root: root, opt: opt, log: opt.Log, drafts: map[LayerID]uint64{}, touched: map[string]use{}, next: 1, opened: time.Now(),
+		root: root, opt: opt, log: opt.Log, drafts: map[LayerID]begun{}, touched: map[string]use{}, next: 1, opened: time.Now(),
 		cur: newGeneration(), wake: make(chan struct{}, 1), tendWake: make(chan struct{}, 1),
 	}
 	if s.log == nil {

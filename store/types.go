@@ -25,6 +25,7 @@ type LayerInfo struct {
 	Files   int64        // inodes
 	Blob    graph.Digest // blob that it was unpacked from, which the files alone may not give again; "" = made here
 	Created time.Time    // with a resolution of 1 s
+	Owner   string       // see WithOwner
 }
 
 // Result is what a vertex made.
@@ -36,6 +37,7 @@ type Result struct {
 	Extra   json.RawMessage // the op's own facts; the store does not look into it
 	Blobs   []graph.Digest  // that the result needs: kept as long as it is, and without one of them it is a miss
 	Origins []string        // caches elsewhere that it came from; none = it was made here
+	Owner   string          // whose build made it; see WithOwner
 }
 
 // Image is a named image: a root of garbage collection.

@@ -135,7 +135,7 @@ func (s *Server) usage(ctx context.Context) ([]*control.UsageRecord, error) {
 	of := s.of(ctx)
 	var out []*control.UsageRecord
 	for _, u := range all {
-		if !s.sees(of, u) {
+		if !of.sees(u) {
 			continue
 		}
 		if strings.HasPrefix(u.Why, "image ") {
@@ -204,12 +204,5 @@ func (s *Server) Prune(req *control.PruneRequest, stream control.Control_PruneSe
 		Reserved: Space{Bytes: req.ReservedSpace}, MaxUsed: Space{Bytes: req.MaxUsedSpace}, MinFree: Space{Bytes: req.MinFreeSpace},
 	}
 	of := s.of(stream.Context())
-	var theirs map[string]bool
-	if of.name != "" {
-		var err error
-		if theirs, err = s.visible(stream.Context()); err != nil {
-			return err
-		}
-	}
-	return s.prune(stream.Context(), r, []*tenant{of}, theirs, stream.Send)
+	return s.prune(stream.Context(), r, []*tenant{of}, of.sees, stream.Send)
 }

@@ -125,7 +125,7 @@ func (s *Server) collect(ctx context.Context) (freed int64, err error) {
 	var all []*tenant
 	s.each(func(t *tenant) { all = append(all, t) })
 	for i := range s.opt.GC {
-		err = errors.Join(err, s.prune(ctx, &s.opt.GC[i], all, nil, func(u *control.UsageRecord) error {
+		err = errors.Join(err, s.prune(ctx, &s.opt.GC[i], all, everything, func(u *control.UsageRecord) error {
 			freed += u.Size
 			return nil
 		}))
@@ -133,9 +133,10 @@ func (s *Server) collect(ctx context.Context) (freed int64, err error) {
 	return freed, err
 }
 
-// prune carries a rule out: on the engine's state, and on the directories of these tenants' clients. theirs are the records that may
-// go; nil = all.
-func (s *Server) prune(ctx context.Context, r *GCRule, of []*tenant, theirs map[string]bool, send func(*control.UsageRecord) error) error {
+func everything(engine.UsageItem) bool { return true }
+
+// prune carries a rule out: on those items of the engine's state that may go, and on the directories of these tenants' clients.
+func (s *Server) prune(ctx context.Context, r *GCRule, of []*tenant, may func(engine.UsageItem) bool, send func(*control.UsageRecord) error) error {
 	match, err := matcher(r.Filters, usageField)
 	if err != nil {
 		return err
@@ -166,10 +167,10 @@ func (s *Server) prune(ctx context.Context, r *GCRule, of []*tenant, theirs map[
 	if keep > 0 {
 		policy.KeepBytes = max(keep-local, 1)
 	}
-	if len(r.Filters) > 0 || theirs != nil {
-		policy.Match = func(u engine.UsageItem) bool {
-			return (theirs == nil || theirs[u.ID]) && match(&control.UsageRecord{ID: u.ID, RecordType: usageType(u.Kind), Description: u.Label, InUse: u.InUse, Mutable: usageType(u.Kind) == typeCache})
-		}
+	policy.Match = func(u engine.UsageItem) bool {
+		return may(u) && match(&control.UsageRecord{
+			ID: u.ID, RecordType: usageType(u.Kind), Description: u.Label, InUse: u.InUse, Mutable: usageType(u.Kind) == typeCache,
+		})
 	}
 	freed, err := s.e.Prune(ctx, policy)
 	if err != nil {

@@ -37,16 +37,16 @@ import (
 )
 
 // serve runs a server with an engine of its own and returns its address.
-func serve(t testing.TB, opt Options) (addr string, e *engine.Engine) {
+func serve(t testing.TB, opt Options, with ...func(*engine.Options)) (addr string, e *engine.Engine) {
 	t.Helper()
-	addr, s := serveServer(t, opt)
+	addr, s := serveServer(t, opt, with...)
 	return addr, s.e
 }
 
 // serveServer is serve for tests that look into the server.
-func serveServer(t testing.TB, opt Options) (addr string, s *Server) {
+func serveServer(t testing.TB, opt Options, with ...func(*engine.Options)) (addr string, s *Server) {
 	t.Helper()
-	addr, s, stop := serverAt(t, t.TempDir(), opt)
+	addr, s, stop := serverAt(t, t.TempDir(), opt, with...)
 	t.Cleanup(stop)
 	return addr, s
 }
@@ -58,12 +58,16 @@ func serveAt(t testing.TB, dir string, opt Options) (addr string, e *engine.Engi
 	return addr, s.e, stop
 }
 
-func serverAt(t testing.TB, dir string, opt Options) (addr string, s *Server, stop func()) {
+func serverAt(t testing.TB, dir string, opt Options, with ...func(*engine.Options)) (addr string, s *Server, stop func()) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	e, err := engine.Open(t.Context(), engine.Options{OldRuntime: true, Root: filepath.Join(dir, "root"), Tracer: opt.Tracer})
+	eopt := engine.Options{OldRuntime: true, Root: filepath.Join(dir, "root"), Tracer: opt.Tracer}
+	for _, f := range with {
+		f(&eopt)
+	}
+	e, err := engine.Open(t.Context(), eopt)
 	if err != nil {
 		t.Fatal(err)
 	}

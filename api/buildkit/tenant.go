@@ -2,8 +2,6 @@ package buildkit
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -57,13 +55,9 @@ func (s *Server) tenant(name string) (*tenant, error) {
 	if t := s.tenants.all[name]; t != nil {
 		return t, nil
 	}
-	root := s.e.Root()
-	if name != "" {
-		sum := sha256.Sum256([]byte(name))
-		root = filepath.Join(root, "tenants", hex.EncodeToString(sum[:16]))
-		if err := os.MkdirAll(root, 0o700); err != nil {
-			return nil, diag.Errorf(diag.Unavailable, "the directory of %s: %w", name, err)
-		}
+	root := s.e.TenantDir(name)
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return nil, diag.Errorf(diag.Unavailable, "the directory of %s: %w", name, err)
 	}
 	m, err := remote.NewManager(filepath.Join(root, "sessions"), s.opt.Log)
 	if err != nil {
@@ -147,24 +141,6 @@ type tenantStream struct {
 
 func (s tenantStream) Context() context.Context { return s.ctx }
 
-// sees reports whether a tenant sees an item of the disk usage: those that it has made itself. The engine's own user sees everything.
-func (s *Server) sees(t *tenant, u engine.UsageItem) bool {
-	return t.name == "" || s.e.TenantOf(u) == t.name
-}
-
-// visible are the ids of what a tenant has made, which it may remove; nil for the engine's own user. It is found out before
-// anything is removed: the store cannot be asked meanwhile.
-func (s *Server) visible(ctx context.Context) (map[string]bool, error) {
-	t := s.of(ctx)
-	if t.name == "" {
-		return nil, nil
-	}
-	all, err := s.e.Usage(ctx)
-	ids := map[string]bool{}
-	for _, u := range all {
-		if s.sees(t, u) {
-			ids[u.ID] = true
-		}
-	}
-	return ids, err
-}
+// sees reports whether a tenant sees an item of the disk usage, and may remove it: those that it has made itself. The engine's own
+// user sees everything.
+func (t *tenant) sees(u engine.UsageItem) bool { return t.name == "" || u.Owner == t.name }

@@ -168,6 +168,55 @@ func TestAttackStepsWithoutEndTakeAllSlots(t *testing.T) {
 	}
 }
 
+// usageOf adds up what a client sees of the disk's usage.
+func usageOf(t *testing.T, c client) (n int64) {
+	t.Helper()
+	u, err := c.DiskUsage(t.Context(), &control.DiskUsageRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range u.Record {
+		n += r.Size
+	}
+	return n
+}
+
+// TestAttackOneClientFillsTheDisk lets one client write more than its share: in one step, in a cache mount, and in the results of
+// many builds. What the other client has stays.
+func TestAttackOneClientFillsTheDisk(t *testing.T) {
+	const limit = 64 << 20
+	addr, _ := serve(t, Options{Tenancy: TenancyClient}, func(o *engine.Options) { o.TenantBytes = limit })
+	mallory, alice := dialAs(t, addr, 1234), dialAs(t, addr, 1235)
+	fill := func(path string, mib, n int) *pb.Definition {
+		return command(t, fmt.Sprintf("dd if=/dev/urandom of=%s bs=1M count=%d 2>/dev/null; echo %d", path, mib, n))
+	}
+	if err := solve(t, alice, "r", fill("/f", 20, 0)); err != nil {
+		t.Fatal(err)
+	}
+	before := usageOf(t, alice)
+	trudy := dialAs(t, addr, 1236)
+	for path, c := range map[string]client{"/f": mallory, "/c/f": trudy} {
+		err := solve(t, c, "r", command(t, "dd if=/dev/zero bs=1M count=200 of="+path+"; sleep 100000"))
+		if err == nil || !strings.Contains(err.Error(), "may have 64MiB") {
+			t.Errorf("200 MiB in %s: %v", path, err)
+		}
+	}
+	for i := range 6 {
+		if err := solve(t, mallory, "r", fill("/f", 20, i)); err != nil {
+			t.Error(err)
+		}
+	}
+	for usageOf(t, mallory) > limit {
+		if t.Context().Err() != nil {
+			t.Fatalf("the client keeps %d bytes", usageOf(t, mallory))
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if now := usageOf(t, alice); now < before || now < 20<<20 {
+		t.Errorf("the other client has %d bytes, and had %d", now, before)
+	}
+}
+
 // checkUsage looks at what users see of the disk usage, and at what they can remove.
 func checkUsage(t *testing.T, e *engine.Engine, a, b client) {
 	t.Helper()

@@ -40,6 +40,7 @@ type serving struct {
 	asBuildKit   bool
 	provenance   string // directory of what provenance tells of this builder
 	tenancy      string // which clients share what they build
+	space        tenantSpace
 	log          logConfig
 	trace        bool
 	gc           gcConfig
@@ -78,6 +79,9 @@ func newServe(c *cli) *cobra.Command {
 	fs.BoolVar(&v.oldRunc, "allow-old-runc", false, "Use a runc from which containers can escape ($STRATA_ALLOW_OLD_RUNC)")
 	fs.StringArrayVar(&v.parents, "allow-cgroup-parent", nil, "Let builds put steps below this control group (default none)")
 	bytesFlag(fs, "gc-bytes", "Keep the state below this size (default chosen by the disk; $STRATA_GC_BYTES)", &c.gcBytes)
+	fs.Func("tenant-space", "Space of the disk for each client with --tenancy client, such as 20GB, or none (default: half of the cache's)", func(s string) error {
+		return v.space.UnmarshalText([]byte(s))
+	})
 	fs.StringVar(&v.tenancy, "tenancy", "", "Who shares what is built: all clients (none, the default), or nobody (client)")
 	fs.BoolVar(&v.asBuildKit, "as-buildkitd", false, "Behave as buildkitd does")
 	fs.StringVar(&v.log.Level, "log-level", "", "What to log: trace, debug, info, warn, error, fatal or panic ($BUILDKITD_LOG_LEVEL, default info)")
@@ -147,7 +151,7 @@ func (c *cli) serveClients(ctx context.Context, v *serving, fs *pflag.FlagSet) (
 	}
 	opt.RegistryConfig, opt.Registries, opt.Caches.RefuseActions = "", conf.Registry, conf.Cache.GHA.Verify.Required
 	opt.Steps.AppArmor = firstOf(v.appArmor, opt.Steps.AppArmor)
-	opt.Serves, opt.MaxParallel, opt.Log, opt.Devices = true, v.parallel, log, v.devices
+	opt.Serves, opt.MaxParallel, opt.TenantBytes, opt.Log, opt.Devices = true, v.parallel, int64(v.space), log, v.devices
 	if opt.ProvenanceEnv, err = builderFacts(v.provenance); err != nil {
 		return err
 	}

@@ -44,6 +44,7 @@ type serveConfig struct {
 
 	Proxied bool           `toml:"proxyNetwork"`
 	Tenancy string         `toml:"tenancy"`
+	Space   tenantSpace    `toml:"tenantSpace"`
 	CDI     cdiConfig      `toml:"cdi"`
 	DNS     dnsConfig      `toml:"dns"`
 	History *historyConfig `toml:"history"`
@@ -227,6 +228,9 @@ func (c *serveConfig) apply(cli *cli, v *serving, fs *pflag.FlagSet) {
 	v.proxied = v.proxied || c.Proxied
 	v.appArmor, v.seLinux = firstOf(v.appArmor, w.AppArmor), v.seLinux || w.SELinux
 	v.tenancy = firstOf(v.tenancy, c.Tenancy)
+	if v.space == 0 {
+		v.space = c.Space
+	}
 	if v.parallel == 0 {
 		v.parallel = w.Parallel
 	}

@@ -158,3 +158,21 @@ func hardCap(rules []buildkit.GCRule) int64 {
 	}
 	return most
 }
+
+// tenantSpace is the space of the disk for one tenant, in bytes: 0 = the engine's choice, -1 = no limit.
+type tenantSpace int64
+
+// UnmarshalText reads a number of bytes, a size such as "20GB", or "none".
+func (t *tenantSpace) UnmarshalText(text []byte) error {
+	s := strings.Trim(string(text), `"`)
+	if s == "none" {
+		*t = -1
+		return nil
+	}
+	n, err := units.RAMInBytes(s)
+	if err != nil || n <= 0 {
+		return diag.Errorf(diag.Invalid, "invalid space %q for a tenant: it must be a number of bytes, a size such as 20GB, or none", s)
+	}
+	*t = tenantSpace(n)
+	return nil
+}

@@ -1,0 +1,121 @@
+package engine
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"math"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/docker/go-units"
+
+	"github.com/strata-build/strata/diag"
+	"github.com/strata-build/strata/store"
+)
+
+// spaceWatch keeps each tenant below its share of the disk while it has builds. Nothing is counted on the way of a build: a
+// goroutine for each tenant with builds adds up what the store has of it, and looks at the files that it is writing.
+type spaceWatch struct {
+	mu      sync.Mutex
+	watched map[string]bool // tenants
+}
+
+// TenantDir is the directory below the state root with what a tenant's clients have besides the store: contexts and history.
+func (e *Engine) TenantDir(tenant string) string {
+	if tenant == "" {
+		return e.Root()
+	}
+	sum := sha256.Sum256([]byte(tenant))
+	return filepath.Join(e.Root(), "tenants", hex.EncodeToString(sum[:16]))
+}
+
+// tenantSpace is how many bytes of the disk one tenant may take.
+func (e *Engine) tenantSpace() int64 {
+	switch n := e.opt.TenantBytes; {
+	case n > 0:
+		return n
+	case n < 0:
+		return math.MaxInt64
+	}
+	return e.store.Cap() / 2
+}
+
+// watchSpace looks after a tenant's space until it has no build any more.
+func (e *Engine) watchSpace(tenant string) {
+	if tenant == "" || e.opt.TenantBytes < 0 {
+		return
+	}
+	w := &e.space
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.watched[tenant] {
+		return
+	}
+	if w.watched == nil {
+		w.watched = map[string]bool{}
+	}
+	w.watched[tenant] = true
+	go func() {
+		for ended := false; !ended; {
+			start := time.Now()
+			w.mu.Lock()
+			builds := e.buildsOf(tenant)
+			if ended = len(builds) == 0; ended {
+				delete(w.watched, tenant)
+			}
+			w.mu.Unlock()
+			e.limitSpace(tenant, builds) // also when the last build has ended: its results count
+			if !ended {
+				time.Sleep(max(time.Second, 20*time.Since(start)))
+			}
+		}
+	}()
+}
+
+// limitSpace collects what a tenant has beyond its share. If that does not suffice, it ends the youngest of the builds.
+func (e *Engine) limitSpace(tenant string, builds []*build) {
+	ctx, limit := context.Background(), e.tenantSpace()
+	other := e.store.Growing(ctx, tenant) + store.DiskUsage(ctx, e.TenantDir(tenant))
+	owned, err := e.store.Owned(tenant)
+	if err == nil && owned+other > limit {
+		var freed store.Freed
+		if freed, err = e.store.GC(ctx, store.Policy{Owner: tenant, MaxBytes: max(1, limit-limit/10-other)}); err == nil {
+			e.log.Info("collected what a tenant has beyond its share of the disk", "tenant", tenant, "bytes", freed.Bytes)
+			owned, err = e.store.Owned(tenant)
+		}
+	}
+	switch {
+	case errors.Is(err, store.ErrClosed):
+	case err != nil:
+		e.log.Warn("cannot look after the space of a tenant", "tenant", tenant, "cause", err)
+	case owned+other > limit && len(builds) > 0:
+		size := func(n int64) string { return units.BytesSize(float64(n)) }
+		builds[0].fail(diag.Errorf(diag.Exhausted, "%s has %s on the disk of this daemon, and may have %s", tenant, size(owned+other), size(limit)).
+			WithHint("remove caches and contexts: docker buildx prune --all, or buildctl prune --all. " +
+				"The operator can remove images with names (strata image rm), or raise tenantSpace in the daemon's configuration"))
+	}
+}
+
+// buildsOf returns a tenant's builds, youngest first.
+func (e *Engine) buildsOf(tenant string) (all []*build) {
+	e.now.mu.Lock()
+	defer e.now.mu.Unlock()
+	for b := range e.now.all {
+		if b.client.Tenant == tenant && b.ctx.Err() == nil {
+			all = append(all, b)
+		}
+	}
+	slices.SortFunc(all, func(a, b *build) int { return b.started.Compare(a.started) })
+	return all
+}
+
+// during returns a context for a call of the build's client, which ends with the build too.
+func (b *build) during(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(store.WithOwner(ctx, b.client.Tenant))
+	stop := context.AfterFunc(b.ctx, func() { cancel(context.Cause(b.ctx)) })
+	return ctx, func() { stop(); cancel(nil) }
+}
