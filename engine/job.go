@@ -41,6 +41,9 @@ type JobOptions struct {
 	Allow   []string     // network.host, security.insecure, device
 	Policy  SourcePolicy // nil = every source may be used
 	Proxied bool         // the build's steps have a proxy alone: what they fetch is recorded
+	// Charge, if not nil, counts the bytes of a nested build's definition, which stays in memory until the job is closed. Its error
+	// fails the nested build.
+	Charge func(bytes int64) error
 	// KeepFailed keeps what steps have written that fail, for Job.Failure.
 	KeepFailed bool
 }
@@ -75,7 +78,7 @@ func (e *Engine) OpenBlob(ctx context.Context, d graph.Digest) (*store.Blob, err
 func (e *Engine) NewJob(ctx context.Context, opt JobOptions) *Job {
 	b := e.newBuild(ctx, opt)
 	b.policy, b.keepFailed = opt.Policy, opt.KeepFailed
-	b.proxied = opt.Proxied
+	b.proxied, b.charge = opt.Proxied, opt.Charge
 	return &Job{b: b}
 }
 

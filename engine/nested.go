@@ -79,6 +79,11 @@ func (b *build) nested(ctx context.Context, s *solve.Step[tree.Tree, *build], o 
 	if err := b.nests.add(len(data), len(def.Def)); err != nil {
 		return nil, err
 	}
+	if b.charge != nil {
+		if err := b.charge(int64(len(data))); err != nil {
+			return nil, err
+		}
+	}
 	roots, _, err := llb.Decode(&def, llb.Options{Platform: s.V.Platform, Proxied: b.proxied})
 	if err != nil {
 		return nil, err

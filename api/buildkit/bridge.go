@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	control "github.com/moby/buildkit/api/services/control"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
@@ -38,6 +39,7 @@ type bridge struct {
 	root    *provenance.Request       // what the user asked for
 	top     *scope                    // of what the client's own code does
 	depth   int                       // how many frontends call each other down to this one
+	asked   *atomic.Int64             // requests to frontends in the whole build
 	proxied bool                      // steps have a proxy alone
 
 	mu       sync.Mutex
@@ -77,11 +79,14 @@ const maxRefs = 100_000
 func newBridge(ctx context.Context, s *Server, job *engine.Job, j listener, sess *remote.Session) *bridge {
 	b := &bridge{
 		s: s, of: s.of(ctx), job: job, journal: j, session: sess, top: scopeOf(ctx), refs: map[string]*ref{}, vertices: map[graph.Digest]graph.Digest{},
-		left: map[string]engine.Tree{}, boxes: map[string]*box{}, returned: make(chan returned, 1),
+		left: map[string]engine.Tree{}, boxes: map[string]*box{}, returned: make(chan returned, 1), asked: &atomic.Int64{},
 	}
 	b.ctx, b.cancel = context.WithCancel(ctx)
 	return b
 }
+
+// who is the client that the bridge works for.
+func (b *bridge) who() string { return peerOf(b.ctx).Identity }
 
 // end refuses further calls and removes the containers.
 func (b *bridge) end() {
@@ -94,7 +99,7 @@ func (b *bridge) end() {
 	graph := b.graph
 	b.graph = 0
 	b.mu.Unlock()
-	_ = b.s.quota.take(peerOf(b.ctx).Identity, share{graph: -graph})
+	_ = b.s.quota.take(b.who(), share{graph: -graph})
 	b.cancel()
 	b.making.Wait()
 	b.mu.Lock()
@@ -175,7 +180,7 @@ func (b *bridge) charge(def *pb.Definition) error {
 	if b.ended {
 		return errEnded
 	}
-	if err := b.s.quota.take(peerOf(b.ctx).Identity, share{graph: n}); err != nil {
+	if err := b.s.quota.take(b.who(), share{graph: n}); err != nil {
 		return err
 	}
 	b.graph += n
@@ -229,8 +234,15 @@ func (b *bridge) solve(ctx context.Context, req *gateway.SolveRequest) (*result,
 	return res, b.job.Solve(ctx, edges...)
 }
 
+// maxAsked bounds the requests to frontends in one build: what each of them has made and read is remembered until its end.
+const maxAsked = 10_000
+
 // frontend runs a frontend: this program's, or one in an image.
 func (b *bridge) frontend(ctx context.Context, name string, attrs map[string]string, inputs map[string]*pb.Definition) (*result, error) {
+	if b.asked.Add(1) > maxAsked {
+		return nil, diag.Errorf(diag.Exhausted, "the build has asked frontends more than %d times", maxAsked).
+			WithHint("check that a frontend does not call itself without end")
+	}
 	ctx, sc := b.enter(ctx, name, attrs, inputs)
 	res, err := b.run(name)(ctx, attrs, inputs)
 	if err == nil {

@@ -65,7 +65,7 @@ func (b *bridge) newContainer(req *gateway.NewContainerRequest) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err != nil {
-		delete(b.boxes, req.ContainerID)
+		b.forgetBox(req.ContainerID)
 		return err
 	}
 	b.boxes[req.ContainerID] = &box{Container: c, os: req.GetPlatform().GetOS()}
@@ -84,6 +84,9 @@ func (b *bridge) begin(id string) error {
 	}
 	if len(b.boxes) >= maxBoxes {
 		return diag.Errorf(diag.Exhausted, "the build has more than %d containers", maxBoxes)
+	}
+	if err := b.s.quota.take(b.who(), share{containers: 1}); err != nil {
+		return err
 	}
 	b.boxes[id] = nil
 	b.making.Add(1)
@@ -162,9 +165,15 @@ func (b *bridge) release(id string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.boxes[id] == x {
-		delete(b.boxes, id)
+		b.forgetBox(id)
 	}
 	return err
+}
+
+// forgetBox gives back a container's id and its place among those of the client. The caller holds mu.
+func (b *bridge) forgetBox(id string) {
+	delete(b.boxes, id)
+	_ = b.s.quota.take(b.who(), share{containers: -1})
 }
 
 // ReadFileContainer reads a regular file of a container's mount, or a part of it.

@@ -82,7 +82,7 @@ func (b *bridge) inImage(ctx context.Context, attrs map[string]string, inputs ma
 		return nil, err
 	}
 	child := newBridge(within(b.ctx, b.scope(ctx)), b.s, b.job, b.journal, b.session)
-	child.inputs, child.policy, child.root, child.depth = inputs, b.policy, b.root, b.depth+1
+	child.inputs, child.policy, child.root, child.depth, child.asked = inputs, b.policy, b.root, b.depth+1, b.asked
 	defer child.end()
 	defer context.AfterFunc(ctx, child.cancel)()
 	res, err := child.inContainer(f, attrs)
@@ -253,6 +253,10 @@ func (b *bridge) inContainer(f *frontendImage, attrs map[string]string) (*result
 	if err != nil {
 		return nil, err
 	}
+	if err := b.s.quota.take(b.who(), share{containers: 1}); err != nil {
+		return nil, err
+	}
+	defer func() { _ = b.s.quota.take(b.who(), share{containers: -1}) }()
 	c, err := b.job.Container(b.ctx, o, in, engine.MemoryFile("/run/config/buildkit/metadata/frontend.bin", meta))
 	if err != nil {
 		return nil, err
@@ -279,7 +283,7 @@ func (b *bridge) converse(c *engine.Container, p engine.Process) (*engine.Exit, 
 	if err != nil {
 		return nil, err
 	}
-	who := peerOf(b.ctx).Identity
+	who := b.who()
 	k := &link{end: func() { _ = conn.Close() }}
 	b.s.quota.memory.open(k, who)
 	defer k.close()

@@ -33,7 +33,10 @@ func (s *Server) Session(stream control.Control_SessionServer) error {
 
 // hijacked is a stream as a connection. It ends with the call.
 type hijacked struct {
-	stream control.Control_SessionServer
+	stream interface {
+		Send(*control.BytesMessage) error
+		Recv() (*control.BytesMessage, error)
+	}
 	rest   []byte
 	send   sync.Mutex
 	once   sync.Once

@@ -14,6 +14,7 @@ type Limits struct {
 	Connections int   // 1000
 	Calls       int   // in flight, over all connections; 2000
 	GraphBytes  int64 // of the definitions of builds under way; 512 MiB
+	Containers  int   // that run frontends, and that clients have asked for; 200
 	// MessageBytes bounds what has come of messages that are not complete, and waits to be sent: 256 MiB. Who has more loses the
 	// connection that holds the most.
 	MessageBytes int64
@@ -28,6 +29,9 @@ func (l Limits) withDefaults() Limits {
 	}
 	if l.GraphBytes <= 0 {
 		l.GraphBytes = 512 << 20
+	}
+	if l.Containers <= 0 {
+		l.Containers = 200
 	}
 	if l.MessageBytes <= 0 {
 		l.MessageBytes = 256 << 20
@@ -46,8 +50,9 @@ type quota struct {
 
 // share is what one client has.
 type share struct {
-	conns, calls int
-	graph        int64
+	conns, calls, containers int
+
+	graph int64
 }
 
 func newQuota(l Limits) *quota {
@@ -64,13 +69,16 @@ func (q *quota) take(who string, more share) error {
 		c = &share{}
 		q.clients[who] = c
 	}
-	now := share{c.conns + more.conns, c.calls + more.calls, c.graph + more.graph}
+	now := share{c.conns + more.conns, c.calls + more.calls, c.containers + more.containers, c.graph + more.graph}
 	var err error
 	switch {
 	case more.conns > 0 && now.conns > q.most.Connections:
 		err = diag.Errorf(diag.Exhausted, "%s has %d connections to this daemon, and may have no more", who, c.conns)
 	case more.calls > 0 && now.calls > q.most.Calls:
 		err = diag.Errorf(diag.Exhausted, "%s has %d calls to this daemon under way, and may have no more", who, c.calls)
+	case more.containers > 0 && now.containers > q.most.Containers:
+		err = diag.Errorf(diag.Exhausted, "the builds of %s have %d containers for frontends and debugging, and may have no more", who, c.containers).
+			WithHint("wait until some of them have ended")
 	case more.graph > 0 && now.graph > q.most.GraphBytes:
 		err = diag.Errorf(diag.Exhausted, "the builds of %s that are under way have definitions of more than %d bytes", who, q.most.GraphBytes).
 			WithHint("wait until some of them have ended")
@@ -82,6 +90,34 @@ func (q *quota) take(who string, more share) error {
 		delete(q.clients, who)
 	}
 	return err
+}
+
+// charger counts definitions for a client until the build that has them ends.
+type charger struct {
+	q   *quota
+	who string
+
+	mu    sync.Mutex
+	bytes int64
+}
+
+func (q *quota) charger(who string) *charger { return &charger{q: q, who: who} }
+
+func (c *charger) add(n int64) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.q.take(c.who, share{graph: n}); err != nil {
+		return err
+	}
+	c.bytes += n
+	return nil
+}
+
+func (c *charger) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_ = c.q.take(c.who, share{graph: -c.bytes})
+	c.bytes = 0
 }
 
 // calling is a call that counts for a client until its stream and its handler have ended.

@@ -9,6 +9,7 @@ import (
 
 	control "github.com/moby/buildkit/api/services/control"
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/solver/pb"
 	"google.golang.org/grpc"
 )
 
@@ -143,6 +144,108 @@ func TestClientOfManyGraphs(t *testing.T) {
 	defer end()
 	if _, err := c.LLBBridgeClient.Solve(ctx, &gateway.SolveRequest{Definition: def}); err != nil {
 		t.Errorf("after the build's end: %v", err)
+	}
+}
+
+// A client asks for one container after another, in one build after another.
+func TestAttackContainersOfManyBuilds(t *testing.T) {
+	addr, _ := serve(t, Options{Limits: Limits{Containers: 2}})
+	c := dial(t, addr)
+	var ends []func()
+	ctxs := make([]context.Context, 3)
+	for i := range ctxs {
+		var end func()
+		ctxs[i], end = forward(t, c, fmt.Sprintf("build %d", i))
+		ends = append(ends, end)
+	}
+	one := func(i int) error {
+		id := rootRef(t, ctxs[i], c)
+		_, err := c.NewContainer(ctxs[i], &gateway.NewContainerRequest{ContainerID: fmt.Sprint(i), Mounts: []*pb.Mount{{Dest: "/", ResultID: id}}})
+		return err
+	}
+	for i := range 2 {
+		if err := one(i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := one(2); !exhausted(err, "have 2 containers") {
+		t.Errorf("a third container: %v", err)
+	}
+	inputs, attrs := frontendInput(t)
+	ask := &gateway.SolveRequest{Frontend: "gateway.v0", FrontendOpt: attrs, FrontendInputs: inputs, AllowResultReturn: true, AllowResultArrayRef: true}
+	if _, err := c.LLBBridgeClient.Solve(ctxs[2], ask); !exhausted(err, "have 2 containers") {
+		t.Errorf("a frontend: %v", err)
+	}
+	if _, err := c.ReleaseContainer(ctxs[0], &gateway.ReleaseContainerRequest{ContainerID: "0"}); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 { // each gives its place back
+		if _, err := c.LLBBridgeClient.Solve(ctxs[2], ask); err != nil {
+			t.Errorf("a frontend in the place of a container: %v", err)
+		}
+	}
+	ends[1]() // the end of a build removes its container
+	for i := range 2 {
+		if err := one(2 * i); err != nil {
+			t.Errorf("after the end of a build: %v", err)
+		}
+	}
+	ends[0]()
+	ends[2]()
+}
+
+// A frontend asks for frontends without end.
+func TestAttackEndlessFrontends(t *testing.T) {
+	addr, s := serveServer(t, Options{})
+	c := dial(t, addr)
+	ctx, end := forward(t, c, "endless")
+	defer end()
+	def := define(t, &pb.Op{Op: &pb.Op_File{File: &pb.FileOp{Actions: []*pb.FileAction{{
+		Input: -1, SecondaryInput: -1,
+		Action: &pb.FileAction_Mkfile{Mkfile: &pb.FileActionMkFile{Path: "/Dockerfile", Mode: 0o644, Data: []byte("FROM scratch\nLABEL a=b\n"), Timestamp: -1}},
+	}}}}})
+	ask := func() error {
+		_, err := c.LLBBridgeClient.Solve(ctx, &gateway.SolveRequest{
+			Frontend: "dockerfile.v0", FrontendInputs: map[string]*pb.Definition{"dockerfile": def, "context": def}, AllowResultReturn: true, AllowResultArrayRef: true,
+		})
+		return err
+	}
+	if err := ask(); err != nil {
+		t.Fatal(err)
+	}
+	s.each(func(t *tenant) {
+		t.builds.mu.Lock()
+		defer t.builds.mu.Unlock()
+		for _, b := range t.builds.byRef {
+			b.bridge.asked.Store(maxAsked - 1)
+		}
+	})
+	if err := ask(); err != nil {
+		t.Error(err)
+	}
+	if err := ask(); !exhausted(err, "asked frontends more than") {
+		t.Errorf("one more: %v", err)
+	}
+}
+
+// The definitions of nested builds count for their client until the build ends.
+func TestDefinitionsOfNestedBuildsCount(t *testing.T) {
+	q := newQuota(Limits{GraphBytes: 100})
+	one, two := q.charger("mallory"), q.charger("mallory")
+	if err := one.add(60); err != nil {
+		t.Fatal(err)
+	}
+	if err := two.add(60); !exhausted(err, "definitions of more than") {
+		t.Errorf("%v", err)
+	}
+	one.end()
+	if err := two.add(60); err != nil {
+		t.Error(err)
+	}
+	two.end()
+	two.end()
+	if len(q.clients) != 0 {
+		t.Errorf("%v is left", q.clients)
 	}
 }
 

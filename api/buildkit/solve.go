@@ -126,6 +126,9 @@ func (s *Server) run(ctx context.Context, req *control.SolveRequest, b *build, a
 	defer closePolicy()
 	use.Policy = asPolicy(pol)
 	use.Proxied = req.ProxyNetwork || s.opt.ProxyNetwork
+	nested := s.quota.charger(peerOf(ctx).Identity)
+	defer nested.end()
+	use.Charge = nested.add
 	job := s.e.NewJob(ctx, use)
 	defer job.Close()
 	to, err := cacheExports(job, req.GetCache().GetExports())

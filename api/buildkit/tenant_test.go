@@ -5,8 +5,11 @@ import (
 	"context"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -22,8 +25,10 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/strata-build/strata/engine"
 	"github.com/strata-build/strata/session/remote"
@@ -308,6 +313,92 @@ func TestWithoutTenancyClientsShare(t *testing.T) {
 	}
 	if err := solve(t, b, "use", imageSource(t, "ours")); err != nil {
 		t.Error(err)
+	}
+}
+
+// attachSession attaches a session that has nothing, and returns the calls that it gets.
+func attachSession(t *testing.T, c client, id string) (calls func() []string) {
+	t.Helper()
+	md := []string{"x-docker-expose-session-uuid", id, "x-docker-expose-session-name", id}
+	for _, m := range []string{"/moby.filesync.v1.Auth/Credentials", "/moby.filesync.v1.Auth/FetchToken", "/moby.buildkit.secrets.v1.Secrets/GetSecret"} {
+		md = append(md, "x-docker-expose-session-grpc-method", m)
+	}
+	stream, err := c.Session(metadata.AppendToOutgoingContext(t.Context(), md...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var got []string
+	g := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, s grpc.ServerStream) error {
+		m, _ := grpc.MethodFromServerStream(s)
+		mu.Lock()
+		defer mu.Unlock()
+		got = append(got, m)
+		return status.Errorf(codes.NotFound, "%s has nothing", id)
+	}))
+	go func() { _ = g.Serve(newOneConn(&hijacked{stream: stream, closed: make(chan struct{})})) }()
+	t.Cleanup(g.Stop)
+	return func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		all := got
+		got = nil
+		return all
+	}
+}
+
+// TestAttackFrontendOfTwoClients lets two clients use one frontend in an image. What the frontend asks for is asked of the client
+// whose build it serves, and of nobody else: logins for registries, and secrets.
+func TestAttackFrontendOfTwoClients(t *testing.T) {
+	addr, _ := serve(t, Options{Tenancy: TenancyClient})
+	private := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("WWW-Authenticate", `Basic realm="private"`)
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	t.Cleanup(private.Close)
+	linux := &pb.Platform{OS: "linux", Architecture: "amd64"}
+	ref := "docker-image://" + strings.TrimPrefix(private.URL, "http://") + "/private:1"
+	login := &pb.Op{Platform: linux, Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: ref}}}
+	secret := &pb.Op{Platform: linux, Op: &pb.Op_Exec{Exec: &pb.ExecOp{
+		Meta: &pb.Meta{Args: []string{"/no"}, Cwd: "/"}, Network: pb.NetMode_NONE,
+		Mounts: []*pb.Mount{
+			{Dest: "/", Input: -1},
+			{Dest: "/s", Input: -1, Output: -1, MountType: pb.MountType_SECRET, SecretOpt: &pb.SecretOpt{ID: "s"}},
+		},
+	}}}
+	inputs, attrs := frontendInput(t)
+	attrs["mode"] = "define"
+	calls := map[string]func() []string{}
+	clients := map[string]client{"alice": dialAs(t, addr, 1235), "mallory": dialAs(t, addr, 1234)}
+	for name, c := range clients {
+		calls[name] = attachSession(t, c, name)
+	}
+	for what, want := range map[*pb.Op]string{login: "Credentials", secret: "GetSecret"} {
+		raw, err := define(t, what).MarshalVT()
+		if err != nil {
+			t.Fatal(err)
+		}
+		attrs["def"] = base64.StdEncoding.EncodeToString(raw)
+		for name, other := range map[string]string{"alice": "mallory", "mallory": "alice"} {
+			var err error
+			for range 100 { // until the session is there
+				_, err = clients[name].ControlClient.Solve(t.Context(), &control.SolveRequest{
+					Ref: name, Session: name, Frontend: "gateway.v0", FrontendAttrs: attrs, FrontendInputs: inputs,
+				})
+				if err == nil || !strings.Contains(err.Error(), "no active session") {
+					break
+				}
+			}
+			if err == nil {
+				t.Errorf("%s of %s: no error", want, name)
+			}
+			if got := calls[name](); !slices.ContainsFunc(got, func(m string) bool { return strings.HasSuffix(m, "/"+want) }) {
+				t.Errorf("%s was not asked for %s, but for %q: %v", name, want, got, err)
+			}
+			if got := calls[other](); len(got) > 0 {
+				t.Errorf("%s is asked for %q by a build of %s", other, got, name)
+			}
+		}
 	}
 }
 

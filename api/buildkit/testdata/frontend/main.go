@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
 	"net"
 	"os"
@@ -75,6 +76,8 @@ func main() {
 		select {}
 	case "context", "network":
 		err = ofContext(ctx, c)
+	case "define":
+		err = define(ctx, c)
 	case "warn":
 		if err = warn(ctx, c); err == nil {
 			err = build(ctx, c)
@@ -159,6 +162,19 @@ func ofContext(ctx context.Context, c gateway.LLBBridgeClient) error {
 		return err
 	}
 	return finish(ctx, c, src, run)
+}
+
+// define returns what the definition in an option makes.
+func define(ctx context.Context, c gateway.LLBBridgeClient) error {
+	raw, err := base64.StdEncoding.DecodeString(option("def"))
+	if err != nil {
+		return err
+	}
+	def := &pb.Definition{}
+	if err := def.UnmarshalVT(raw); err != nil {
+		return err
+	}
+	return finish(ctx, c, def.Def[:len(def.Def)-1]...)
 }
 
 func warn(ctx context.Context, c gateway.LLBBridgeClient) error {
