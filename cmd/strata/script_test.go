@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/strata-build/strata/engine"
 )
 
 // The test binary is the program too, so that scripts run the code under test.
@@ -31,13 +33,14 @@ func TestMain(m *testing.M) {
 //	base [NAME [OPTION...]]  imports a root file system with busybox as the image NAME (default "base")
 //	frontend NAME            imports the tests' frontend as the image NAME: the build argument MODE says what it does
 //	debian NAME              imports a Debian root file system as the image NAME
-//	registry [USER PASSWORD] starts a registry on the loopback interface; $REGISTRY is its host and port
+//	registry [USER PASSWORD [TOKEN]] starts a registry on the loopback interface; $REGISTRY is its host and port. With TOKEN
+//	                         it has a token server
 //	serve DIR                serves a directory, and the git repositories in it, over http; $SERVER is the URL
 //	config NAME FIELD        prints a field of an image's configuration, such as Config.Env
 //	files NAME               prints the paths in an image's layers, one line per file: LAYER PATH
 //	step PATTERN STATE       checks that the last command showed a step whose name matches: CACHED, DONE or ERROR
 //	allcached                checks that the last command ran no RUN, COPY, ADD or WORKDIR
-//	leak TEXT                checks that a text is in a file of the state; "! leak" that it is in none
+//	leak TEXT                checks that a text is in a file of the state, or of the run-time state; "! leak" that it is in none
 //	mounts                   checks that something is mounted below the script's directory; "! mounts" that nothing is
 func TestScript(t *testing.T) { runScripts(t, false) }
 
@@ -272,7 +275,7 @@ func cmdLeak(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: leak TEXT")
 	}
 	var found []string
-	ts.Check(filepath.WalkDir(ts.Getenv("STRATA_ROOT"), func(path string, d fs.DirEntry, err error) error {
+	look := func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) { // the engine clears up meanwhile
 			return nil
 		}
@@ -287,7 +290,12 @@ func cmdLeak(ts *testscript.TestScript, neg bool, args []string) {
 			found = append(found, path)
 		}
 		return err
-	}))
+	}
+	root := ts.Getenv("STRATA_ROOT")
+	ts.Check(filepath.WalkDir(root, look))
+	id, err := engine.RootID(root)
+	ts.Check(err)
+	ts.Check(filepath.WalkDir(filepath.Join(engine.RunDir(), id), look))
 	if neg == (len(found) > 0) {
 		ts.Fatalf("%q is in %d files of the state: %q", args[0], len(found), found)
 	}

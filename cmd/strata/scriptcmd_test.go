@@ -36,9 +36,33 @@ func cmdRegistry(ts *testscript.TestScript, neg bool, args []string) {
 			inner.ServeHTTP(w, r)
 		})
 	}
+	if len(args) == 3 {
+		h = withTokens(h, args[0], args[1], args[2])
+	}
 	s := httptest.NewServer(h)
 	ts.Defer(s.Close)
 	ts.Setenv("REGISTRY", strings.TrimPrefix(s.URL, "http://"))
+}
+
+// withTokens is a registry that wants a token, which its token server gives for a password, or for the password as an identity token.
+func withTokens(inner http.Handler, user, password, token string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/token" {
+			if r.Header.Get("Authorization") == "Bearer "+token {
+				inner.ServeHTTP(w, r)
+				return
+			}
+			w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+r.Host+`/token",service="test"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		u, p, _ := r.BasicAuth()
+		if (u != user || p != password) && r.FormValue("refresh_token") != password {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		fmt.Fprintf(w, `{"token":%q,"access_token":%q,"refresh_token":%q}`, token, token, password)
+	})
 }
 
 // cmdServe serves a directory: files as they are, and X.git through git's own http server.
