@@ -400,12 +400,16 @@ func (e *Engine) listen(b *build) {
 		e.now.all = map[*build]bool{}
 	}
 	e.now.all[b] = true
+	e.idle.wake()
 }
 
 func (e *Engine) unlisten(b *build) {
 	e.now.mu.Lock()
 	defer e.now.mu.Unlock()
 	delete(e.now.all, b)
+	if len(e.now.all) == 0 {
+		e.idle.rest(e.hashLayers)
+	}
 }
 
 // tellAll sends a message to the user of every build.

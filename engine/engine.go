@@ -66,6 +66,7 @@ type Engine struct {
 	solver  *solve.Solver[tree.Tree, *build]
 	now     listeners // the builds under way
 	space   spaceWatch
+	idle    idler
 }
 
 // InUse is in the error of Open if another process owns the root: it says which, and whether it can be called.
@@ -80,12 +81,12 @@ func Open(ctx context.Context, opt Options) (*Engine, error) {
 	if opt.MaxParallel <= 0 {
 		opt.MaxParallel = max(16, 4*runtime.NumCPU())
 	}
-	e := &Engine{opt: opt, log: opt.Log}
+	e := &Engine{opt: opt, log: opt.Log, idle: idler{pause: idlePause}}
 	if err := e.openBox(); err != nil {
 		return nil, err
 	}
 	if err := e.openStore(ctx); err != nil {
-		return nil, err
+		return nil, errors.Join(err, e.box.Close())
 	}
 	if err := e.plug(); err != nil {
 		return nil, errors.Join(err, e.Close())
@@ -140,6 +141,8 @@ func (e *Engine) Leave() { e.store.Leave() }
 // Close ends the ownership of the root. No method may be running.
 func (e *Engine) Close() error {
 	e.Leave()
+	e.idle.close()
+	e.space.close()
 	err := e.box.Close()
 	if e.web != nil {
 		e.web.Close()

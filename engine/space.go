@@ -22,6 +22,8 @@ import (
 type spaceWatch struct {
 	mu      sync.Mutex
 	watched map[string]bool // tenants
+	ended   chan struct{}   // closed by close; nil = nobody was watched yet
+	work    sync.WaitGroup
 }
 
 // TenantDir is the directory below the state root with what a tenant's clients have besides the store: contexts and history.
@@ -56,24 +58,40 @@ func (e *Engine) watchSpace(tenant string) {
 		return
 	}
 	if w.watched == nil {
-		w.watched = map[string]bool{}
+		w.watched, w.ended = map[string]bool{}, make(chan struct{})
 	}
 	w.watched[tenant] = true
-	go func() {
-		for ended := false; !ended; {
+	w.work.Go(func() {
+		for {
 			start := time.Now()
 			w.mu.Lock()
 			builds := e.buildsOf(tenant)
-			if ended = len(builds) == 0; ended {
+			ended := len(builds) == 0
+			if ended {
 				delete(w.watched, tenant)
 			}
 			w.mu.Unlock()
 			e.limitSpace(tenant, builds) // also when the last build has ended: its results count
-			if !ended {
-				time.Sleep(max(time.Second, 20*time.Since(start)))
+			if ended {
+				return
+			}
+			select {
+			case <-time.After(max(time.Second, 20*time.Since(start))):
+			case <-w.ended:
+				return
 			}
 		}
-	}()
+	})
+}
+
+// close ends the watch. No build may begin any more.
+func (w *spaceWatch) close() {
+	w.mu.Lock()
+	if w.ended != nil {
+		close(w.ended)
+	}
+	w.mu.Unlock()
+	w.work.Wait()
 }
 
 // limitSpace collects what a tenant has beyond its share. If that does not suffice, it ends the youngest of the builds.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 )
 
@@ -114,4 +115,21 @@ func (d *Draft) Discard() {
 	if d.s.endDraft(d.ID) {
 		d.s.trash.put(d.s.layerRoot(d.ID))
 	}
+}
+
+// LayersWithoutDiffID returns the committed layers whose diff_id nobody has computed yet, oldest first.
+func (s *Store) LayersWithoutDiffID() (ids []LayerID, err error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return nil, s.fail("cannot list layers", ErrClosed)
+	}
+	err = s.each(kindLayer, func(name string, _ uint64, b []byte, err error) {
+		id, ok := layerOf(keyOf(kindLayer, name))
+		if l, derr := decodeLayer(id, b); ok && err == nil && derr == nil && l.DiffID == "" {
+			ids = append(ids, id)
+		}
+	})
+	slices.Sort(ids)
+	return ids, err
 }
