@@ -2,11 +2,8 @@ package engine
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"math"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -26,14 +23,8 @@ type spaceWatch struct {
 	work    sync.WaitGroup
 }
 
-// TenantDir is the directory below the state root with what a tenant's clients have besides the store: contexts and history.
-func (e *Engine) TenantDir(tenant string) string {
-	if tenant == "" {
-		return e.Root()
-	}
-	sum := sha256.Sum256([]byte(tenant))
-	return filepath.Join(e.Root(), "tenants", hex.EncodeToString(sum[:16]))
-}
+// TenantDir is the directory below the state root with what a tenant's clients have besides the store: contexts, git repositories and history.
+func (e *Engine) TenantDir(tenant string) string { return e.store.OwnerDir(tenant) }
 
 // tenantSpace is how many bytes of the disk one tenant may take.
 func (e *Engine) tenantSpace() int64 {
@@ -97,9 +88,13 @@ func (w *spaceWatch) close() {
 // limitSpace collects what a tenant has beyond its share. If that does not suffice, it ends the youngest of the builds.
 func (e *Engine) limitSpace(tenant string, builds []*build) {
 	ctx, limit := context.Background(), e.tenantSpace()
-	other := e.store.Growing(ctx, tenant) + store.DiskUsage(ctx, e.TenantDir(tenant))
+	other := e.spaceBesides(tenant)
 	owned, err := e.store.Owned(tenant)
 	if err == nil && owned+other > limit {
+		if err = e.puller.TrimRepositories(ctx, tenant, limit); err != nil {
+			e.log.Warn("cannot remove git repositories of a tenant", "tenant", tenant, "cause", err)
+		}
+		other = e.spaceBesides(tenant)
 		var freed store.Freed
 		if freed, err = e.store.GC(ctx, store.Policy{Owner: tenant, MaxBytes: max(1, limit-limit/10-other)}); err == nil {
 			e.log.Info("collected what a tenant has beyond its share of the disk", "tenant", tenant, "bytes", freed.Bytes)
@@ -116,6 +111,12 @@ func (e *Engine) limitSpace(tenant string, builds []*build) {
 			WithHint("remove caches and contexts: docker buildx prune --all, or buildctl prune --all. " +
 				"The operator can remove images with names (strata image rm), or raise tenantSpace in the daemon's configuration"))
 	}
+}
+
+// spaceBesides returns the bytes of what a tenant writes at this moment, and of its own directory.
+func (e *Engine) spaceBesides(tenant string) int64 {
+	ctx := context.Background()
+	return e.store.Growing(ctx, tenant) + store.DiskUsage(ctx, e.TenantDir(tenant))
 }
 
 // buildsOf returns a tenant's builds, youngest first.

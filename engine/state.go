@@ -118,7 +118,7 @@ func gitUsage(r source.Repository) store.Usage {
 	if label == "" {
 		label = "a repository"
 	}
-	return store.Usage{ID: "git-" + r.ID[:min(len(r.ID), 16)], Kind: "git", Label: label, Size: r.Size, Created: r.Used, LastUsed: r.Used, InUse: r.InUse}
+	return store.Usage{ID: "git-" + r.ID[:min(len(r.ID), 16)], Kind: "git", Owner: r.Tenant, Label: label, Size: r.Size, Created: r.Used, LastUsed: r.Used, InUse: r.InUse}
 }
 
 // filter makes a predicate of conditions such as "type=result" and "label=*apt-get*", all of which must hold.

@@ -2,14 +2,18 @@ package source
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -17,6 +21,7 @@ import (
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/image"
 	"github.com/strata-build/strata/session"
+	"github.com/strata-build/strata/store"
 )
 
 // gate is a registry whose repositories below private/ need a password, and whose repositories below evil/ have no blobs.
@@ -357,5 +362,66 @@ func TestPartOfAPrivateBlobIsNotResumedElsewhere(t *testing.T) {
 	}
 	if ranges.Load() != 0 {
 		t.Error("only the end was asked for")
+	}
+}
+
+// A client's registry begins to send layers and never ends. Neither these layers, nor as many others as one client may have in work,
+// keep another client from its own.
+func TestAttackRegistryThatNeverEnds(t *testing.T) {
+	f := setup(t)
+	public := build(amd64, true, makeTar(file{name: "public", body: "public"}))
+	f.push("public/app:1", public)
+	f.push("evil/app:1", public)
+	var others []string
+	for i := range parallelLayers {
+		name := fmt.Sprintf("evil/other%d:1", i)
+		f.push(name, build(amd64, true, makeTar(file{name: "n", body: name})))
+		others = append(others, name)
+	}
+	stuck := make(chan struct{}, 100)
+	serve := func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		rec := httptest.NewRecorder()
+		next.ServeHTTP(rec, r)
+		if at := strings.Index(r.URL.Path, "/blobs/"); strings.Contains(r.URL.Path, "/evil/") && at > 0 && r.Method == http.MethodGet && rec.Body.Len() > 0 && rec.Body.Bytes()[0] != '{' {
+			w.Header().Set("Content-Length", strconv.Itoa(rec.Body.Len()))
+			_, _ = w.Write(rec.Body.Bytes()[:rec.Body.Len()/2])
+			w.(http.Flusher).Flush()
+			stuck <- struct{}{}
+			<-r.Context().Done()
+			return
+		}
+		next.ServeHTTP(w, r)
+	}
+	f.wrap.Store(&serve)
+	p := NewPuller(f.store)
+	of := func(user string, most time.Duration) (*Images, context.Context, func()) {
+		hold := f.store.Hold()
+		ctx, cancel := context.WithTimeout(store.WithOwner(t.Context(), user), most)
+		im := p.Images(Env{Store: f.store, Hold: hold, Registry: f.client, Client: session.Client{Tenant: user, Name: user}, Session: client{}})
+		return im, ctx, func() { cancel(); im.Close(); hold.Release() }
+	}
+	fetch := func(im *Images, ctx context.Context, name string) error {
+		_, _, err := im.Fetch(ctx, &graph.Image{Ref: f.host + "/" + name}, amd64, "")
+		return err
+	}
+	for what, names := range map[string][]string{"the same layer": {"evil/app:1"}, "all places": others} {
+		mallory, theirs, end := of("user 1", time.Hour)
+		var wg sync.WaitGroup
+		for _, name := range names {
+			wg.Go(func() { _ = fetch(mallory, theirs, name) })
+		}
+		for range names {
+			<-stuck
+		}
+		alice, ctx, done := of("user 2", time.Minute)
+		if err := fetch(alice, ctx, "public/app:1"); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		done()
+		end()
+		wg.Wait()
+		if _, err := f.store.GC(t.Context(), store.Policy{All: true}); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -13,12 +13,14 @@ import (
 )
 
 // Git checks repositories out for one build, with the git program, which is looked for when it is first needed. Objects
-// are kept in one bare repository per remote below the store's root. A remote is never on this machine's file system: no
+// are kept in one bare repository per remote and tenant below the store's root: a git that does not end, because the client's agent
+// does not answer, holds its repository. A remote is never on this machine's file system: no
 // client of an engine, and no submodule, can name a directory of the host.
 type Git struct {
 	env    Env
 	puller *Puller
 	locks  *locks // shared by all builds: one git per repository
+	asking locks  // refs of remotes that this build asks for
 	mu     sync.Mutex
 	seen   map[string]*commit
 	reach  map[string]bool   // remotes that this build's own login reads
@@ -97,7 +99,7 @@ func (g *Git) commit(ctx context.Context, op *graph.Git) (*commit, error) {
 		return c, g.mayRead(ctx, op, remote)
 	}
 	id := remote.arg + "\n" + op.Ref
-	release, err := g.locks.take(ctx, "git "+id)
+	release, err := g.asking.take(ctx, id)
 	if err != nil {
 		return nil, err
 	}

@@ -9,13 +9,17 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/registry"
+	"github.com/strata-build/strata/session"
+	"github.com/strata-build/strata/store"
 )
 
 // private is a repository that only readers with a token may see.
@@ -358,5 +362,66 @@ func TestAttackGitSubdirEscape(t *testing.T) {
 				t.Errorf("%s: %s is in the layer", sub, name)
 			}
 		}
+	}
+}
+
+// A client's git does not end, because its agent or its login is of a kind that never answers. Another client's git of the same remote
+// does not wait for it. What is kept of a remote belongs to the client, and is removed for its own sake.
+func TestAttackGitThatNeverEnds(t *testing.T) {
+	f, r := setup(t), newRepo(t)
+	r.write("f", "1")
+	r.commit("one")
+	git := backend(t, filepath.Dir(r.dir))
+	stuck := make(chan struct{}, 10)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		body, _ := io.ReadAll(req.Body)
+		req.Body = io.NopCloser(bytes.NewReader(body))
+		if _, p, _ := req.BasicAuth(); p == "never" || p == "never fetch" && bytes.Contains(body, []byte("command=fetch")) {
+			stuck <- struct{}{}
+			<-req.Context().Done()
+			return
+		}
+		git.ServeHTTP(w, req)
+	}))
+	defer srv.Close()
+	p := NewPuller(f.store)
+	of := func(user, token string) *Git {
+		env := f.env()
+		env.Client = session.Client{Tenant: user, Name: user}
+		env.Session = client{secrets: map[string]string{"GIT_AUTH_TOKEN": token}}
+		return p.NewGit(env)
+	}
+	op := &graph.Git{Remote: srv.URL + "/repo", Ref: "main", AuthToken: "GIT_AUTH_TOKEN"}
+	for _, token := range []string{"never", "never fetch"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = of("user 1", token).Fetch(ctx, op, "") })
+		<-stuck
+		ctx2, done := context.WithTimeout(t.Context(), time.Minute)
+		if _, err := of("user 2", "").Fetch(ctx2, op, ""); err != nil {
+			t.Errorf("%s: %v", token, err)
+		}
+		done()
+		cancel()
+		wg.Wait()
+	}
+	f.checkoutOf(of("user 1", ""), op)
+	all, err := p.Repositories()
+	if err != nil || len(all) != 2 {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	for user := range map[string]bool{"user 1": true, "user 2": true} {
+		if !slices.ContainsFunc(all, func(r Repository) bool { return r.Tenant == user && r.Remote == srv.URL+"/repo" && r.Size > 0 }) {
+			t.Errorf("%s has no repository: %+v", user, all)
+		}
+		if n := store.DiskUsage(t.Context(), f.store.OwnerDir(user)); n == 0 {
+			t.Errorf("the repository of %s does not count for it", user)
+		}
+	}
+	if err := p.TrimRepositories(t.Context(), "user 1", 1); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := p.Repositories(); err != nil || len(left) != 1 || left[0].Tenant != "user 2" {
+		t.Errorf("%+v, %v", left, err)
 	}
 }

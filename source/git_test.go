@@ -521,7 +521,7 @@ func TestGitRepositories(t *testing.T) {
 	old := time.Now().Add(-time.Hour)
 	for _, x := range all {
 		if x.Remote == other.url() {
-			if err := os.Chtimes(filepath.Join(p.gitDir(), x.ID), old, old); err != nil {
+			if err := os.Chtimes(filepath.Join(p.gitDir(""), x.ID), old, old); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -535,7 +535,7 @@ func TestGitRepositories(t *testing.T) {
 	if !ok {
 		t.Fatal("it is not in use")
 	}
-	if err := p.trimRepositories(t.Context(), all[0].Size); err != nil {
+	if err := p.TrimRepositories(t.Context(), "", share*all[0].Size); err != nil {
 		t.Fatal(err)
 	}
 	left, err := p.Repositories()
@@ -544,7 +544,7 @@ func TestGitRepositories(t *testing.T) {
 	}
 	release()
 	f.checkoutOf(p.NewGit(f.env()), &graph.Git{Remote: r.url()})
-	if err := p.trimRepositories(t.Context(), all[1].Size); err != nil {
+	if err := p.TrimRepositories(t.Context(), "", share*all[1].Size); err != nil {
 		t.Fatal(err)
 	}
 	left, err = p.Repositories()
@@ -552,7 +552,7 @@ func TestGitRepositories(t *testing.T) {
 		t.Fatalf("%+v %v", left, err)
 	}
 	// What is left of one that was being removed is no repository.
-	if err := os.Remove(filepath.Join(p.gitDir(), left[0].ID, "HEAD")); err != nil {
+	if err := os.Remove(filepath.Join(p.gitDir(""), left[0].ID, "HEAD")); err != nil {
 		t.Fatal(err)
 	}
 	if got := slurp(f.checkoutOf(p.NewGit(f.env()), &graph.Git{Remote: r.url()}), "f"); got != "1" {

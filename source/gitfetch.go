@@ -75,7 +75,11 @@ func (g *Git) open(ctx context.Context, op *graph.Git) (*checkout, func(), error
 	}
 	k := &checkout{g: g, op: op, c: *c, remote: remote, run: run, temp: temp}
 	// What a bundle brings is kept apart: who has a bundle need not be able to read the remote that it is said to be of.
-	k.bare = filepath.Join(g.puller.gitDir(), digest.FromString(remote.arg+k.format()+op.BundleFrom).Encoded())
+	id := remote.arg + k.format() + op.BundleFrom
+	if g.env.Client.Tenant != "" {
+		id += "\x00" + g.env.Client.Tenant
+	}
+	k.bare = filepath.Join(g.puller.gitDir(g.env.Client.Tenant), digest.FromString(id).Encoded())
 	release, err := g.locks.take(ctx, "repository "+filepath.Base(k.bare))
 	if err != nil {
 		cleanup()
@@ -87,7 +91,7 @@ func (g *Git) open(ctx context.Context, op *graph.Git) (*checkout, func(), error
 		cleanup()
 		stop()
 		if k.fetched { // what is not removed now is found the next time
-			_ = g.puller.trimRepositories(ctx, g.env.Store.Cap()/share)
+			_ = g.puller.TrimRepositories(ctx, g.env.Client.Tenant, g.env.Store.Cap())
 		}
 	}
 	if err := k.objects(ctx); err != nil {
@@ -176,7 +180,7 @@ func (k *checkout) objects(ctx context.Context) error {
 		if err := k.init(ctx, k.bare, "--bare"); err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(k.bare, "description"), []byte(k.remote.arg+"\n"), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(k.bare, "description"), []byte(k.remote.arg+"\n"+k.g.env.Client.Tenant+"\n"), 0o600); err != nil {
 			return err
 		}
 	}

@@ -16,27 +16,52 @@ import (
 type Repository struct {
 	ID     string
 	Remote string // without logins; "" if it was not noted
+	Tenant string // whose builds use it
 	Size   int64  // bytes
 	Used   time.Time
 	InUse  bool
+
+	dir string
+}
+
+// repositoryDirs returns the directories of the repositories of all tenants.
+func (p *Puller) repositoryDirs() ([]string, error) {
+	parents := []string{p.store.Root()}
+	tenants := filepath.Join(p.store.Root(), "tenants")
+	entries, err := os.ReadDir(tenants)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, e := range entries {
+		parents = append(parents, filepath.Join(tenants, e.Name()))
+	}
+	var all []string
+	for _, parent := range parents {
+		dir := filepath.Join(parent, "git")
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		for _, e := range entries {
+			all = append(all, filepath.Join(dir, e.Name()))
+		}
+	}
+	return all, nil
 }
 
 // Repositories lists what is kept of remotes, least recently used first.
 func (p *Puller) Repositories() ([]Repository, error) {
-	entries, err := os.ReadDir(p.gitDir())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+	dirs, err := p.repositoryDirs()
 	var out []Repository
-	for _, e := range entries {
-		dir := filepath.Join(p.gitDir(), e.Name())
+	for _, dir := range dirs {
 		info, serr := os.Stat(dir)
 		if serr != nil || !info.IsDir() {
 			continue // removed meanwhile
 		}
-		r := Repository{ID: e.Name(), Used: info.ModTime()}
-		if remote, err := os.ReadFile(filepath.Join(dir, "description")); err == nil {
-			r.Remote = strings.TrimSpace(string(remote))
+		r := Repository{ID: filepath.Base(dir), Used: info.ModTime(), dir: dir}
+		if text, err := os.ReadFile(filepath.Join(dir, "description")); err == nil {
+			remote, tenant, _ := strings.Cut(string(text), "\n")
+			r.Remote, r.Tenant = remote, strings.TrimSpace(tenant)
 		}
 		if r.Size, _, serr = measure(dir); serr != nil && !errors.Is(serr, fs.ErrNotExist) {
 			return nil, serr
@@ -58,42 +83,44 @@ func (p *Puller) RemoveRepository(r Repository) (bool, error) {
 		return false, nil
 	}
 	defer release()
-	dir := filepath.Join(p.gitDir(), r.ID)
 	// Without its HEAD it is none, even if this is interrupted.
-	if err := os.Remove(filepath.Join(dir, "HEAD")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(filepath.Join(r.dir, "HEAD")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
-	return true, os.RemoveAll(dir)
+	return true, os.RemoveAll(r.dir)
 }
 
 // Distrust removes all that is kept of remotes, in use or not, in the background: the disk may have damaged it.
 func (p *Puller) Distrust() {
-	entries, err := os.ReadDir(p.gitDir())
+	dirs, err := p.repositoryDirs()
 	if err != nil {
 		return // there is nothing
 	}
-	for _, e := range entries {
+	for _, dir := range dirs {
 		go func() {
-			release, err := p.locks.take(context.Background(), "repository "+e.Name())
+			release, err := p.locks.take(context.Background(), "repository "+filepath.Base(dir))
 			if err != nil {
 				return
 			}
 			defer release()
-			_ = os.Remove(filepath.Join(p.gitDir(), e.Name(), "HEAD")) // without it the rest is not a repository
-			_ = os.RemoveAll(filepath.Join(p.gitDir(), e.Name()))
+			_ = os.Remove(filepath.Join(dir, "HEAD")) // without it the rest is not a repository
+			_ = os.RemoveAll(dir)
 		}()
 	}
 }
 
-// share is the part of the store's cap that repositories may have.
+// share is the part of its space that a tenant's repositories may have.
 const share = 10
 
-// trimRepositories removes those that were not used for longest until the rest is within limit bytes.
-func (p *Puller) trimRepositories(ctx context.Context, limit int64) error {
+// TrimRepositories removes those of a tenant's repositories that were not used for longest, until the rest is within its share of
+// the tenant's space, in bytes.
+func (p *Puller) TrimRepositories(ctx context.Context, tenant string, space int64) error {
+	limit := space / share
 	all, err := p.Repositories()
 	if err != nil {
 		return err
 	}
+	all = slices.DeleteFunc(all, func(r Repository) bool { return r.Tenant != tenant })
 	var total int64
 	for _, r := range all {
 		total += r.Size

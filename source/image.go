@@ -19,20 +19,20 @@ import (
 // Puller is what all builds over one store share: who is downloading or unpacking what.
 type Puller struct {
 	store *store.Store
-	locks locks         // chain ids being unpacked, digests being downloaded
-	slots chan struct{} // layers in work at the same time
-	names namer         // of logins
+	locks locks // chain ids being unpacked, repositories in use
+	slots locks // layers in work at the same time, by client
+	names namer // of logins
 }
 
-// gitDir is where the bare repositories of git sources are, one per remote.
-func (p *Puller) gitDir() string { return filepath.Join(p.store.Root(), "git") }
+// gitDir is where a tenant's bare repositories of git sources are, one per remote.
+func (p *Puller) gitDir(tenant string) string { return filepath.Join(p.store.OwnerDir(tenant), "git") }
 
-// parallelLayers bounds the layers in work: enough to hide the round trips of a registry, few enough to keep memory low.
+// parallelLayers bounds the layers in work for one client: enough to hide the round trips of a registry, few enough to keep memory low.
 const parallelLayers = 4
 
 // NewPuller makes the Puller of a store.
 func NewPuller(s *store.Store) *Puller {
-	return &Puller{store: s, slots: make(chan struct{}, parallelLayers), names: newNamer(s)}
+	return &Puller{store: s, slots: locks{size: parallelLayers}, names: newNamer(s)}
 }
 
 // Images is one build's view of images: a name is looked up once, so that all of the build sees the same image.

@@ -7,8 +7,9 @@ import (
 
 // locks are mutexes by name that can be waited for under a context.
 type locks struct {
-	mu sync.Mutex
-	m  map[string]*lock
+	size int // how many may have a name at once; 0 = 1
+	mu   sync.Mutex
+	m    map[string]*lock
 }
 
 type lock struct {
@@ -49,7 +50,7 @@ func (l *locks) take(ctx context.Context, name string) (release func(), err erro
 	}
 	k := l.m[name]
 	if k == nil {
-		k = &lock{ch: make(chan struct{}, 1)}
+		k = &lock{ch: make(chan struct{}, max(1, l.size))}
 		l.m[name] = k
 	}
 	k.refs++

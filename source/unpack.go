@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -60,7 +61,8 @@ func (u *unpacking) layer(ctx context.Context, i int) error {
 	if u.known(i) {
 		return nil
 	}
-	release, err := u.im.locks.take(ctx, "chain "+u.chains[i].String())
+	// Nobody waits for another tenant's download, or for another place's: it may never end.
+	release, err := u.im.locks.take(ctx, strings.Join([]string{"chain", u.chains[i].String(), u.im.env.Client.Tenant, u.img.from.place()}, "\x00"))
 	if err != nil {
 		return err
 	}
@@ -90,11 +92,11 @@ func (u *unpacking) layer(ctx context.Context, i int) error {
 	if err := layer.Finish(ctx, draft.Dir, applied, lower); err != nil {
 		return err
 	}
-	if err := u.commit(ctx, i, draft, applied); err != nil {
-		return err
+	id, err := u.commit(ctx, i, draft, applied)
+	if err == nil {
+		u.take(i, id)
 	}
-	u.take(i, draft.ID)
-	return nil
+	return err
 }
 
 // fill makes a draft of layer i.
@@ -155,32 +157,36 @@ func (u *unpacking) verify(ctx context.Context, i int, id store.LayerID) error {
 	if err != nil {
 		return err
 	}
-	err = u.im.store.Update(ctx, func(b *store.Batch) error {
-		b.Variant(u.img.Config.RootFS.DiffIDs[i], u.img.Blobs[i])
-		u.sent(b, i)
-		return nil
-	})
-	if err == nil {
+	if err = u.note(ctx, i); err == nil {
 		u.take(i, id)
 	}
 	return err
 }
 
-func (u *unpacking) slot(ctx context.Context) (func(), error) {
-	select {
-	case u.im.slots <- struct{}{}:
-		return func() { <-u.im.slots }, nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
+// note records that the blob of layer i was seen to hold it, and where it came from.
+func (u *unpacking) note(ctx context.Context, i int) error {
+	return u.im.store.Update(ctx, func(b *store.Batch) error {
+		b.Variant(u.img.Config.RootFS.DiffIDs[i], u.img.Blobs[i])
+		u.sent(b, i)
+		return nil
+	})
 }
 
-func (u *unpacking) commit(ctx context.Context, i int, draft *store.Draft, applied *layer.Applied) error {
+func (u *unpacking) slot(ctx context.Context) (func(), error) {
+	return u.im.slots.take(ctx, u.im.env.Client.Tenant+"\x00"+u.im.env.Client.Name)
+}
+
+// commit returns the layer that the draft becomes, or the equal one that another tenant's build has made meanwhile.
+func (u *unpacking) commit(ctx context.Context, i int, draft *store.Draft, applied *layer.Applied) (store.LayerID, error) {
+	id, err := u.im.env.Hold.Chain(u.chains[i])
+	if err == nil {
+		return id, u.note(ctx, i)
+	}
 	diff, made := u.img.Config.RootFS.DiffIDs[i], time.Now()
 	if i < len(u.img.created) && !u.img.created[i].IsZero() {
 		made = u.img.created[i]
 	}
-	return u.im.store.Update(ctx, func(b *store.Batch) error {
+	return draft.ID, u.im.store.Update(ctx, func(b *store.Batch) error {
 		b.Layer(draft, store.LayerInfo{DiffID: diff, Blob: u.img.Blobs[i].Digest, Size: applied.Bytes, TarSize: applied.TarSize, Files: applied.Entries, Created: made})
 		b.Chain(u.chains[i], draft.ID)
 		b.Variant(diff, u.img.Blobs[i])

@@ -65,15 +65,16 @@ func (s *Store) HasBlob(d graph.Digest) (int64, bool) {
 		return size, ok
 	}
 	// A writer of a blob whose file is there already is only about to vouch for it.
-	if _, err := os.Lstat(s.blobPath(d)); err != nil || s.writers.wait(s.ctx, d) != nil {
+	name := s.writers.partial(d, "")
+	if _, err := os.Lstat(s.blobPath(d)); err != nil || s.writers.wait(s.ctx, name) != nil {
 		return 0, false
 	}
-	defer s.writers.done(d)
+	defer s.writers.done(name)
 	return s.adopt(s.ctx, d)
 }
 
 // adopt makes a blob of a file that lies where the blob belongs, if its hash is right, and deletes it otherwise. The caller
-// is the digest's only writer.
+// is one of the digest's writers.
 func (s *Store) adopt(ctx context.Context, d graph.Digest) (int64, bool) {
 	s.mu.RLock()
 	size, ok := s.blobSize(d)
@@ -86,6 +87,11 @@ func (s *Store) adopt(ctx context.Context, d graph.Digest) (int64, bool) {
 	var bad *diag.Error
 	switch {
 	case errors.As(err, &bad):
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if size, ok := s.blobSize(d); ok { // another writer has just put a good one there
+			return size, true
+		}
 		s.log.Warn("a blob file was dropped", "cause", err)
 		s.trash.put(path)
 		return 0, false
@@ -96,6 +102,9 @@ func (s *Store) adopt(ctx context.Context, d graph.Digest) (int64, bool) {
 	defer s.mu.Unlock()
 	if s.begunBefore(epoch) != nil {
 		return 0, false
+	}
+	if size, ok := s.blobSize(d); ok { // with its owner
+		return size, true
 	}
 	b := &Batch{s: s}
 	b.put(kindBlob, string(d), encodeBlob(size, ""))

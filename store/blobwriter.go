@@ -16,7 +16,7 @@ import (
 	"github.com/strata-build/strata/graph"
 )
 
-// BlobWriter writes one blob. Nobody else writes a blob of the same digest meanwhile.
+// BlobWriter writes one blob. Nobody else writes a blob of the same digest for the same owner meanwhile.
 type BlobWriter struct {
 	s        *Store
 	f        *os.File // nil when done, or when the blob was there already
@@ -56,17 +56,18 @@ func (s *Store) newWriter(ctx context.Context, expected graph.Digest) (*BlobWrit
 		w.finish = s.writers.writes(f.Name(), w.owner)
 		return w, nil
 	}
-	if err := s.writers.wait(ctx, expected); err != nil {
+	name := s.writers.partial(expected, w.owner)
+	if err := s.writers.wait(ctx, name); err != nil {
 		return nil, s.fail("cannot start blob "+string(expected), err)
 	}
-	written := s.writers.writes(s.partialPath(expected), w.owner)
-	w.finish = sync.OnceFunc(func() { written(); s.writers.done(expected) })
+	written := s.writers.writes(s.path("ingest", name), w.owner)
+	w.finish = sync.OnceFunc(func() { written(); s.writers.done(name) })
 	if size, ok := s.adopt(ctx, expected); ok {
 		w.offset, w.complete = size, true
 		w.finish()
 		return w, nil
 	}
-	if err := w.resume(ctx); err != nil {
+	if err := w.resume(ctx, s.path("ingest", name)); err != nil {
 		w.Abort()
 		return nil, s.fail("cannot start blob "+string(expected), err)
 	}
@@ -76,12 +77,8 @@ func (s *Store) newWriter(ctx context.Context, expected graph.Digest) (*BlobWrit
 // unnamed is the start of the names of partial blobs that cannot be resumed, because their digest is not known yet.
 const unnamed = "new-"
 
-func (s *Store) partialPath(d graph.Digest) string {
-	return s.path("ingest", d.Algorithm().String()+"-"+d.Encoded())
-}
-
-func (w *BlobWriter) resume(ctx context.Context) error {
-	f, err := os.OpenFile(w.s.partialPath(w.expected), os.O_RDWR|os.O_CREATE, 0o600)
+func (w *BlobWriter) resume(ctx context.Context, path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
@@ -201,7 +198,11 @@ func (w *BlobWriter) install(name string, d graph.Digest) error {
 	if w.hold != nil {
 		w.hold.Blobs(d) // before the collector can see that nobody names it
 	}
-	b.put(kindBlob, string(d), encodeBlob(w.offset, w.owner))
+	owner := w.owner
+	if v, err := s.value(keyOf(kindBlob, string(d))); err == nil && v != nil { // another owner's writer was faster
+		_, owner, _ = decodeBlob(v)
+	}
+	b.put(kindBlob, string(d), encodeBlob(w.offset, owner))
 	return s.commit(b)
 }
 
@@ -220,11 +221,41 @@ func (w *BlobWriter) Abort() {
 	}
 }
 
-// writers lets one writer per digest through.
+// writers lets one writer per digest and owner through. An owner does not wait for another one's writer, whose bytes may come from
+// a place that never sends them all.
 type writers struct {
-	mu    sync.Mutex
-	busy  map[graph.Digest]chan struct{}
-	files map[string]string // the owners of the files that are written
+	mu     sync.Mutex
+	busy   map[string]chan struct{} // by the name of the file
+	files  map[string]string        // the owners of the files that are written
+	owners map[string]string        // by the ends of the names of their files
+}
+
+// partial returns the name of the file that holds the beginning of a blob. It ends in what stands for the owner.
+func (w *writers) partial(d graph.Digest, owner string) string {
+	name := d.Algorithm().String() + "-" + d.Encoded()
+	if owner != "" {
+		name += "-" + w.know(owner)
+	}
+	return name
+}
+
+// know returns what stands for an owner in the names of files.
+func (w *writers) know(owner string) string {
+	name := ownerName(owner)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.owners == nil {
+		w.owners = map[string]string{}
+	}
+	w.owners[name] = owner
+	return name
+}
+
+// ownerOf returns whose the beginning of a blob is. After a start of the store that is not known until the owner is named.
+func (w *writers) ownerOf(partial string) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.owners[partial[strings.LastIndexByte(partial, '-')+1:]]
 }
 
 // writes notes that a file is written for an owner, until the returned function is called.
@@ -257,23 +288,23 @@ func (w *writers) of(owner string) (paths []string) {
 	return paths
 }
 
-func (w *writers) try(d graph.Digest) bool {
+func (w *writers) try(name string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.busy[d] != nil {
+	if w.busy[name] != nil {
 		return false
 	}
 	if w.busy == nil {
-		w.busy = map[graph.Digest]chan struct{}{}
+		w.busy = map[string]chan struct{}{}
 	}
-	w.busy[d] = make(chan struct{})
+	w.busy[name] = make(chan struct{})
 	return true
 }
 
-func (w *writers) wait(ctx context.Context, d graph.Digest) error {
-	for !w.try(d) {
+func (w *writers) wait(ctx context.Context, name string) error {
+	for !w.try(name) {
 		w.mu.Lock()
-		c := w.busy[d]
+		c := w.busy[name]
 		w.mu.Unlock()
 		if c == nil {
 			continue
@@ -287,17 +318,16 @@ func (w *writers) wait(ctx context.Context, d graph.Digest) error {
 	return nil
 }
 
-func (w *writers) done(d graph.Digest) {
+func (w *writers) done(name string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	close(w.busy[d])
-	delete(w.busy, d)
+	close(w.busy[name])
+	delete(w.busy, name)
 }
 
 // active reports whether somebody writes the partial blob with a file name.
 func (w *writers) active(name string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	algo, hex, _ := strings.Cut(name, "-")
-	return w.busy[graph.Digest(algo+":"+hex)] != nil
+	return w.busy[name] != nil
 }

@@ -317,6 +317,9 @@ func (s *Store) collect(p Policy, files int64) (Freed, error) {
 			limit = max(1, limit-other)
 		}
 	}
+	if p.Owner != "" {
+		s.writers.know(p.Owner)
+	}
 	pl, err := s.plan()
 	if err != nil {
 		return Freed{}, s.fail("cannot collect garbage", err)

@@ -2,7 +2,10 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
+	"os"
 	"path/filepath"
 	"strings"
 )
@@ -21,6 +24,20 @@ func WithOwner(ctx context.Context, owner string) context.Context {
 func ownerOf(ctx context.Context) string {
 	owner, _ := ctx.Value(ownerKey{}).(string)
 	return owner
+}
+
+// OwnerDir is the directory below the root for what an owner has besides the store's own files. Nobody's is the root.
+func (s *Store) OwnerDir(owner string) string {
+	if owner == "" {
+		return s.root
+	}
+	return s.path("tenants", ownerName(owner))
+}
+
+// ownerName stands for an owner in the names of files.
+func ownerName(owner string) string {
+	sum := sha256.Sum256([]byte(owner))
+	return hex.EncodeToString(sum[:16])
 }
 
 // MountKey returns the key of a cache mount that belongs to an owner.
@@ -90,14 +107,31 @@ func (s *space) less(key string, payload []byte) {
 	s.add(owner, -n)
 }
 
-// Owned returns the bytes of the layers, blobs and cache mounts that an owner has in the store.
+// Owned returns the bytes of the layers, blobs and cache mounts that an owner has in the store, and of blobs whose transfer was
+// broken off.
 func (s *Store) Owned(owner string) (int64, error) {
 	if err := s.count(); err != nil {
 		return 0, s.fail("cannot find out what an owner has", err)
 	}
+	partial := s.leftPartials(owner)
 	s.usage.mu.Lock()
 	defer s.usage.mu.Unlock()
-	return s.usage.owned[owner], nil
+	return s.usage.owned[owner] + partial, nil
+}
+
+// leftPartials returns the bytes of an owner's blobs whose transfer was broken off.
+func (s *Store) leftPartials(owner string) (n int64) {
+	end := "-" + s.writers.know(owner)
+	entries, _ := os.ReadDir(s.path("ingest"))
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), end) || s.writers.active(e.Name()) {
+			continue
+		}
+		if fi, err := e.Info(); err == nil {
+			n += fi.Size()
+		}
+	}
+	return n
 }
 
 // Growing returns the bytes on disk of what an owner is writing at this moment: the layers of running steps, their cache

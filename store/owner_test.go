@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/strata-build/strata/graph"
 )
 
@@ -120,5 +122,67 @@ func TestSpaceThatGrows(t *testing.T) {
 	}
 	if n, err := s.Owned("a"); err != nil || n != 0 {
 		t.Errorf("%d bytes are left, %v", n, err)
+	}
+}
+
+// Two owners write a blob at the same time: neither waits for the other, and it counts once, for the first to end. A transfer that
+// is broken off counts for its owner, also after another start, and is collected for it.
+func TestBlobsOfTwoOwners(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, slow())
+	a, b := WithOwner(t.Context(), "a"), WithOwner(t.Context(), "b")
+	body := []byte("12345")
+	d := digest.FromBytes(body)
+	begin := func(ctx context.Context, d graph.Digest, part []byte) *BlobWriter {
+		t.Helper()
+		w, err := s.NewBlob(ctx, d)
+		if err == nil {
+			_, err = w.Write(part)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	owned := func(what string, ofA, ofB int64) {
+		t.Helper()
+		for owner, want := range map[string]int64{"a": ofA, "b": ofB} {
+			if got, err := s.Owned(owner); err != nil || got != want {
+				t.Errorf("%s: %q has %d bytes, want %d (%v)", what, owner, got, want, err)
+			}
+		}
+	}
+	first, second := begin(a, d, body[:2]), begin(b, d, body)
+	if _, _, err := second.Commit(b); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.Write(body[2:]); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := first.Commit(a); err != nil {
+		t.Fatal(err)
+	}
+	owned("both written", 0, 5)
+	begin(a, digest.FromString("of a"), make([]byte, 1000)).Abort()
+	begin(b, digest.FromString("of b"), make([]byte, 2000)).Abort()
+	owned("broken off", 1000, 2005)
+	if w, err := s.NewBlob(b, digest.FromString("of a")); err != nil || w.Offset() != 0 {
+		t.Errorf("another owner goes on at %d, %v", w.Offset(), err)
+	} else {
+		w.Abort()
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir, slow())
+	owned("opened again", 1000, 2005)
+	if _, err := s.GC(t.Context(), Policy{Owner: "b", MaxBytes: 1}); err != nil {
+		t.Fatal(err)
+	}
+	owned("collected", 1000, 0)
+	if w := begin(a, digest.FromString("of a"), nil); w.Offset() != 1000 {
+		t.Errorf("the owner goes on at %d", w.Offset())
+	} else {
+		w.Abort()
 	}
 }

@@ -86,7 +86,10 @@ func (s *Store) plan() (*plan, error) {
 		}
 	}
 	for _, it := range p.items {
-		if it.Kind == UsageBlob || it.Kind == UsageMount || it.Kind == UsagePartial {
+		switch {
+		case it.Kind == UsagePartial && it.InUse: // see Growing
+			p.bytes += it.Size
+		case it.Kind == UsageBlob || it.Kind == UsageMount || it.Kind == UsagePartial:
 			p.add(it.Owner, it.Size)
 		}
 	}
@@ -357,6 +360,7 @@ func (p *plan) readPartials() error {
 		if strings.HasPrefix(e.Name(), unnamed) || p.s.writers.active(e.Name()) {
 			it.InUse, it.Why = true, "a transfer"
 		}
+		it.Owner = p.s.writers.ownerOf(e.Name())
 		p.items = append(p.items, it)
 	}
 	return nil
