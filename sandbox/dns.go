@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -17,22 +18,25 @@ type forwarder struct {
 	tcp    net.Listener
 	resolv string // path of the host's resolv.conf, read again for each question
 	port   string
-	slots  chan struct{}
 
-	mu   sync.Mutex
-	from map[netip.Addr]int // questions under way, by who asks
+	mu    sync.Mutex
+	from  map[netip.Addr][]*question // under way, by who asks; oldest first
+	asked int                        // questions under way
 }
+
+// question is one that waits for its answer.
+type question struct{ drop context.CancelFunc }
 
 const (
 	dnsTimeout = 5 * time.Second
 	dnsRetry   = 50 * time.Millisecond // after an error of the socket
-	dnsAtOnce  = 256                   // questions under way; more wait in the socket's buffer
-	dnsOfOne   = 64                    // of one step; more are dropped, so that it does not take all
+	dnsAtOnce  = 256                   // questions under way; beyond, the step with the most loses its oldest
+	dnsOfOne   = 64                    // of one step; more are dropped
 )
 
 // newForwarder listens on port 53 of an address of the calling thread's network namespace.
 func newForwarder(ip netip.Addr, resolv string) (*forwarder, error) {
-	f := &forwarder{resolv: resolv, port: "53", slots: make(chan struct{}, dnsAtOnce), from: map[netip.Addr]int{}}
+	f := &forwarder{resolv: resolv, port: "53", from: map[netip.Addr][]*question{}}
 	at := net.JoinHostPort(ip.String(), "53")
 	var err error
 	if f.udp, err = net.ListenPacket("udp", at); err != nil {
@@ -71,46 +75,68 @@ func (f *forwarder) serveUDP() {
 			time.Sleep(dnsRetry)
 			continue
 		}
-		done, ok := f.enter(from)
-		if !ok {
+		ctx, done := f.enter(from)
+		if ctx == nil {
 			continue
 		}
 		go func() {
 			defer done()
-			if answer := f.ask(buf[:n]); answer != nil {
+			if answer := f.ask(ctx, buf[:n]); answer != nil {
 				f.udp.WriteTo(answer, from)
 			}
 		}()
 	}
 }
 
-// enter waits for a place for a question, unless who asks has many under way.
-func (f *forwarder) enter(from net.Addr) (done func(), ok bool) {
+// enter makes a place for a question, and returns a context that ends when the question loses it. The context is nil if there is no
+// place: who asks has many questions under way, or no step has more. Several steps of one client cannot take all places either.
+func (f *forwarder) enter(from net.Addr) (ctx context.Context, done func()) {
 	at, err := netip.ParseAddrPort(from.String())
 	ip := at.Addr()
 	f.mu.Lock()
-	ok = err == nil && f.from[ip] < dnsOfOne
-	if ok {
-		f.from[ip]++
+	defer f.mu.Unlock()
+	if err != nil || len(f.from[ip]) >= dnsOfOne {
+		return nil, nil
 	}
-	f.mu.Unlock()
-	if !ok {
-		return nil, false
+	if f.asked >= dnsAtOnce {
+		var most netip.Addr
+		for other, all := range f.from {
+			if len(all) > len(f.from[most]) {
+				most = other
+			}
+		}
+		if len(f.from[most]) <= len(f.from[ip])+1 {
+			return nil, nil
+		}
+		f.forget(most, f.from[most][0])
 	}
-	f.slots <- struct{}{}
-	return func() {
-		<-f.slots
+	q := &question{}
+	ctx, q.drop = context.WithCancel(context.Background())
+	f.from[ip] = append(f.from[ip], q)
+	f.asked++
+	return ctx, func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		if f.from[ip]--; f.from[ip] == 0 {
-			delete(f.from, ip)
-		}
-	}, true
+		f.forget(ip, q)
+	}
+}
+
+// forget takes a question's place, if it has one. The caller holds mu.
+func (f *forwarder) forget(ip netip.Addr, q *question) {
+	i := slices.Index(f.from[ip], q)
+	if i < 0 {
+		return
+	}
+	q.drop()
+	f.asked--
+	if f.from[ip] = slices.Delete(f.from[ip], i, i+1); len(f.from[ip]) == 0 {
+		delete(f.from, ip)
+	}
 }
 
 // ask sends one question to the servers in turn and returns the first answer.
-func (f *forwarder) ask(question []byte) []byte {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*dnsTimeout)
+func (f *forwarder) ask(ctx context.Context, question []byte) []byte {
+	ctx, cancel := context.WithTimeout(ctx, 2*dnsTimeout)
 	defer cancel()
 	for _, server := range f.servers() {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "udp", net.JoinHostPort(server, f.port))
@@ -118,11 +144,13 @@ func (f *forwarder) ask(question []byte) []byte {
 			continue
 		}
 		conn.SetDeadline(time.Now().Add(dnsTimeout))
+		stop := context.AfterFunc(ctx, func() { conn.Close() })
 		answer := make([]byte, 64<<10)
 		n := 0
 		if _, err = conn.Write(question); err == nil {
 			n, err = conn.Read(answer)
 		}
+		stop()
 		conn.Close()
 		if err == nil {
 			return answer[:n]
@@ -141,26 +169,28 @@ func (f *forwarder) serveTCP() {
 			time.Sleep(dnsRetry)
 			continue
 		}
-		done, ok := f.enter(in.RemoteAddr())
-		if !ok {
+		ctx, done := f.enter(in.RemoteAddr())
+		if ctx == nil {
 			in.Close()
 			continue
 		}
 		go func() {
 			defer done()
 			defer in.Close()
-			f.pipe(in)
+			defer context.AfterFunc(ctx, func() { in.Close() })()
+			f.pipe(ctx, in)
 		}()
 	}
 }
 
-func (f *forwarder) pipe(in net.Conn) {
+func (f *forwarder) pipe(ctx context.Context, in net.Conn) {
 	for _, server := range f.servers() {
 		out, err := net.DialTimeout("tcp", net.JoinHostPort(server, f.port), dnsTimeout)
 		if err != nil {
 			continue
 		}
 		defer out.Close()
+		defer context.AfterFunc(ctx, func() { out.Close() })()
 		deadline := time.Now().Add(6 * dnsTimeout)
 		in.SetDeadline(deadline)
 		out.SetDeadline(deadline)

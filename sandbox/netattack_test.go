@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -750,28 +751,49 @@ func testNoNetworkSendsNothing(t *testing.T, b *box) {
 	}
 }
 
-// One step asked so many questions at once that the names of others were not resolved.
+// One step, or several of one client, asked so many questions at once that the names of others were not resolved.
 func TestNameFlood(t *testing.T) {
-	f := &forwarder{slots: make(chan struct{}, dnsAtOnce), from: map[netip.Addr]int{}}
-	thief, victim := net.UDPAddrFromAddrPort(netip.MustParseAddrPort("10.0.0.2:1")), net.UDPAddrFromAddrPort(netip.MustParseAddrPort("10.0.0.3:1"))
-	var ends []func()
-	for range dnsAtOnce {
-		if done, ok := f.enter(thief); ok {
-			ends = append(ends, done)
+	f := &forwarder{from: map[netip.Addr][]*question{}}
+	step := func(i int) net.Addr {
+		return net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), 1))
+	}
+	ask := func(from net.Addr, n int) (asked []context.Context, ends []func()) {
+		for range n {
+			if ctx, done := f.enter(from); ctx != nil {
+				asked, ends = append(asked, ctx), append(ends, done)
+			}
 		}
+		return asked, ends
 	}
-	if len(ends) != dnsOfOne {
-		t.Errorf("%d questions of one step are under way", len(ends))
+	thief, ends := ask(step(1), dnsAtOnce)
+	if len(thief) != dnsOfOne {
+		t.Errorf("%d questions of one step are under way", len(thief))
 	}
-	done, ok := f.enter(victim)
-	if !ok {
+	for i := 2; f.asked < dnsAtOnce; i++ { // more steps of the same client
+		_, more := ask(step(i), dnsOfOne)
+		ends = append(ends, more...)
+	}
+	victim, theirs := ask(step(100), 1)
+	if len(victim) != 1 {
 		t.Fatal("another step gets no answer")
 	}
-	done()
-	for _, end := range ends {
+	if f.asked != dnsAtOnce {
+		t.Errorf("%d questions are under way", f.asked)
+	}
+	more, last := ask(step(100), dnsAtOnce)
+	if n := 1 + len(more); n < dnsAtOnce/(dnsAtOnce/dnsOfOne+1) || n > dnsOfOne || f.asked != dnsAtOnce {
+		t.Errorf("the other step has %d of %d places", n, f.asked)
+	}
+	if victim[0].Err() != nil || thief[0].Err() == nil {
+		t.Error("the wrong question lost its place")
+	}
+	for _, end := range slices.Concat(ends, theirs, last) {
 		end()
 	}
-	if _, ok := f.enter(thief); !ok || len(f.from) != 1 {
-		t.Errorf("a step that has its answers gets no more: %v", f.from)
+	if f.asked != 0 || len(f.from) != 0 {
+		t.Errorf("after the last answer %d questions of %d steps are under way", f.asked, len(f.from))
+	}
+	if again, _ := ask(step(1), 1); len(again) != 1 {
+		t.Error("a step that has its answers gets no more")
 	}
 }
