@@ -333,7 +333,9 @@ func attachSession(t *testing.T, c client, id string) (calls func() []string) {
 		m, _ := grpc.MethodFromServerStream(s)
 		mu.Lock()
 		defer mu.Unlock()
-		got = append(got, m)
+		if !strings.HasPrefix(m, "/grpc.health.") { // the server asks for it from time to time, for no build
+			got = append(got, m)
+		}
 		return status.Errorf(codes.NotFound, "%s has nothing", id)
 	}))
 	go func() { _ = g.Serve(newOneConn(&hijacked{stream: stream, closed: make(chan struct{})})) }()
