@@ -18,7 +18,7 @@ const (
 )
 
 // spool is a list of messages, each after its length in 4 bytes, little-endian. The last ones are in memory, and what is
-// older in a file without a name. Its user locks it.
+// older in a file, whose name lets it count for the tenant. Its user locks it.
 type spool struct {
 	dir   string // of the file
 	most  int64  // bytes that are kept at all
@@ -52,9 +52,6 @@ func (s *spool) add(m *control.StatusResponse) error {
 func (s *spool) flush() error {
 	if s.file == nil {
 		f, err := os.CreateTemp(s.dir, "log-")
-		if err == nil {
-			err = os.Remove(f.Name())
-		}
 		if err != nil {
 			return diag.Errorf(diag.Unavailable, "the log of a build: %w", err)
 		}
@@ -89,7 +86,8 @@ func (s *spool) from(offset int64) io.Reader {
 
 func (s *spool) close() {
 	if s.file != nil {
-		_ = s.file.Close() // it has no name, and nobody reads it any more
+		_ = os.Remove(s.file.Name())
+		_ = s.file.Close()
 	}
 	s.file, s.filed, s.mem = nil, 0, nil
 }
