@@ -13,7 +13,7 @@ export GOFLAGS := -buildvcs=false
 # What a machine needs to build and run steps; what only the tests need besides.
 PACKAGES := runc ca-certificates git iproute2 nftables busybox-static
 DEMO_PACKAGES := $(PACKAGES) mmdebstrap curl
-TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry docker.io containerd podman skopeo umoci openssh-client zstd xz-utils bzip2 attr gnupg e2fsprogs gcc libc6-dev
+TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry docker.io containerd podman skopeo umoci openssh-client zstd xz-utils bzip2 attr gnupg e2fsprogs xfsprogs btrfs-progs gcc libc6-dev
 CONFORMANCE_PACKAGES := $(PACKAGES) docker-registry curl openssh-client gnupg e2fsprogs fuse3 containernetworking-plugins iptables
 
 .PHONY: build clients demo test torture lint fuzz fuzz-nightly bench conformance conformance-subset clean
@@ -43,7 +43,8 @@ test: clients
 	$(GO) test -count=1 -timeout 20m ./...
 	$(GO) test -race -short -timeout 10m ./diag ./graph ./image ./event ./session ./solve ./dockerfile/... ./registry ./cmd/strata/progress
 
-# torture compares warm builds with cold ones after random edits, prunes, kills and imports of caches. TORTURE is how long it
+# torture compares warm builds with cold ones after random edits, prunes, kills and imports of caches, and after kills, power cuts
+# and errors of disks (ext4, xfs, btrfs) and registries in the middle of builds. TORTURE is how long each of these
 # goes on (2h), or the number of rounds. A round that fails prints its seed and the least that shows the difference.
 torture:
 	@scripts/packages $(TEST_PACKAGES)

@@ -91,6 +91,9 @@ func Open(ctx context.Context, opt Options) (*Engine, error) {
 	if err := e.plug(); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
+	if err := sweepRunDirs(RunDir()); err != nil {
+		e.log.Debug("cannot remove the run-time state of roots that are gone", "cause", err)
+	}
 	return e, nil
 }
 
@@ -154,15 +157,30 @@ func (e *Engine) Close() error {
 
 // RootID tells the run-time state of a root, whatever it is called, from that of others.
 func RootID(root string) (string, error) {
+	real, err := realRoot(root)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256([]byte(real))
+	return hex.EncodeToString(sum[:8]), nil
+}
+
+// realRoot is the path of a root without symbolic links, whether the root exists already or not.
+func realRoot(root string) (string, error) {
 	abs, err := filepath.Abs(root)
 	if err != nil {
 		return "", err
 	}
-	if real, err := filepath.EvalSymlinks(abs); err == nil {
-		abs = real
+	missing := ""
+	for dir := abs; ; dir = filepath.Dir(dir) {
+		if real, err := filepath.EvalSymlinks(dir); err == nil {
+			return filepath.Join(real, missing), nil
+		}
+		if dir == filepath.Dir(dir) {
+			return abs, nil
+		}
+		missing = filepath.Join(filepath.Base(dir), missing)
 	}
-	sum := sha256.Sum256([]byte(abs))
-	return hex.EncodeToString(sum[:8]), nil
 }
 
 // RunDir is where run-time state goes: in memory, if the machine is set up as usual.

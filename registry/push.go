@@ -43,7 +43,7 @@ const commitTime = 10 * time.Minute
 // Push makes sure that the repository of ref has a blob, at the least cost: nothing, a mount, or an upload. Broken uploads
 // are tried again.
 func (c *Client) Push(ctx context.Context, ref Ref, u Upload) (Outcome, error) {
-	ok, err := c.Exists(ctx, ref, image.Descriptor{Digest: u.Desc.Digest})
+	ok, err := c.Exists(ctx, ref, image.Descriptor{Digest: u.Desc.Digest, Size: u.Desc.Size})
 	if err != nil {
 		return "", err
 	}

@@ -225,6 +225,17 @@ func (c *Client) Document(ctx context.Context, ref Ref, desc image.Descriptor) (
 	return raw, got, nil
 }
 
+// describes reports whether the headers of an answer fit what was asked for. A server in the way may answer everything with a
+// page of its own; what it does not have would not be pushed then.
+func describes(resp *http.Response, desc image.Descriptor) bool {
+	d := digest.Digest(resp.Header.Get("Docker-Content-Digest"))
+	if d.Validate() == nil && d.Algorithm() == desc.Digest.Algorithm() && d != desc.Digest {
+		return false
+	}
+	n := resp.ContentLength
+	return resp.StatusCode != http.StatusOK || n <= 0 || desc.Size <= 0 || n == desc.Size
+}
+
 // Exists reports whether the repository of ref has what desc names.
 func (c *Client) Exists(ctx context.Context, ref Ref, desc image.Descriptor) (bool, error) {
 	ep, err := c.net.endpoint(ref.Host)
@@ -246,7 +257,7 @@ func (c *Client) Exists(ctx context.Context, ref Ref, desc image.Descriptor) (bo
 	switch resp.StatusCode {
 	case http.StatusOK, http.StatusPartialContent:
 		Drain(resp.Body)
-		return true, nil
+		return describes(resp, desc), nil
 	case http.StatusNotFound:
 		Drain(resp.Body)
 		return false, nil

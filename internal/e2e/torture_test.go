@@ -5,15 +5,12 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"math/rand/v2"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	gcr "github.com/google/go-containerregistry/pkg/registry"
 
@@ -32,29 +29,20 @@ const (
 // seed, and each round says its own.
 func TestTorture(t *testing.T) {
 	needBuild(t)
-	seed, rounds, until := uint64(1), tortureRounds, time.Time{}
-	if s := os.Getenv("TORTURE"); s != "" {
-		if d, err := time.ParseDuration(s); err == nil {
-			until = time.Now().Add(d)
-		} else if rounds, err = strconv.Atoi(s); err != nil {
-			t.Fatalf("TORTURE=%q is neither a duration nor a number", s)
-		}
-		seed = uint64(rand.Uint32())
-	} else if testing.Short() {
+	rounds := tortureRounds
+	if testing.Short() {
 		rounds = 1
 	}
-	if s := os.Getenv("TORTURE_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatalf("TORTURE_SEED=%q is not a number", s)
-		}
-	}
+	seed, more := tortureLength(t, rounds)
 	base := tortureBase(t)
-	for n := 0; until.IsZero() && n < rounds || time.Now().Before(until); n++ {
+	for n := 0; more(n); n++ {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) { newTorture(t, base, seed).round() })
 		seed++
 	}
 }
+
+// quietLog is for registries of tests.
+var quietLog = log.New(io.Discard, "", 0)
 
 // tortureBase is a directory with the base image as an OCI layout, and the secret of the builds.
 func tortureBase(t *testing.T) string {
@@ -89,7 +77,7 @@ type torture struct {
 
 func newTorture(t *testing.T, base string, seed uint64) *torture {
 	r := &torture{generator: newGenerator(seed), t: t, seed: seed, base: base}
-	server := httptest.NewServer(gcr.New(gcr.Logger(log.New(io.Discard, "", 0))))
+	server := httptest.NewServer(gcr.New(gcr.Logger(quietLog)))
 	t.Cleanup(server.Close)
 	r.host = strings.TrimPrefix(server.URL, "http://")
 	for range 2 {

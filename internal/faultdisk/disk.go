@@ -4,22 +4,25 @@
 //
 //	d := faultdisk.New(t, 256<<20, "ext4")
 //	d.FailWrites(3)        // the next three writes fail with EIO
-//	d.PowerCut()           // unmounts, forgets what was not flushed
+//	d.PowerCut(nil)        // unmounts, forgets what was not flushed
 //	d.Mount()              // the same disk again
 package faultdisk
 
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -64,9 +67,9 @@ var (
 	_ fs.NodeSetattrer = (*image)(nil)
 )
 
-// New makes a disk of size bytes with a file system (ext4, xfs or btrfs) and mounts it. It skips the test where that is not
-// possible, and takes everything apart at the test's end.
-func New(t testing.TB, size int64, fstype string) *Disk {
+// New makes a disk of size bytes with a file system (ext4, xfs or btrfs) and mounts it. options are for mkfs. It skips the test
+// where that is not possible, and takes everything apart at the test's end.
+func New(t testing.TB, size int64, fstype string, options ...string) *Disk {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -96,7 +99,8 @@ func New(t testing.TB, size int64, fstype string) *Disk {
 	d.server = server
 	t.Cleanup(d.close)
 	d.attach()
-	d.command("mkfs."+fstype, append(map[string][]string{"ext4": {"-q", "-m", "0"}, "xfs": {"-q"}, "btrfs": {"-q"}}[fstype], d.loop)...)
+	options = append(options, d.loop)
+	d.command("mkfs."+fstype, append(map[string][]string{"ext4": {"-q", "-m", "0"}, "xfs": {"-q"}, "btrfs": {"-q"}}[fstype], options...)...)
 	d.detach()
 	d.Mount()
 	return d
@@ -138,6 +142,32 @@ func (d *Disk) Mount(options ...string) {
 	d.command("mount", args...)
 }
 
+// Check repairs an ext4 file system that is not mounted, as a machine does when it starts.
+func (d *Disk) Check() {
+	d.t.Helper()
+	d.attach()
+	// Its exit status has bit 1 if it has repaired something, and bit 4 if errors are left.
+	out, err := exec.Command("e2fsck", "-p", d.loop).CombinedOutput()
+	if exit, ok := errors.AsType[*exec.ExitError](err); err != nil && (!ok || exit.ExitCode() > 1) {
+		if out, err = exec.Command("e2fsck", "-y", d.loop).CombinedOutput(); err != nil {
+			d.t.Logf("e2fsck: %v: %s", err, out)
+		}
+	}
+}
+
+// Sync writes the file system's caches to the disk.
+func (d *Disk) Sync() {
+	d.t.Helper()
+	dir, err := os.Open(d.Dir)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		d.t.Fatal("syncfs: ", err)
+	}
+}
+
 // Remount changes the options of the mounted file system, such as "ro".
 func (d *Disk) Remount(options string) error {
 	out, err := exec.Command("mount", "-o", "remount,"+options, d.Dir).CombinedOutput()
@@ -172,11 +202,18 @@ func (d *Disk) Failed() int {
 	return d.image.failed
 }
 
-// PowerCut takes the power away: what the disk has not flushed is lost, except for sectors that random keeps, since a disk may
-// write its cache in any order. The file system is unmounted, which needs that no process uses it.
+// PowerCut is Cut and Unmount.
 func (d *Disk) PowerCut(random *rand.Rand) {
 	d.t.Helper()
+	d.Cut(random)
+	d.Unmount()
+}
+
+// Cut takes the power away: what the disk has not flushed is lost, except for sectors that random keeps, since a disk may
+// write its cache in any order. All reads and writes fail until the file system is unmounted.
+func (d *Disk) Cut(random *rand.Rand) {
 	d.image.mu.Lock()
+	defer d.image.mu.Unlock()
 	for at, b := range d.image.cached {
 		if random != nil && random.IntN(2) == 0 {
 			copy(d.image.stable[at:], b)
@@ -184,14 +221,46 @@ func (d *Disk) PowerCut(random *rand.Rand) {
 	}
 	d.image.cached = map[int64][]byte{}
 	d.image.dead = true
-	d.image.mu.Unlock()
-	if err := unix.Unmount(d.Dir, 0); err != nil {
-		d.t.Fatal("unmount after the power cut: ", err)
+}
+
+// unmountTries bounds how often Unmount tries, with a pause of 20 ms: processes that were killed give their files back late.
+const unmountTries = 1000
+
+// Unmount unmounts the file system, and what is mounted below it, and ends all faults. No process may use it any more.
+func (d *Disk) Unmount() {
+	d.t.Helper()
+	var err error
+	for range unmountTries {
+		if err = d.unmountAll(); err == nil {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err != nil {
+		d.t.Fatal("unmount: ", err)
 	}
 	d.detach()
 	d.image.mu.Lock()
+	defer d.image.mu.Unlock()
 	d.image.dead, d.image.fail, d.image.after = false, 0, 0
-	d.image.mu.Unlock()
+}
+
+func (d *Disk) unmountAll() error {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(strings.TrimSpace(string(mounts)), "\n")
+	for _, line := range slices.Backward(lines) { // the later ones are on top
+		at := strings.Fields(line)[4]
+		if at != d.Dir && !strings.HasPrefix(at, d.Dir+"/") {
+			continue
+		}
+		if err := unix.Unmount(at, 0); err != nil {
+			return fmt.Errorf("%s: %w", at, err)
+		}
+	}
+	return nil
 }
 
 // DropCaches makes the kernel forget clean pages, so that files are read from the disk again.
