@@ -37,10 +37,13 @@ demo:
 	@examples/demo/run $(BIN)
 
 # test installs what the tests need and runs them all, those that need root included; -race where no root is needed. Results
-# are not taken from the cache: the end-to-end tests build the program themselves, which the cache does not see.
+# are not taken from the cache: the end-to-end tests build the program themselves, which the cache does not see. What the tests
+# leave on the machine (mounts, control groups, links, processes) is an error.
 test: clients
 	@scripts/packages $(TEST_PACKAGES)
+	@mkdir -p bin && scripts/left >bin/left
 	$(GO) test -count=1 -timeout 20m ./...
+	@scripts/left check bin/left
 	$(GO) test -race -short -timeout 10m ./diag ./graph ./image ./event ./session ./solve ./dockerfile/... ./registry ./cmd/strata/progress
 
 # torture compares warm builds with cold ones after random edits, prunes, kills and imports of caches, and after kills, power cuts

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -276,8 +277,10 @@ func (b *build) solve(ctx context.Context, plan *image.Plan) (*export.Set, error
 func (b *build) base(ctx context.Context, im *export.Image, root graph.Edge) {
 	img := b.baseImage(ctx, root)
 	if img == nil {
+		im.Fetch = b.fromLayout(root)
 		return
 	}
+	im.Fetch = b.images.Opener(img)
 	im.BaseLayers = len(img.Config.RootFS.DiffIDs)
 	im.BaseHistory = img.Config.History
 	im.BaseBlobs = b.images.LayerBlobs(ctx, img)
@@ -301,6 +304,25 @@ func (b *build) baseImage(ctx context.Context, root graph.Edge) *source.Image {
 		return nil // it was resolved for the plan; if it is gone now, no layer is the base's for sure
 	}
 	return img
+}
+
+// fromLayout reads blobs of a base that is in a layout of the client; nil if it is not.
+func (b *build) fromLayout(root graph.Edge) func(context.Context, image.Descriptor) (io.ReadCloser, error) {
+	v := rootSource(root)
+	if v == nil {
+		return nil
+	}
+	o, ok := v.Op.(*graph.OCILayout)
+	if !ok {
+		return nil
+	}
+	return func(ctx context.Context, d image.Descriptor) (io.ReadCloser, error) {
+		img, err := b.images.ResolveLayout(ctx, o, v.Platform)
+		if err != nil {
+			return nil, err
+		}
+		return b.images.Opener(img)(ctx, d)
+	}
 }
 
 // exporters makes the exporters that a request asks for, before anything is built.

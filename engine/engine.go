@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/strata-build/strata/diag"
 	"github.com/strata-build/strata/export"
 	"github.com/strata-build/strata/op"
 	"github.com/strata-build/strata/registry"
@@ -64,6 +65,7 @@ type Engine struct {
 	execs   *op.ExecRunner
 	seals   *op.LayersRunner
 	solver  *solve.Solver[tree.Tree, *build]
+	runDir  string
 	now     listeners // the builds under way
 	space   spaceWatch
 	idle    idler
@@ -88,11 +90,14 @@ func Open(ctx context.Context, opt Options) (*Engine, error) {
 	if err := e.openStore(ctx); err != nil {
 		return nil, errors.Join(err, e.box.Close())
 	}
-	if err := e.plug(); err != nil {
-		return nil, errors.Join(err, e.Close())
+	if err := claimRunDir(e.runDir, e.store.Root()); err != nil {
+		return nil, errors.Join(diag.Errorf(diag.Unavailable, "the run-time state: %w", err), e.Close())
 	}
 	if err := sweepRunDirs(RunDir()); err != nil {
 		e.log.Debug("cannot remove the run-time state of roots that are gone", "cause", err)
+	}
+	if err := e.plug(); err != nil {
+		return nil, errors.Join(err, e.Close())
 	}
 	return e, nil
 }
@@ -152,6 +157,7 @@ func (e *Engine) Close() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), traceGrace)
 	defer cancel()
+	dropRunDir(e.runDir) // while the root is this engine's
 	return errors.Join(err, e.opt.Tracer.Close(ctx), e.store.Close())
 }
 

@@ -22,13 +22,35 @@ const maxSwept = 1000
 
 var runID = regexp.MustCompile(`^[0-9a-f]{16}$`)
 
-// claimRunDir notes whose run-time state a directory has.
+// claimRunDir makes a run-time directory, if it is not there, and notes whose state it has. The caller owns the root.
 func claimRunDir(dir, root string) error {
+	root, err := realRoot(root)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
 	path := filepath.Join(dir, rootFile)
 	if old, err := os.ReadFile(path); err == nil && string(old) == root {
 		return nil
 	}
 	return os.WriteFile(path, []byte(root), 0o600)
+}
+
+// dropRunDir removes a run-time directory that has nothing. The caller owns the root.
+func dropRunDir(dir string) {
+	left, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range left {
+		if e.Name() != rootFile && (!e.IsDir() || os.Remove(filepath.Join(dir, e.Name())) != nil) {
+			return // a step's, or of plugins
+		}
+	}
+	_ = os.Remove(filepath.Join(dir, rootFile))
+	_ = os.Remove(dir)
 }
 
 // sweepRunDirs removes the run-time state of roots that no longer exist: no engine will ever come for it. State on which

@@ -18,7 +18,7 @@ func TestSweepRunDirs(t *testing.T) {
 			t.Fatal(err)
 		}
 		if of != "" {
-			if err := claimRunDir(path, of); err != nil {
+			if err := os.WriteFile(filepath.Join(path, rootFile), []byte(of), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -78,5 +78,36 @@ func TestRootIDThroughLinks(t *testing.T) {
 	}
 	if after, real := id("link", "a", "state"), id("real", "a", "state"); after != before || real != before {
 		t.Errorf("%s before the root exists, %s afterwards, %s by its real path", before, after, real)
+	}
+}
+
+// An engine that ends leaves no run-time state, unless something is in it.
+func TestRunDirGoesWithTheEngine(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	root := t.TempDir()
+	e, err := Open(t.Context(), Options{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(filepath.Join(e.runDir, rootFile)); err != nil || string(data) != root {
+		t.Errorf("%q, %v", data, err)
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(e.runDir); err == nil {
+		t.Errorf("%s is left", e.runDir)
+	}
+	dir := t.TempDir()
+	for _, sub := range []string{"run", "cni/x"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dropRunDir(dir)
+	if _, err := os.Lstat(filepath.Join(dir, "cni", "x")); err != nil {
+		t.Error(err)
 	}
 }

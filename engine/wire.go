@@ -28,23 +28,13 @@ func (e *Engine) openBox() error {
 	if err != nil {
 		return err
 	}
-	root, err := realRoot(e.opt.Root)
-	if err != nil {
-		return err
-	}
-	dir := filepath.Join(RunDir(), id)
+	e.runDir = filepath.Join(RunDir(), id)
 	e.box, err = sandbox.New(sandbox.Options{
-		Root: dir, Binary: e.opt.Runtime, Network: e.opt.Network, Devices: e.devices(), Steps: e.opt.Steps, Guarded: e.opt.Guarded,
+		Root: e.runDir, Binary: e.opt.Runtime, Network: e.opt.Network, Devices: e.devices(), Steps: e.opt.Steps, Guarded: e.opt.Guarded,
 		OldRunc: e.opt.OldRuntime, Parents: e.opt.CgroupParents, Log: e.log, Warn: e.tellAll,
 	})
-	if err != nil {
-		return err
-	}
 	e.steps = &swept{box: e.box, log: e.log}
-	if err := claimRunDir(dir, root); err != nil {
-		return errors.Join(diag.Errorf(diag.Unavailable, "the run-time state: %w", err), e.box.Close())
-	}
-	return nil
+	return err
 }
 
 // plug makes what the engine is made of.

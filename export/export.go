@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
+	"io"
 	"maps"
 	"strings"
 	"sync"
@@ -39,10 +40,12 @@ type Image struct {
 	Platform    graph.Platform
 	Config      *image.Config // nil: an empty one for the platform
 	Tree        tree.Tree
-	Base        *image.Base       // what it is built on, for mounts between repositories
-	BaseLayers  int               // how many of the lowest layers are the base's, which rewrite-timestamp leaves alone
-	BaseBlobs   []graph.Digest    // as which these layers are in the base's manifest, bottom first; nil = not known
-	BaseHistory []image.History   // of the base's configuration
+	Base        *image.Base     // what it is built on, for mounts between repositories
+	BaseLayers  int             // how many of the lowest layers are the base's, which rewrite-timestamp leaves alone
+	BaseBlobs   []graph.Digest  // as which these layers are in the base's manifest, bottom first; nil = not known
+	BaseHistory []image.History // of the base's configuration
+	// Fetch reads a blob of the base that the store no longer has from where the base is; nil = from the registry in Base.
+	Fetch       func(context.Context, image.Descriptor) (io.ReadCloser, error)
 	Epoch       *time.Time        // SOURCE_DATE_EPOCH; an exporter's own attribute wins
 	Annotations map[string]string // of the manifest
 	Attestation []Attestation

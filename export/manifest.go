@@ -235,7 +235,7 @@ func (e *Env) requests(im *Image, o *packing, epoch *time.Time) ([]Request, erro
 	}
 	reqs := make([]Request, max(len(ids), len(im.blobs)))
 	for i := range reqs {
-		r := Request{Compression: o.Compression, Force: o.Force, Base: i < im.BaseLayers && !o.Chosen, Nondist: o.Nondist, Hold: e.hold, Fetch: e.fetcher(im.Base)}
+		r := Request{Compression: o.Compression, Force: o.Force, Base: i < im.BaseLayers && !o.Chosen, Nondist: o.Nondist, Hold: e.hold, Fetch: e.fetcher(im)}
 		if i < len(ids) {
 			r.ID = ids[i]
 		}

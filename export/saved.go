@@ -159,7 +159,7 @@ func (e *Env) packedLayers(im *Image, diffIDs []graph.Digest) []Layer {
 	ids, _ := im.Tree.Layers()
 	layers := make([]Layer, len(diffIDs))
 	for i, d := range diffIDs {
-		layers[i] = Layer{DiffID: d, fetch: e.fetcher(im.Base)}
+		layers[i] = Layer{DiffID: d, fetch: e.fetcher(im)}
 		if i < len(im.blobs) {
 			layers[i].pulled = &im.blobs[i]
 		}
@@ -171,7 +171,11 @@ func (e *Env) packedLayers(im *Image, diffIDs []graph.Digest) []Layer {
 }
 
 // fetcher reads blobs of a base image from where it was pulled.
-func (e *Env) fetcher(base *image.Base) func(context.Context, image.Descriptor) (io.ReadCloser, error) {
+func (e *Env) fetcher(im *Image) func(context.Context, image.Descriptor) (io.ReadCloser, error) {
+	if im.Fetch != nil {
+		return im.Fetch
+	}
+	base := im.Base
 	if base == nil || base.Name == "" || e.Registry == nil {
 		return nil
 	}

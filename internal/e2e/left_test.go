@@ -64,7 +64,11 @@ func (s *site) leftOfEngine() []string {
 		runDir + "/*",
 	} {
 		found, _ := filepath.Glob(pattern)
-		out = append(out, found...)
+		for _, f := range found {
+			if f != runDir+"/root" { // names the root, so that a later engine removes the directory when the root is gone
+				out = append(out, f)
+			}
+		}
 	}
 	if tables, err := exec.Command("nft", "list", "tables").Output(); err == nil && strings.Contains(string(tables), "strata_"+owner) {
 		out = append(out, "firewall table strata_"+owner)

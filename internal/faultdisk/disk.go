@@ -147,9 +147,9 @@ func (d *Disk) Check() {
 	d.t.Helper()
 	d.attach()
 	// Its exit status has bit 1 if it has repaired something, and bit 4 if errors are left.
-	out, err := exec.Command("e2fsck", "-p", d.loop).CombinedOutput()
+	err := exec.Command("e2fsck", "-p", d.loop).Run()
 	if exit, ok := errors.AsType[*exec.ExitError](err); err != nil && (!ok || exit.ExitCode() > 1) {
-		if out, err = exec.Command("e2fsck", "-y", d.loop).CombinedOutput(); err != nil {
+		if out, err := exec.Command("e2fsck", "-y", d.loop).CombinedOutput(); err != nil {
 			d.t.Logf("e2fsck: %v: %s", err, out)
 		}
 	}
