@@ -256,11 +256,12 @@ func (w *writer) content(k *Pick, name string, g *linkGroup) error {
 	c := w.j.c
 	mode, uid, gid := c.opt.Own(k.Mode, k.UID, k.GID)
 	m := madeFile{name: name, mode: mode & 0o7777, uid: uid, gid: gid, mtime: c.time(k.Entry), size: k.Size, sum: k.Sum, group: g}
-	linked, err := w.link(k, &m)
+	inherits := k.Hashed && w.isPlain(k)
+	linked, err := w.link(k, &m, inherits)
 	if err != nil {
 		return err
 	}
-	if k.Hashed && k.attrs == nil {
+	if inherits {
 		w.made = append(w.made, m)
 	}
 	switch {
@@ -292,11 +293,20 @@ func (w *writer) later(k *Pick, m madeFile) error {
 	return nil
 }
 
+// isPlain reports whether a file has no attributes that keys count. A lineage knows nothing about attributes, so it holds and
+// replaces plain files only.
+func (w *writer) isPlain(k *Pick) bool {
+	if w.j.c.f.overlay {
+		return len(counted(w.j.c.f.host(k.Entry, joinRel(w.j.src, k.Name)))) == 0
+	}
+	return k.attrs == nil
+}
+
 // link gives the file its name without copying it, if another layer has one that is the same in all that counts, under the
 // same path. That rule keeps sharing invisible in every stack of layers: of two layers that share a file, the upper one
 // hides the other's name. For the same reason a file that has several names in its own layer is not shared: the other
-// names could be seen beside the new one.
-func (w *writer) link(k *Pick, m *madeFile) (bool, error) {
+// names could be seen beside the new one. inherits says that the file of the earlier layer may stand in.
+func (w *writer) link(k *Pick, m *madeFile, inherits bool) (bool, error) {
 	c := w.j.c
 	if !c.share || c.noLink.Load() {
 		return false, nil
@@ -314,7 +324,7 @@ func (w *writer) link(k *Pick, m *madeFile) (bool, error) {
 			return false, err
 		}
 	}
-	if from < 0 && w.prev >= 0 && k.Hashed && k.attrs == nil && has(w.known, m) {
+	if from < 0 && w.prev >= 0 && inherits && has(w.known, m) {
 		from = w.prev
 	}
 	if from < 0 {
