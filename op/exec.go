@@ -194,7 +194,7 @@ func (s *execStep) prepare(ctx context.Context) error {
 	}
 	s.spec = sandbox.Spec{
 		Args: s.op.Args, Env: withProxy(slices.Clone(s.op.Env), s.op.Proxy), Cwd: s.op.Cwd, User: s.op.User, Hostname: s.op.Hostname, Network: s.op.Network, Security: s.op.Security,
-		ExtraHosts: s.op.ExtraHosts, Devices: devices, Limits: s.op.Limits,
+		ExtraHosts: s.op.ExtraHosts, Devices: devices, Limits: s.op.Limits, Client: s.env.Tenant,
 	}
 	if s.env.Proxy != nil {
 		s.spec.Proxy = s.env.Proxy

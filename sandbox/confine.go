@@ -25,6 +25,7 @@ type Steps struct {
 	AppArmor        string   // a profile that the kernel has, for steps that are not insecure; "" = none
 	PIDs            int64    // processes of a step that asks for no limit; 0 = 4096, -1 = no limit
 	Memory          int64    // bytes of all steps together; 0 = what leaves the engine alive, -1 = no limit
+	ClientMemory    int64    // bytes of all steps of one client; 0 = half of Memory, -1 = no limit
 }
 
 // normal fills in the defaults, and refuses what does not exist.
@@ -50,8 +51,8 @@ func (s Steps) normal() (Steps, error) {
 	if s.PIDs == 0 {
 		s.PIDs = defaultPIDs
 	}
-	if s.PIDs < -1 || s.Memory < -1 {
-		return s, diag.Errorf(diag.Invalid, "a limit of all steps is %d", min(s.PIDs, s.Memory)).WithHint("-1 is no limit, 0 the default")
+	if least := min(s.PIDs, s.Memory, s.ClientMemory); least < -1 {
+		return s, diag.Errorf(diag.Invalid, "a limit of all steps is %d", least).WithHint("-1 is no limit, 0 the default")
 	}
 	return s, s.checkAppArmor("/sys/module/apparmor/parameters/enabled")
 }
@@ -111,15 +112,26 @@ func (j *jail) kernelSettings(p *spawn.Program) {
 	}
 }
 
-// ceiling limits the memory of the steps of a group's parent, all of them together, so that they and not the engine are short of
-// it. The parent is made before the first step, and limited when it is made.
-func (h *host) ceiling(group string) error {
+// ceilings limit the memory of all steps together, so that they and not the engine are short of it, and that of all steps of a
+// client, so that the steps of others are not killed for it.
+func (h *host) ceilings(p *plan) error {
+	all := path.Dir(p.cgroup)
+	if p.Client == "" {
+		return h.ceiling(all, h.memory)
+	}
+	if err := h.ceiling(path.Dir(all), h.memory); err != nil {
+		return err
+	}
+	return h.ceiling(all, h.clientMemory)
+}
+
+// ceiling limits the memory of a group above steps. It is made before the first step, and limited when it is made.
+func (h *host) ceiling(parent string, memory int64) error {
 	c := h.cgroups
 	root := c.controllers["memory"]
-	if root == "" || h.memory <= 0 {
+	if root == "" || memory <= 0 {
 		return nil
 	}
-	parent := path.Dir(group)
 	dir := filepath.Join(root, parent)
 	if _, err := os.Stat(dir); err == nil {
 		return nil
@@ -132,7 +144,7 @@ func (h *host) ceiling(group string) error {
 		file = "memory.limit_in_bytes"
 		_ = writeSetting(filepath.Join(dir, "memory.use_hierarchy"), "1") // as it always is since Linux 5.11
 	}
-	err := writeSetting(filepath.Join(dir, file), strconv.FormatInt(h.memory, 10))
+	err := writeSetting(filepath.Join(dir, file), strconv.FormatInt(memory, 10))
 	if errors.Is(err, unix.ENOENT) {
 		return diag.Errorf(diag.Unsupported, "cannot limit the memory of steps: %w", err)
 	}

@@ -1,11 +1,15 @@
 package sandbox
 
 import (
+	"bufio"
+	"context"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/strata-build/strata/diag"
@@ -181,6 +185,46 @@ func testStepsTakeAllMemory(t *testing.T, b *box) {
 		}
 	}
 	noLeaks(t, b)
+}
+
+// A client's step has files in memory that are as large as may be. Then the kernel killed the largest process of all steps, which was
+// another client's.
+func TestAttackMemoryOfOtherClients(t *testing.T) {
+	bothWith(t, Steps{Memory: 96 << 20}, testMemoryOfOtherClients)
+}
+
+func testMemoryOfOtherClients(t *testing.T, b *box) {
+	if !b.host.cgroups.has("memory") {
+		t.Skip("no memory controller")
+	}
+	for _, parent := range []string{"", "/strata-test-" + b.owner} {
+		ctx, cancel := context.WithCancel(t.Context())
+		said, w := io.Pipe()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			defer w.Close()
+			_, _ = b.Run(ctx, &Spec{
+				RootFS: b.rootfs, Args: []string{"/bin/sh", "-c", "dd if=/dev/zero of=/dev/shm/f bs=1M count=64; echo full; sleep 100000"}, Env: []string{"PATH=/bin"},
+				Network: graph.NetworkNone, Stdout: w, Client: "mallory", Limits: graph.Limits{ShmSize: 64 << 20, CgroupParent: parent},
+			})
+		})
+		_, _ = bufio.NewReader(said).ReadString('\n') // it is full, or the step was killed
+		go func() { _, _ = io.Copy(io.Discard, said) }()
+		out, exit := b.sh(t, "dd if=/dev/zero of=/dev/null bs=36M count=1 2>/dev/null && echo y", func(s *Spec) { s.Client, s.Limits.CgroupParent = "alice", parent })
+		if exit.Code != 0 || exit.OOMKilled || out != "y\n" {
+			t.Errorf("%q: %+v %q", parent, exit, out)
+		}
+		if out, exit := b.sh(t, "dd if=/dev/zero of=/dev/null bs=60M count=1", func(s *Spec) { s.Client, s.Limits.CgroupParent = "alice", parent }); exit.Code == 0 && !exit.OOMKilled {
+			t.Errorf("%q: a client has more than its part: %+v %q", parent, exit, out)
+		}
+		cancel()
+		wg.Wait()
+		if parent != "" {
+			if err := b.host.cgroups.remove(parent); err != nil {
+				t.Error(err)
+			}
+		}
+	}
 }
 
 // A process that crashes leaves its memory, with a step's secrets, in the layer or with the host's handler.

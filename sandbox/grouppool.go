@@ -23,18 +23,22 @@ const maxIdleGroups = 16
 func (n *native) poolable(s *specs.Spec) bool {
 	r := s.Linux.Resources
 	usual := r.Pids == nil || r.Pids.Limit != nil && *r.Pids.Limit == n.pids
-	return usual && r.Memory == nil && r.CPU == nil && len(r.Devices) == len(allowedDevices()) && !r.Devices[0].Allow && path.Dir(s.Linux.CgroupsPath) == n.group
+	parent := path.Dir(s.Linux.CgroupsPath)
+	own := parent == n.group || path.Dir(parent) == n.group // a client's
+	return usual && r.Memory == nil && r.CPU == nil && len(r.Devices) == len(allowedDevices()) && !r.Devices[0].Allow && own
 }
 
-func (p *groupPool) get() string {
+// get returns an idle group below parent; "" = there is none.
+func (p *groupPool) get(parent string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.idle) == 0 {
-		return ""
+	for i, g := range slices.Backward(p.idle) {
+		if path.Dir(g) == parent {
+			p.idle = slices.Delete(p.idle, i, i+1)
+			return g
+		}
 	}
-	g := p.idle[len(p.idle)-1]
-	p.idle = p.idle[:len(p.idle)-1]
-	return g
+	return ""
 }
 
 // put takes a group back, or not.
@@ -51,7 +55,7 @@ func (p *groupPool) put(group string) bool {
 // enter finds or makes the container's group.
 func (n *native) enter(c *container, s *specs.Spec) (*joinable, error) {
 	if n.poolable(s) {
-		if group := n.groups.get(); group != "" {
+		if group := n.groups.get(path.Dir(s.Linux.CgroupsPath)); group != "" {
 			if j, err := c.cgroups.open(group, s.Linux.Resources); err == nil {
 				c.cgroup, s.Linux.CgroupsPath = group, group
 				return j, nil

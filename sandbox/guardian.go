@@ -97,10 +97,16 @@ func (w *ward) kill(c *cgroups) error {
 func (w *ward) groups(c *cgroups) []string {
 	seen := map[string]bool{}
 	for _, root := range c.roots {
-		entries, _ := os.ReadDir(filepath.Join(root, w.Group))
-		for _, e := range entries {
-			if e.IsDir() && strings.HasPrefix(e.Name(), w.Prefix) {
-				seen[filepath.Join(w.Group, e.Name())] = true
+		below := []string{w.Group}
+		for i := 0; i < len(below); i++ {
+			entries, _ := os.ReadDir(filepath.Join(root, below[i]))
+			for _, e := range entries {
+				switch at := filepath.Join(below[i], e.Name()); {
+				case e.IsDir() && strings.HasPrefix(e.Name(), w.Prefix):
+					seen[at] = true
+				case e.IsDir() && below[i] == w.Group && strings.HasPrefix(e.Name(), clientPrefix):
+					below = append(below, at)
+				}
 			}
 		}
 	}

@@ -70,7 +70,7 @@ func TestKillOutrunsForks(t *testing.T) {
 // The groups of the next engine of the same state directory are not a guardian's.
 func TestGuardianKnowsItsOwn(t *testing.T) {
 	top, root := t.TempDir(), t.TempDir()
-	for _, dir := range []string{"strata-0/strata-0-old-1", "strata-0/strata-0-new-1", "strata-0/strata-0-old-2/below", "elsewhere/strata-0/strata-0-old-3"} {
+	for _, dir := range []string{"strata-0/strata-0-old-1", "strata-0/strata-0-new-1", "strata-0/strata-0-old-2/below", "elsewhere/strata-0/strata-0-old-3", "strata-0/client-1/strata-0-old-4", "strata-0/client-1/strata-0-new-2"} {
 		if err := os.MkdirAll(filepath.Join(top, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -86,7 +86,7 @@ func TestGuardianKnowsItsOwn(t *testing.T) {
 	}
 	w := &ward{Root: root, Group: "/strata-0", Prefix: "strata-0-old-"}
 	got := w.groups(&cgroups{roots: []string{top}})
-	want := []string{"/elsewhere/strata-0/strata-0-old-3", "/strata-0/strata-0-old-1", "/strata-0/strata-0-old-2"}
+	want := []string{"/elsewhere/strata-0/strata-0-old-3", "/strata-0/client-1/strata-0-old-4", "/strata-0/strata-0-old-1", "/strata-0/strata-0-old-2"}
 	if !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/pprof"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -107,7 +108,7 @@ func testDeviceRules(t *testing.T, b *box) {
 		return
 	}
 	before := b.host.cgroups
-	if err := before.remove(b.native.groups.get()); err != nil { // it has no program of version 2
+	if err := before.remove(b.native.groups.get(b.native.group)); err != nil { // it has no program of version 2
 		t.Fatal(err)
 	}
 	b.host.cgroups = &cgroups{unified: true, roots: []string{v2}, v2: v2, controllers: map[string]string{"devices": v2}}
@@ -118,10 +119,38 @@ func testDeviceRules(t *testing.T, b *box) {
 		t.Errorf("%q", out)
 	}
 	noLeaks(t, b)
-	if err := b.host.cgroups.remove(b.native.groups.get()); err != nil {
+	if err := b.host.cgroups.remove(b.native.groups.get(b.native.group)); err != nil {
 		t.Error(err)
 	}
 	b.host.cgroups, b.host.steps.PIDs = before, defaultPIDs
+}
+
+// The steps of a client have a group above theirs, by which the kernel divides processors and memory among clients. Groups are used
+// again for steps of the same client only.
+func TestGroupsOfClients(t *testing.T) {
+	b := newBox(t, "")
+	if b.native == nil {
+		t.Skip("this machine cannot use the built-in runtime")
+	}
+	for range 2 {
+		for _, client := range []string{"", "alice", "mallory"} {
+			if out, exit := b.sh(t, "cat /proc/self/cgroup", func(s *Spec) { s.Client = client }); exit.Code != 0 || strings.Contains(out, "client-") {
+				t.Errorf("%q: %+v %q", client, exit, out)
+			}
+		}
+	}
+	var above []string
+	for _, g := range b.native.groups.idle {
+		above = append(above, filepath.Dir(g))
+	}
+	slices.Sort(above)
+	own := b.native.group
+	want := []string{own, filepath.Join(own, clientGroup("alice")), filepath.Join(own, clientGroup("mallory"))}
+	slices.Sort(want)
+	if !slices.Equal(above, want) {
+		t.Errorf("groups below %q, want %q", above, want)
+	}
+	noLeaks(t, b)
 }
 
 // An image need not have the directories that the kernel's file systems are mounted on, and may have links in their place.

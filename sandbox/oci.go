@@ -21,7 +21,9 @@ type host struct {
 	devices Devices
 	steps   Steps // with defaults filled in
 	memory  int64 // bytes of all steps together; 0 = no limit
-	oom     int   // oom_score_adj of steps
+
+	clientMemory int64 // bytes of all steps of one client; 0 or less = no limit
+	oom          int   // oom_score_adj of steps
 }
 
 // plan is a step as it will be run, every name resolved.

@@ -126,8 +126,10 @@ func noLeaks(t testing.TB, b *box) {
 	}
 	for _, r := range b.host.cgroups.roots {
 		left, _ := filepath.Glob(filepath.Join(r, cgroupName(b.owner), "*", "cgroup.procs"))
-		for _, l := range left {
-			idle := b.native != nil && slices.Contains(b.native.groups.idle, "/"+filepath.Join(cgroupName(b.owner), filepath.Base(filepath.Dir(l))))
+		ofClients, _ := filepath.Glob(filepath.Join(r, cgroupName(b.owner), clientPrefix+"*", "*", "cgroup.procs"))
+		for _, l := range append(left, ofClients...) {
+			group := strings.TrimPrefix(filepath.Dir(l), filepath.Clean(r))
+			idle := b.native != nil && slices.Contains(b.native.groups.idle, group) || strings.HasPrefix(filepath.Base(group), clientPrefix)
 			if procs, _ := os.ReadFile(l); !idle || len(procs) > 0 {
 				t.Errorf("control group left: %s %q", l, procs)
 			}

@@ -211,6 +211,12 @@ func (s *Sandbox) find() error {
 	case s.confine.Memory == 0 && total > 0:
 		h.memory = stepMemory(total)
 	}
+	if h.clientMemory = s.confine.ClientMemory; h.clientMemory == 0 {
+		h.clientMemory = h.memory / 2
+	}
+	if s.confine.ClientMemory > 0 && !h.cgroups.has("memory") {
+		return diag.Errorf(diag.Unsupported, "cannot limit the memory of a client's steps: the cgroup controller \"memory\" is not available")
+	}
 	if h.memory > 0 && !h.cgroups.has("memory") {
 		if s.confine.Memory > 0 {
 			return diag.Errorf(diag.Unsupported, "cannot limit the memory of steps: the cgroup controller \"memory\" is not available")
@@ -305,7 +311,7 @@ func (s *Sandbox) start(ctx context.Context, b *bundle, p *plan) (*Exit, error) 
 	if err != nil {
 		return nil, err
 	}
-	if err := s.host.ceiling(p.cgroup); err != nil {
+	if err := s.host.ceilings(p); err != nil {
 		return nil, diag.Errorf(diag.Unavailable, "cannot limit the memory of steps: %w", err)
 	}
 	c := &container{bundle: b, cgroup: p.cgroup, cgroups: s.host.cgroups, spec: p.Spec, started: make(chan struct{}), log: b.file("log.json")}
@@ -365,16 +371,16 @@ func (s *Sandbox) plan(spec *Spec, b *bundle) (*plan, error) {
 	if p.user, err = ResolveUser(spec.RootFS, spec.User); err != nil {
 		return nil, err
 	}
-	p.cgroup = filepath.Join(s.host.group(s.owner), b.id)
+	p.cgroup = filepath.Join(s.host.group(s.owner), clientGroup(spec.Client), b.id)
 	if parent := spec.Limits.CgroupParent; parent != "" {
 		if err := s.allowedParent(parent); err != nil {
 			return nil, err
 		}
-		p.cgroup = filepath.Join("/", parent, cgroupName(s.owner), b.id)
+		p.cgroup = filepath.Join("/", parent, cgroupName(s.owner), clientGroup(spec.Client), b.id)
 		var above []string
 		p.release, above = s.parents.acquire(s.host.cgroups, p.cgroup)
 		err = b.recordGroup(recordedGroup{p.cgroup, above})
-	} else if p.cgroup != filepath.Join("/", cgroupName(s.owner), b.id) {
+	} else if s.host.group(s.owner) != filepath.Join("/", cgroupName(s.owner)) {
 		err = b.recordGroup(recordedGroup{group: p.cgroup}) // the next engine's may be elsewhere
 	}
 	if err != nil {
@@ -398,6 +404,18 @@ func (s *Sandbox) plan(spec *Spec, b *bundle) (*plan, error) {
 }
 
 func cgroupName(owner string) string { return "strata-" + owner }
+
+// clientPrefix begins the names of the groups of clients, and of no container.
+const clientPrefix = "client-"
+
+// clientGroup names the group of a client's steps below that of all steps; "" = none.
+func clientGroup(client string) string {
+	if client == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(client))
+	return clientPrefix + hex.EncodeToString(sum[:8])
+}
 
 // group is the control group of the steps that have no parent of their own.
 func (h *host) group(owner string) string { return filepath.Join("/", h.base, cgroupName(owner)) }

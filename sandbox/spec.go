@@ -38,6 +38,7 @@ type Spec struct {
 	ExtraHosts   []graph.HostIP // an IP of "host-gateway" is the address of this machine
 	Devices      []graph.Device
 	Limits       graph.Limits
+	Client       string // whose step it is: the steps of one client share the processor and the memory as one; "" = nobody's
 
 	Stdin          io.Reader // nil = empty. Not closed, and may still be read for a moment after the run
 	Stdout, Stderr io.Writer // nil = dropped

@@ -19,21 +19,27 @@ type stepsConfig struct {
 	Only64Bit       bool     `toml:"only64Bit"`
 	AppArmor        string   `toml:"apparmorProfile"`
 	PIDs            int64    `toml:"pids"`
-	Memory          string   `toml:"memory"` // a size, or "none"
+	Memory          string   `toml:"memory"`       // a size, or "none"
+	ClientMemory    string   `toml:"clientMemory"` // likewise
 }
 
 func (c *stepsConfig) options() (engine.StepOptions, error) {
 	o := engine.StepOptions{Capabilities: c.Capabilities, NoNewPrivileges: c.NoNewPrivileges, Only64Bit: c.Only64Bit, AppArmor: c.AppArmor, PIDs: c.PIDs}
-	switch c.Memory {
-	case "":
-	case "none":
-		o.Memory = -1
-	default:
-		n, err := parseBytes(c.Memory)
-		if err != nil || n <= 0 {
-			return o, diag.Errorf(diag.Invalid, "invalid memory %q below [steps]", c.Memory).WithHint("give a size such as 6GB, or none")
+	for _, m := range []struct {
+		name, size string
+		to         *int64
+	}{{"memory", c.Memory, &o.Memory}, {"clientMemory", c.ClientMemory, &o.ClientMemory}} {
+		switch m.size {
+		case "":
+		case "none":
+			*m.to = -1
+		default:
+			n, err := parseBytes(m.size)
+			if err != nil || n <= 0 {
+				return o, diag.Errorf(diag.Invalid, "invalid %s %q below [steps]", m.name, m.size).WithHint("give a size such as 6GB, or none")
+			}
+			*m.to = n
 		}
-		o.Memory = n
 	}
 	return o, nil
 }
@@ -61,7 +67,7 @@ func loadSteps(path string) (engine.StepOptions, error) {
 	err = toml.NewDecoder(bytes.NewReader(section)).DisallowUnknownFields().Decode(&file)
 	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
 		return engine.StepOptions{}, diag.Errorf(diag.Invalid, "%s: unknown setting %s", path, strings.Join(strict.Errors[0].Key(), ".")).
-			WithHint("steps have capabilities, noNewPrivileges, only64Bit, apparmorProfile, pids and memory")
+			WithHint("steps have capabilities, noNewPrivileges, only64Bit, apparmorProfile, pids, memory and clientMemory")
 	}
 	if err != nil {
 		return engine.StepOptions{}, diag.Errorf(diag.Invalid, "%s, section [steps]: %w", path, err)

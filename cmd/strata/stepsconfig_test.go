@@ -26,7 +26,7 @@ func TestStepsConfig(t *testing.T) {
 		"":                                    {},
 		"[registry.\"a.example\"]\nhttp=true": {},
 		"[steps]\ncapabilities=[]\n":          {Capabilities: []string{}},
-		"[steps]\ncapabilities=['chown']\nnoNewPrivileges=true\nonly64Bit=true\napparmorProfile='p'\npids=-1\nmemory='2GB'\n": {Capabilities: []string{"chown"}, NoNewPrivileges: true, Only64Bit: true, AppArmor: "p", PIDs: -1, Memory: 2 << 30},
+		"[steps]\ncapabilities=['chown']\nnoNewPrivileges=true\nonly64Bit=true\napparmorProfile='p'\npids=-1\nmemory='2GB'\nclientMemory='1GB'\n": {Capabilities: []string{"chown"}, NoNewPrivileges: true, Only64Bit: true, AppArmor: "p", PIDs: -1, Memory: 2 << 30, ClientMemory: 1 << 30},
 		"[steps]\nmemory='none'\n": {Memory: -1},
 	} {
 		if got, err := loadSteps(writeConfig(t, text)); err != nil || !reflect.DeepEqual(got, want) {
