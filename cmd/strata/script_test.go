@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -36,6 +38,7 @@ func TestMain(m *testing.M) {
 //	registry [USER PASSWORD [TOKEN]] starts a registry on the loopback interface; $REGISTRY is its host and port. With TOKEN
 //	                         it has a token server
 //	serve DIR                serves a directory, and the git repositories in it, over http; $SERVER is the URL
+//	noise DIR N SIZE SEED    writes N files of SIZE random bytes into a directory; equal seeds give equal files
 //	config NAME FIELD        prints a field of an image's configuration, such as Config.Env
 //	files NAME               prints the paths in an image's layers, one line per file: LAYER PATH
 //	step PATTERN STATE       checks that the last command showed a step whose name matches: CACHED, DONE or ERROR
@@ -99,7 +102,7 @@ func runScripts(t *testing.T, daemon bool) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"base": cmdBase, "frontend": cmdFrontend, "debian": cmdDebian, "registry": cmdRegistry, "serve": cmdServe, "config": cmdConfig, "files": cmdFiles,
-			"step": cmdStep, "allcached": cmdAllCached, "leak": cmdLeak, "mounts": cmdMounts,
+			"step": cmdStep, "allcached": cmdAllCached, "leak": cmdLeak, "mounts": cmdMounts, "noise": cmdNoise,
 		},
 	})
 }
@@ -181,6 +184,26 @@ func cmdBase(ts *testscript.TestScript, neg bool, args []string) {
 	line := []string{"image", "import", "--change", "ENV PATH=/bin:/usr/bin", "--change", `CMD ["sh"]`}
 	ts.Check(ts.Exec("strata", append(append(line, args...), path, name)...))
 	ts.Check(os.Remove(path))
+}
+
+func cmdNoise(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 4 {
+		ts.Fatalf("usage: noise DIR N SIZE SEED")
+	}
+	var n [3]int
+	for i, s := range args[1:] {
+		var err error
+		n[i], err = strconv.Atoi(s)
+		ts.Check(err)
+	}
+	dir := ts.MkAbs(args[0])
+	ts.Check(os.MkdirAll(dir, 0o755))
+	random := rand.NewChaCha8([32]byte{byte(n[2])})
+	for i := range n[0] {
+		data := make([]byte, n[1])
+		_, _ = random.Read(data)
+		ts.Check(os.WriteFile(filepath.Join(dir, "f"+strconv.Itoa(i)), data, 0o644))
+	}
 }
 
 // frontendTar is a root file system with the frontend that the tests of BuildKit's interface have.
