@@ -26,8 +26,8 @@ type spaceWatch struct {
 // TenantDir is the directory below the state root with what a tenant's clients have besides the store: contexts, git repositories and history.
 func (e *Engine) TenantDir(tenant string) string { return e.store.OwnerDir(tenant) }
 
-// tenantSpace is how many bytes of the disk one tenant may take.
-func (e *Engine) tenantSpace() int64 {
+// TenantSpace is how many bytes of the disk one tenant may take.
+func (e *Engine) TenantSpace() int64 {
 	switch n := e.opt.TenantBytes; {
 	case n > 0:
 		return n
@@ -87,7 +87,7 @@ func (w *spaceWatch) close() {
 
 // limitSpace collects what a tenant has beyond its share. If that does not suffice, it ends the youngest of the builds.
 func (e *Engine) limitSpace(tenant string, builds []*build) {
-	ctx, limit := context.Background(), e.tenantSpace()
+	ctx, limit := context.Background(), e.TenantSpace()
 	other := e.spaceBesides(tenant)
 	owned, err := e.store.Owned(tenant)
 	if err == nil && owned+other > limit {

@@ -178,10 +178,15 @@ func (b *bridge) forgetBox(id string) {
 
 // ReadFileContainer reads a regular file of a container's mount, or a part of it.
 func (g bridgeServer) ReadFileContainer(ctx context.Context, req *gateway.ReadFileRequest) (*gateway.ReadFileResponse, error) {
-	_, x, err := g.boxOf(ctx, req.Ref)
+	b, x, err := g.boxOf(ctx, req.Ref)
 	if err != nil {
 		return nil, err
 	}
+	done, err := b.s.quota.read(ctx, b.who())
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	offset, length := req.GetRange().GetOffset(), req.GetRange().GetLength()
 	if offset < 0 || length < 0 {
 		return nil, diag.Errorf(diag.Invalid, "invalid range for %s: %d+%d", req.FilePath, offset, length)
@@ -204,10 +209,15 @@ func (g bridgeServer) ReadFileContainer(ctx context.Context, req *gateway.ReadFi
 
 // ReadDirContainer lists a directory of a container's mount.
 func (g bridgeServer) ReadDirContainer(ctx context.Context, req *gateway.ReadDirRequest) (*gateway.ReadDirResponse, error) {
-	_, x, err := g.boxOf(ctx, req.Ref)
+	b, x, err := g.boxOf(ctx, req.Ref)
 	if err != nil {
 		return nil, err
 	}
+	done, err := b.s.quota.read(ctx, b.who())
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	kids, err := x.ReadDir(int(req.MountIndex), req.DirPath)
 	if err != nil {
 		return nil, err

@@ -18,6 +18,9 @@ type encoded struct{ raw []byte }
 
 func (m *encoded) MarshalVT() ([]byte, error) { return m.raw, nil }
 
+// SizeVT is what [sizeOf] calls.
+func (m *encoded) SizeVT() int { return len(m.raw) }
+
 func (m *encoded) UnmarshalVT(b []byte) error {
 	m.raw = append(m.raw[:0], b...)
 	return nil

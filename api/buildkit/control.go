@@ -181,6 +181,11 @@ func (s *Server) DiskUsage(ctx context.Context, req *control.DiskUsageRequest) (
 	if err != nil {
 		return nil, err
 	}
+	done, err := s.quota.read(ctx, peerOf(ctx).Identity)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	all, err := s.usage(ctx)
 	if err != nil {
 		return nil, err

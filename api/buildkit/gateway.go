@@ -120,6 +120,11 @@ func (g bridgeServer) ReadFile(ctx context.Context, req *gateway.ReadFileRequest
 	if offset < 0 || length < 0 {
 		return nil, diag.Errorf(diag.Invalid, "the range %d+%d is negative", offset, length)
 	}
+	done, err := b.s.quota.read(ctx, b.who())
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	data, err := readRange(files, req.FilePath, offset, length)
 	return &gateway.ReadFileResponse{Data: data}, b.missing("open", req.FilePath, err)
 }
@@ -159,6 +164,11 @@ func (g bridgeServer) ReadDir(ctx context.Context, req *gateway.ReadDirRequest) 
 	if err != nil {
 		return nil, err
 	}
+	done, err := b.s.quota.read(ctx, b.who())
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	kids, err := files.ReadDir(ctx, req.DirPath)
 	if err != nil {
 		return nil, b.missing("open", req.DirPath, err)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	control "github.com/moby/buildkit/api/services/control"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/strata-build/strata/diag"
@@ -33,6 +34,23 @@ type record struct {
 	wanted  chan struct{}            // closed when somebody asks for the record to be final
 	final   chan struct{}            // closed when it is: its trace is there, if there is one
 	origins func() ([]origin, error) // not written yet; nil = written, or not known
+	size    int64                    // of the record in memory
+}
+
+// Limits of the history of one tenant: clients choose how many builds they begin and what these are called, ask for and answer.
+const (
+	maxRecord       = 256 << 10 // bytes of one record; what is longer is shortened
+	maxRecords      = 10_000
+	maxRecordsBytes = 64 << 20 // of all of them in memory
+)
+
+// disk returns the bytes that a record has on disk.
+func (r *record) disk() int64 {
+	n := r.size
+	for _, b := range r.blobs {
+		n += b.Size
+	}
+	return n
 }
 
 // pastBuilds remembers builds: those under way, and those that have ended, whose records and logs are on the disk.
@@ -40,6 +58,7 @@ type pastBuilds struct {
 	opt   HistoryOptions
 	log   *slog.Logger
 	files *history.Store
+	most  int64          // bytes on disk
 	saved sync.WaitGroup // what is still being added to records
 
 	mu      sync.Mutex
@@ -47,11 +66,11 @@ type pastBuilds struct {
 	readers map[chan *control.BuildHistoryEvent]bool
 }
 
-func newHistory(dir string, opt HistoryOptions, log *slog.Logger) (*pastBuilds, error) {
+func newHistory(dir string, opt HistoryOptions, most int64, log *slog.Logger) (*pastBuilds, error) {
 	if opt == (HistoryOptions{}) {
 		opt.Entries, opt.Age = 50, 48*time.Hour
 	}
-	h := &pastBuilds{opt: opt, log: log, records: map[string]*record{}, readers: map[chan *control.BuildHistoryEvent]bool{}}
+	h := &pastBuilds{opt: opt, most: most, log: log, records: map[string]*record{}, readers: map[chan *control.BuildHistoryEvent]bool{}}
 	files, old, err := history.Open(dir, log)
 	if err != nil {
 		return nil, err
@@ -93,8 +112,9 @@ func (h *pastBuilds) begin(req *control.SolveRequest, j *journal) {
 	r := &record{journal: j, wanted: make(chan struct{}), final: make(chan struct{}), BuildHistoryRecord: &control.BuildHistoryRecord{
 		Ref: req.Ref, Frontend: req.Frontend, FrontendAttrs: public(req.FrontendAttrs), Exporters: publicExporters(req.Exporters), CreatedAt: timestamppb.Now(), Generation: 1,
 	}}
+	r.set(r.BuildHistoryRecord)
 	h.records[req.Ref] = r
-	h.tell(control.BuildHistoryEventType_STARTED, r.CloneVT())
+	h.tell(control.BuildHistoryEventType_STARTED, r.BuildHistoryRecord)
 }
 
 // public leaves out what only the session needs, and the secrets of URLs.
@@ -126,22 +146,36 @@ func (h *pastBuilds) change(r *record, f func(*control.BuildHistoryRecord)) {
 	rec := r.CloneVT()
 	f(rec)
 	rec.Generation++
-	r.BuildHistoryRecord = rec
+	r.set(rec)
+	rec = r.BuildHistoryRecord
 	if err := saveRecord(h.files, r); err != nil {
 		h.log.Warn("the record of a build cannot be kept", "build", r.Ref, "err", err)
 	}
 	h.tell(control.BuildHistoryEventType_COMPLETE, rec)
 }
 
-// trim forgets what is too old.
+// trim forgets what is too old, and the oldest builds of too many.
 func (h *pastBuilds) trim() {
+	memory, disk := h.pinned()
 	ended := slices.DeleteFunc(slices.Collect(maps.Values(h.records)), func(r *record) bool { return r.CompletedAt == nil || r.Pinned })
 	slices.SortFunc(ended, func(a, b *record) int { return b.CompletedAt.AsTime().Compare(a.CompletedAt.AsTime()) })
 	for i, r := range ended {
-		if i >= h.opt.Entries && time.Since(r.CompletedAt.AsTime()) >= h.opt.Age {
+		memory, disk = memory+r.size, disk+r.disk()
+		old := i >= h.opt.Entries && time.Since(r.CompletedAt.AsTime()) >= h.opt.Age
+		if old || i >= max(h.opt.Entries, maxRecords) || memory > maxRecordsBytes || disk > h.most {
 			h.drop(r)
 		}
 	}
+}
+
+// pinned returns the bytes of pinned records in memory and on disk.
+func (h *pastBuilds) pinned() (memory, disk int64) {
+	for _, r := range h.records {
+		if r.Pinned {
+			memory, disk = memory+r.size, disk+r.disk()
+		}
+	}
+	return memory, disk
 }
 
 func (h *pastBuilds) drop(r *record) {
@@ -187,7 +221,7 @@ func (h *pastBuilds) list(want func(*control.BuildHistoryRecord) bool, limit int
 			h.addOrigins(r)
 			t = control.BuildHistoryEventType_COMPLETE
 		}
-		out = append(out, &control.BuildHistoryEvent{Type: t, Record: r.CloneVT()})
+		out = append(out, &control.BuildHistoryEvent{Type: t, Record: r.BuildHistoryRecord}) // which never changes
 	}
 	c := make(chan *control.BuildHistoryEvent, backlog)
 	h.readers[c] = true
@@ -269,8 +303,77 @@ func (s *Server) UpdateBuildHistory(ctx context.Context, req *control.UpdateBuil
 	case req.Delete:
 		h.drop(r)
 	case req.Pinned != r.Pinned:
+		if memory, disk := h.pinned(); req.Pinned && (memory+r.size > maxRecordsBytes/2 || disk+r.disk() > h.most/2) {
+			return nil, diag.Errorf(diag.Exhausted, "the builds that are pinned take half of what the history may have").
+				WithHint("unpin some of them")
+		}
 		h.change(r, func(rec *control.BuildHistoryRecord) { rec.Pinned = req.Pinned })
 		h.trim()
 	}
 	return &control.UpdateBuildHistoryResponse{}, nil
+}
+
+// Limits of the parts of a record that is too large.
+const (
+	maxRecordText  = 4 << 10
+	maxRecordParts = 50
+)
+
+// set changes what the record says. Of more than maxRecord bytes, long texts and lists are cut.
+func (r *record) set(b *control.BuildHistoryRecord) {
+	if b.SizeVT() > maxRecord {
+		b = b.CloneVT() // the client's answer has parts of it
+		shorten(b.ProtoReflect())
+		if b.SizeVT() > maxRecord {
+			b.FrontendAttrs, b.Exporters, b.ExporterResponse, b.Result, b.Results = nil, nil, nil, nil, nil
+		}
+	}
+	r.BuildHistoryRecord, r.size = b, int64(b.SizeVT())
+}
+
+func shorten(m protoreflect.Message) {
+	m.Range(func(field protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case field.IsMap():
+			all := v.Map()
+			var keys []protoreflect.MapKey
+			all.Range(func(k protoreflect.MapKey, _ protoreflect.Value) bool {
+				keys = append(keys, k)
+				return true
+			})
+			slices.SortFunc(keys, func(a, b protoreflect.MapKey) int { return strings.Compare(a.String(), b.String()) })
+			for i, k := range keys {
+				if i >= maxRecordParts || len(k.String()) > maxRecordText {
+					all.Clear(k)
+					continue
+				}
+				all.Set(k, shortened(field.MapValue(), all.Get(k)))
+			}
+		case field.IsList():
+			all := v.List()
+			all.Truncate(min(all.Len(), maxRecordParts))
+			for i := range all.Len() {
+				all.Set(i, shortened(field, all.Get(i)))
+			}
+		default:
+			m.Set(field, shortened(field, v))
+		}
+		return true
+	})
+}
+
+func shortened(field protoreflect.FieldDescriptor, v protoreflect.Value) protoreflect.Value {
+	switch field.Kind() {
+	case protoreflect.StringKind:
+		if s := v.String(); len(s) > maxRecordText {
+			return protoreflect.ValueOfString(strings.ToValidUTF8(s[:maxRecordText], "") + "...")
+		}
+	case protoreflect.BytesKind:
+		if b := v.Bytes(); len(b) > maxRecordText {
+			return protoreflect.ValueOfBytes(nil)
+		}
+	case protoreflect.MessageKind:
+		shorten(v.Message())
+	}
+	return v
 }

@@ -149,7 +149,7 @@ func (ps *procs) start(id string, init *gateway.InitMessage) error {
 	for _, fd := range init.Fds {
 		switch fd {
 		case 0:
-			p.stdin = newInbox()
+			p.stdin = newInbox(func(n int) error { return ps.b.s.quota.take(ps.b.who(), share{requests: int64(n)}) })
 			run.Stdin = p.stdin
 		case 1, 2:
 			out := output{p, fd}
@@ -265,25 +265,31 @@ type inbox struct {
 	data    []byte
 	ended   bool
 	changed chan struct{}
+	count   func(n int) error // counts bytes for the client; negative ones always succeed
 }
 
 // maxInbox is how many bytes wait for a process before its client has to.
 const maxInbox = 4 << 20
 
-func newInbox() *inbox { return &inbox{changed: make(chan struct{})} }
+func newInbox(count func(n int) error) *inbox {
+	return &inbox{changed: make(chan struct{}), count: count}
+}
 
 // put adds data; it waits while there is too much of it.
 func (b *inbox) put(ctx context.Context, data []byte, last bool) error {
 	for {
 		b.mu.Lock()
 		if b.ended || len(b.data) < maxInbox {
+			err := error(nil)
 			if !b.ended {
-				b.data = append(b.data, data...)
-				b.ended = last
-				b.tell()
+				if err = b.count(len(data)); err == nil {
+					b.data = append(b.data, data...)
+					b.ended = last
+					b.tell()
+				}
 			}
 			b.mu.Unlock()
-			return nil
+			return err
 		}
 		changed := b.changed
 		b.mu.Unlock()
@@ -308,6 +314,7 @@ func (b *inbox) Read(p []byte) (int, error) {
 		n := copy(p, b.data)
 		if n > 0 || b.ended {
 			b.data = b.data[n:]
+			_ = b.count(-n)
 			b.tell()
 			b.mu.Unlock()
 			if n == 0 && len(p) > 0 {
@@ -328,6 +335,7 @@ func (b *inbox) close() {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	_ = b.count(-len(b.data))
 	b.data, b.ended = nil, true
 	b.tell()
 }

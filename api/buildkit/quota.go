@@ -5,6 +5,9 @@ import (
 	"net"
 	"sync"
 
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/strata-build/strata/diag"
 )
 
@@ -18,6 +21,8 @@ type Limits struct {
 	// MessageBytes bounds what has come of messages that are not complete, and waits to be sent: 256 MiB. Who has more loses the
 	// connection that holds the most.
 	MessageBytes int64
+	// RequestBytes bounds the messages that handlers work on, and the input that processes have not read: 256 MiB.
+	RequestBytes int64
 }
 
 func (l Limits) withDefaults() Limits {
@@ -36,6 +41,9 @@ func (l Limits) withDefaults() Limits {
 	if l.MessageBytes <= 0 {
 		l.MessageBytes = 256 << 20
 	}
+	if l.RequestBytes <= 0 {
+		l.RequestBytes = 256 << 20
+	}
 	return l
 }
 
@@ -46,18 +54,20 @@ type quota struct {
 
 	mu      sync.Mutex
 	clients map[string]*share
+	readers map[string]*readers
 }
 
 // share is what one client has.
 type share struct {
 	conns, calls, containers int
 
-	graph int64
+	graph    int64
+	requests int64 // bytes
 }
 
 func newQuota(l Limits) *quota {
 	l = l.withDefaults()
-	return &quota{most: l, memory: newMemory(l.MessageBytes), clients: map[string]*share{}}
+	return &quota{most: l, memory: newMemory(l.MessageBytes), clients: map[string]*share{}, readers: map[string]*readers{}}
 }
 
 // take changes what a client has, unless it has too much then. What is given back always succeeds.
@@ -69,7 +79,7 @@ func (q *quota) take(who string, more share) error {
 		c = &share{}
 		q.clients[who] = c
 	}
-	now := share{c.conns + more.conns, c.calls + more.calls, c.containers + more.containers, c.graph + more.graph}
+	now := share{c.conns + more.conns, c.calls + more.calls, c.containers + more.containers, c.graph + more.graph, c.requests + more.requests}
 	var err error
 	switch {
 	case more.conns > 0 && now.conns > q.most.Connections:
@@ -81,6 +91,9 @@ func (q *quota) take(who string, more share) error {
 			WithHint("wait until some of them have ended")
 	case more.graph > 0 && now.graph > q.most.GraphBytes:
 		err = diag.Errorf(diag.Exhausted, "the builds of %s that are under way have definitions of more than %d bytes", who, q.most.GraphBytes).
+			WithHint("wait until some of them have ended")
+	case more.requests > 0 && now.requests > q.most.RequestBytes:
+		err = diag.Errorf(diag.Exhausted, "the calls of %s that are under way have messages of more than %d bytes", who, q.most.RequestBytes).
 			WithHint("wait until some of them have ended")
 	}
 	if err == nil {
@@ -187,4 +200,98 @@ func (q *quota) connect(conn net.Conn, who string) (net.Conn, error) {
 		return nil, err
 	}
 	return countedConn{conn, sync.OnceFunc(func() { _ = q.take(who, share{conns: -1}) })}, nil
+}
+
+// sizeOf returns the encoded size of a message.
+func sizeOf(m any) int64 {
+	switch m := m.(type) {
+	case interface{ SizeVT() int }:
+		return int64(m.SizeVT())
+	case proto.Message:
+		return int64(proto.Size(m))
+	}
+	return 0
+}
+
+// hold counts a message for a client until the returned function is called.
+func (q *quota) hold(who string, message any) (release func(), err error) {
+	n := sizeOf(message)
+	if err := q.take(who, share{requests: n}); err != nil {
+		return nil, err
+	}
+	return func() { _ = q.take(who, share{requests: -n}) }, nil
+}
+
+// heldStream counts the message that a stream's handler works on: it has been received, and the next one has not.
+type heldStream struct {
+	grpc.ServerStream
+	hold func(message any) (release func(), err error)
+
+	mu      sync.Mutex // a handler may leave a reader behind
+	release func()
+	ended   bool
+}
+
+// RecvMsg implements [grpc.ServerStream].
+func (s *heldStream) RecvMsg(m any) error {
+	s.let(false)
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	release, err := s.hold(m)
+	if err != nil {
+		return toStatus(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.release = release; s.ended {
+		release()
+	}
+	return nil
+}
+
+// let releases the last message, and those to come when the handler has returned.
+func (s *heldStream) let(ended bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.release != nil {
+		s.release()
+	}
+	s.release, s.ended = nil, s.ended || ended
+}
+
+// maxReaders bounds how many calls of one client make large answers at a time.
+const maxReaders = 8
+
+// readers are the calls of a client that make large answers.
+type readers struct {
+	turns chan struct{}
+	calls int // that have a turn or wait for one
+}
+
+// read waits until a call of a client may make a large answer, such as one with a file. An answer is counted as soon as it is sent,
+// but 1000 of 16 MiB could be made before the first is.
+func (q *quota) read(ctx context.Context, who string) (done func(), err error) {
+	q.mu.Lock()
+	r := q.readers[who]
+	if r == nil {
+		r = &readers{turns: make(chan struct{}, maxReaders)}
+		q.readers[who] = r
+	}
+	r.calls++
+	q.mu.Unlock()
+	leave := func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if r.calls--; r.calls == 0 {
+			delete(q.readers, who)
+		}
+	}
+	select {
+	case r.turns <- struct{}{}:
+		return func() { <-r.turns; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, context.Cause(ctx)
+	}
 }

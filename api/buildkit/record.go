@@ -38,7 +38,9 @@ const (
 
 func decodeRecord(o history.Record) (*record, error) {
 	r := &record{BuildHistoryRecord: &control.BuildHistoryRecord{}, blobs: o.Blobs}
-	return r, protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(o.Value, r.BuildHistoryRecord)
+	err := protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(o.Value, r.BuildHistoryRecord)
+	r.set(r.BuildHistoryRecord)
+	return r, err
 }
 
 func saveRecord(files *history.Store, r *record) error {

@@ -204,6 +204,11 @@ func (s *Server) calls(enter func(context.Context) (context.Context, error), cli
 			return nil, toStatus(err)
 		}
 		defer end()
+		release, err := s.quota.hold(client(ctx), req)
+		if err != nil {
+			return nil, toStatus(err)
+		}
+		defer release()
 		if ctx, err = enter(ctx); err == nil {
 			resp, err = handler(ctx, req)
 		}
@@ -216,9 +221,11 @@ func (s *Server) calls(enter func(context.Context) (context.Context, error), cli
 			return toStatus(err)
 		}
 		defer end()
+		held := &heldStream{ServerStream: ss, hold: func(m any) (func(), error) { return s.quota.hold(client(ss.Context()), m) }}
+		defer held.let(true)
 		ctx, err := enter(ss.Context())
 		if err == nil {
-			err = handler(srv, tenantStream{ss, ctx})
+			err = handler(srv, tenantStream{held, ctx})
 		}
 		return toStatus(err)
 	}

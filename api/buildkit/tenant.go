@@ -3,6 +3,7 @@ package buildkit
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -64,13 +65,21 @@ func (s *Server) tenant(name string) (*tenant, error) {
 		return nil, err
 	}
 	s.e.OnDiskFailure(m.Distrust)
-	past, err := newHistory(filepath.Join(root, "history"), s.opt.History, s.opt.Log)
+	past, err := newHistory(filepath.Join(root, "history"), s.opt.History, s.historySpace(name), s.opt.Log)
 	if err != nil {
 		return nil, err
 	}
 	t := &tenant{name: name, sessions: m, history: past, builds: builds{byRef: map[string]*build{}, changed: make(chan struct{})}}
 	s.tenants.all[name] = t
 	return t, nil
+}
+
+// historySpace returns how many bytes of the disk the history of a tenant may take: a quarter of the tenant's share.
+func (s *Server) historySpace(tenant string) int64 {
+	if tenant == "" {
+		return math.MaxInt64
+	}
+	return s.e.TenantSpace() / 4
 }
 
 // each calls f for every tenant that has come.
