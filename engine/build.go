@@ -54,7 +54,7 @@ type build struct {
 	policy  SourcePolicy          // nil = every source may be used
 	policed policed
 	nests   nestedBuilds
-	charge  func(bytes int64) error // for nested builds; nil = nobody counts them
+	charge  func(bytes int64) error // for nested builds and Dockerfiles; nil = nobody counts them
 
 	keepFailed bool // steps that fail leave what they have written until the build ends
 	mu         sync.Mutex

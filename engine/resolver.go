@@ -99,6 +99,11 @@ func (b *build) ReadFile(ctx context.Context, from graph.Edge, path string, limi
 	if err != nil {
 		return nil, err
 	}
+	if b.charge != nil { // what is made of the file lives as long as the build
+		if err := b.charge(int64(len(data))); err != nil {
+			return nil, err
+		}
+	}
 	return data, context.Cause(ctx)
 }
 

@@ -174,7 +174,10 @@ func (b *bridge) plainEdge(def *pb.Definition) (graph.Edge, error) {
 
 // charge counts a definition for the client until the build ends: its graph is kept as long.
 func (b *bridge) charge(def *pb.Definition) error {
-	n := int64(def.SizeVT())
+	return b.chargeBytes(int64(def.SizeVT()))
+}
+
+func (b *bridge) chargeBytes(n int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.ended {

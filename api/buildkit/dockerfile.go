@@ -147,6 +147,9 @@ func (b *bridge) fromInputs(ctx context.Context, req *dockerfile.Request, inputs
 	if err != nil {
 		return diag.Errorf(diag.KindOf(err), "failed to read dockerfile: %w", err)
 	}
+	if err := b.chargeBytes(int64(len(data))); err != nil {
+		return err
+	}
 	req.Source = &diag.Source{Name: name, Data: data, Origin: in.Edge}
 	return nil
 }

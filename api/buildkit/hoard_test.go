@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -279,5 +281,41 @@ func TestAttackHistoryWithoutEnd(t *testing.T) {
 	}
 	if err := pin("4"); !exhausted(err, "half of what the history may have") {
 		t.Errorf("a second pin: %v", err)
+	}
+}
+
+// A build asks for the plan of a large Dockerfile again and again: each plan is kept until the build's end.
+func TestAttackPlansOfLargeDockerfiles(t *testing.T) {
+	const size = 100 << 10
+	file := func(content []byte) *pb.Definition {
+		return define(t, &pb.Op{Op: &pb.Op_File{File: &pb.FileOp{Actions: []*pb.FileAction{{
+			Input: -1, SecondaryInput: -1,
+			Action: &pb.FileAction_Mkfile{Mkfile: &pb.FileActionMkFile{Path: "/Dockerfile", Mode: 0o644, Data: content, Timestamp: -1}},
+		}}}}})
+	}
+	// The definition is small: it copies the file in.
+	large := []byte("FROM scratch\n" + strings.Repeat("LABEL a="+strings.Repeat("x", 991)+"\n", size/1000))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(large) }))
+	t.Cleanup(server.Close)
+	download := define(t, &pb.Op{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: server.URL + "/Dockerfile", Attrs: map[string]string{"http.filename": "Dockerfile"}}}})
+	for name, ask := range map[string]*gateway.SolveRequest{
+		"input":   {FrontendInputs: map[string]*pb.Definition{"dockerfile": download, "context": file(nil)}},
+		"context": {FrontendOpt: map[string]string{"context": server.URL + "/Dockerfile"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			addr, _ := serveServer(t, Options{Limits: Limits{GraphBytes: 3*size + size/2}})
+			c := dial(t, addr)
+			ctx, end := forward(t, c, "planner")
+			defer end()
+			ask.Frontend, ask.AllowResultReturn, ask.AllowResultArrayRef = "dockerfile.v0", true, true
+			var err error
+			n := 0
+			for ; n < 10 && err == nil; n++ {
+				_, err = c.LLBBridgeClient.Solve(ctx, ask)
+			}
+			if n > 4 || !exhausted(err, "definitions of more than") {
+				t.Errorf("after %d: %v", n, err)
+			}
+		})
 	}
 }
