@@ -112,6 +112,13 @@ func (s *stage) setPlatform(l *lint.Linter, known []string) error {
 	lint.RedundantTargetPlatform(l, s.at(), flag, v, v.Text == target)
 	lint.FromPlatformFlagConstDisallowed(l, s.at(), v, pf, s.inst.Name)
 	s.platform = &pf
+	if arches := graph.Architectures(); !slices.Contains(arches, pf.Architecture) {
+		msg := fmt.Sprintf("FROM --platform=%s: unknown architecture %q", flag, pf.Architecture)
+		if near := diag.Suggest(pf.Architecture, arches); near != "" {
+			msg += ", did you mean " + near + "?"
+		}
+		s.p.doubts = append(s.p.doubts, diag.Warning{Msg: msg, At: s.at(), Level: 1})
+	}
 	return nil
 }
 

@@ -62,6 +62,7 @@ func Plan(ctx context.Context, req Request, r Resolver) (*image.Plan, error) {
 		plan.Targets = nil
 		return plan, err
 	}
+	plan.Warnings = append(plan.Warnings, planners[0].doubts...)
 	plan.Warnings = append(plan.Warnings, planners[0].unusedArgs()...)
 	return plan, nil
 }
@@ -169,6 +170,7 @@ type planner struct {
 	epoch   *time.Time
 	stages  []*stage // in the order of the file, then the images that COPY --from and RUN --mount name
 	byName  map[string]*stage
+	doubts  []diag.Warning // of what is valid, and probably not meant
 }
 
 func (sh *shared) planner(pf graph.Platform, l *lint.Linter) *planner {

@@ -91,7 +91,7 @@ func (e *Engine) describe(im store.Image) ImageInfo {
 	if im.Index != nil {
 		info.Digest = im.Index.Digest.String()
 	}
-	seen := map[store.LayerID]bool{}
+	seen, counted := map[store.LayerID]bool{}, map[graph.Digest]bool{}
 	for _, p := range im.Platforms {
 		ip := ImagePlatform{Platform: p.Platform, ID: p.Config.String(), Layers: p.DiffIDs}
 		for _, d := range p.Proofs {
@@ -110,6 +110,15 @@ func (e *Engine) describe(im store.Image) ImageInfo {
 			if !seen[id] {
 				seen[id] = true
 				info.Size += size
+			}
+		}
+		if len(p.Layers) == 0 { // loaded or pulled, and not unpacked yet
+			for _, d := range p.Blobs {
+				ip.Size += d.Size
+				if !counted[d.Digest] {
+					counted[d.Digest] = true
+					info.Size += d.Size
+				}
 			}
 		}
 		if info.ID == "" {

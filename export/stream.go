@@ -115,10 +115,46 @@ func (p *Packer) blob(ctx context.Context, l Layer, d image.Descriptor) (io.Read
 	if err == nil {
 		return readCloser{b.Reader(), b}, nil
 	}
-	if diag.KindOf(err) == diag.NotFound && l.fetch != nil {
+	if diag.KindOf(err) != diag.NotFound {
+		return nil, err
+	}
+	if c, ok := p.madeBefore(l, d); ok {
+		return p.again(ctx, l, d, c, err)
+	}
+	if l.fetch != nil {
 		return l.fetch(ctx, d)
 	}
 	return nil, err
+}
+
+// madeBefore returns the compression with which a packer has made a blob of the layer's files.
+func (p *Packer) madeBefore(l Layer, d image.Descriptor) (c layer.Compression, ok bool) {
+	for _, v := range p.variants(l) {
+		as, ours := v.Annotations[madeAs]
+		if v.Digest == d.Digest && ours && l.ID != 0 && !strings.HasSuffix(as, ofPulled) {
+			return compressionOf(as)
+		}
+	}
+	return c, false
+}
+
+// again makes a blob once more that was damaged or collected after it had been chosen. why is what the caller gets if another
+// blob comes out.
+func (p *Packer) again(ctx context.Context, l Layer, d image.Descriptor, c layer.Compression, why error) (io.ReadCloser, error) {
+	hold := p.store.Hold()
+	defer hold.Release() // an open blob is not collected
+	m, err := p.make(ctx, l, &c, hold)
+	if err != nil {
+		return nil, err
+	}
+	if m.blob.Digest != d.Digest {
+		return nil, why
+	}
+	b, err := p.store.OpenVerified(ctx, d.Digest)
+	if err != nil {
+		return nil, err
+	}
+	return readCloser{b.Reader(), b}, nil
 }
 
 type readCloser struct {

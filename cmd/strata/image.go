@@ -252,7 +252,13 @@ func newImagePrune(c *cli) *cobra.Command {
 	fs.BoolVar(&dry, "dry-run", false, "Remove nothing; say what would be removed")
 	fs.BoolVar(&explain, "explain", false, "Say why each thing is removed")
 	fs.BoolP("force", "f", false, "Accepted for compatibility; prune never asks")
+	all := fs.BoolP("all", "a", false, "")
+	fs.Lookup("all").Hidden = true
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *all {
+			return invalid("strata image prune removes images without a name only").
+				WithHint("remove images by name: strata image rm NAME...\nall of them: strata image rm $(strata image ls -q)")
+		}
 		return c.with(cmd.Context(), func(eng builder) error {
 			r, err := eng.PruneImages(cmd.Context(), until, dry)
 			if err != nil {

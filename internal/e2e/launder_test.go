@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"bytes"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -59,4 +61,51 @@ func TestSavedImageIsTheOneOfTheStore(t *testing.T) {
 	if got := s.layers("app"); !slices.Equal(got, want) {
 		t.Errorf("the saved image has the layers %q, the image of the store %q", got, want)
 	}
+}
+
+// TestDamagedBlobIsMadeAgain damages a compressed layer that an earlier export has left in the store. The next export compresses the
+// layer's files again, and gives the same archive.
+func TestDamagedBlobIsMadeAgain(t *testing.T) {
+	needBuild(t)
+	s := newSite(t)
+	s.base()
+	s.write("Dockerfile", "FROM base\nCOPY file /copied-file\n")
+	noise := make([]byte, 300_000)
+	rand.NewChaCha8([32]byte{}).Read(noise)
+	s.write("file", string(noise))
+	export := func() []byte {
+		t.Helper()
+		dest := filepath.Join(t.TempDir(), "oci.tar")
+		s.ok("build", "--progress=plain", "--output=type=oci,rewrite-timestamp=true,dest="+dest, ".")
+		data, err := os.ReadFile(dest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	first := export()
+	s.ok("daemon", "stop") // an engine remembers which files it has hashed
+	blobs, _ := filepath.Glob(filepath.Join(s.root, "blobs", "sha256", "*"))
+	damaged := 0
+	for _, b := range blobs {
+		if fi, err := os.Stat(b); err != nil || fi.Size() < 300_000 || fi.Size() > 310_000 {
+			continue
+		}
+		data, err := os.ReadFile(b)
+		if err == nil {
+			data[150_000] ^= 1
+			err = os.WriteFile(b, data, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		damaged++
+	}
+	if damaged == 0 {
+		t.Fatal("the store has no blob of the layer")
+	}
+	if again := export(); !bytes.Equal(first, again) {
+		t.Error("the archive is another one")
+	}
+	s.healthy()
 }
