@@ -197,6 +197,8 @@ func (f *Files) tarSum(e *Entry, rel string) (graph.Digest, error) {
 				field(n, string(attr(host, n)))
 			}
 		}
+	} else if err := f.clientFields(e, rel, field); err != nil {
+		return "", err
 	}
 	if e.IsRegular() && size > 0 {
 		if err := f.copyTo(h, e, rel); err != nil {
@@ -204,6 +206,30 @@ func (f *Files) tarSum(e *Entry, rel string) (graph.Digest, error) {
 		}
 	}
 	return digest.NewDigest(digest.SHA256, h), nil
+}
+
+// clientFields calls field for the attributes of a client's file or directory.
+func (f *Files) clientFields(e *Entry, rel string, field func(name, value string)) error {
+	var fd int
+	switch {
+	case e.IsRegular():
+		in, err := f.Open(&Match{Rel: rel, Pick: Pick{Entry: e}})
+		if err != nil {
+			return err
+		}
+		defer in.Close()
+		fd = int(in.Fd())
+	case e.dir != nil:
+		var err error
+		if fd, err = f.open(e.layer, rel, unix.O_RDONLY|unix.O_DIRECTORY); err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+	default:
+		return nil
+	}
+	eachClientAttr(fd, func(name string, value []byte) { field(name, string(value)) })
+	return nil
 }
 
 func (f *Files) copyTo(h hash.Hash, e *Entry, rel string) error {

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/strata-build/strata/graph"
 	"github.com/strata-build/strata/session"
@@ -62,5 +63,27 @@ func TestBuildKitSum(t *testing.T) {
 			t.Errorf("%s: %s, %v", name, got, err)
 		}
 		l.Release()
+	}
+}
+
+// Attributes of a client's files count as they do in BuildKit's digests: a cache must not take one file for another.
+func TestBuildKitSumOfAttributes(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, map[string]string{"d/a": "a"})
+	for name, attrs := range map[string][]string{"d": {"user.c"}, "d/a": {"user.b", "user.a", "user.overlay.opaque", "trusted.x"}} {
+		for _, key := range attrs {
+			check(t, unix.Lsetxattr(filepath.Join(dir, name), key, []byte("1"), 0))
+		}
+	}
+	sum := func(s string) string { return digest.FromString(s).String() }
+	a := sum(header(0o644, 1, "0", "") + "user.a1user.b1" + "a")
+	want := sum("\x00" + sum(header(0o755, 0, "5", "")+"user.c1") + "\x00a" + a)
+	l := NewLocal(nil, session.Dir{Path: dir}, &graph.Local{})
+	defer l.Release()
+	f, err := l.Files()
+	check(t, err)
+	got, err := f.BuildKitSum(t.Context(), graph.Select{Path: "/d"})
+	if err != nil || got.String() != want {
+		t.Errorf("%s, %v, want %s", got, err, want)
 	}
 }
