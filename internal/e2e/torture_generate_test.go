@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -127,6 +128,12 @@ func (g *generator) copy(stage int) string {
 	for g.one(3) {
 		sources = append(sources, pick(g, from...))
 	}
+	if g.one(6) { // the last one wins
+		sources = []string{"d/f", "e/f"}
+		if from[0] == "/w/x" {
+			sources = []string{"/w/x/r", "/w/y/r"}
+		}
+	}
 	to := pick(g, "/w/", "/w/x/", "/w/y/", "/w/x/d/", "/w/new/", "./")
 	if len(sources) == 1 && g.one(4) {
 		to = pick(g, "/w/x/f", "/w/n", "/w/y/g")
@@ -178,7 +185,7 @@ func (g *generator) shell() string {
 			"chown -R "+g.owner()+" "+pick(g, "/w/x", "/w/y", "/w"),
 			"mv "+a+" "+b,
 			"mv /w/x /w/z; mkdir /w/x; mv /w/z/* /w/x/",
-			"ln "+a+" "+b,
+			"ln -f "+a+" "+b,
 			"ln -sf "+pick(g, "f", "../y/r", "/w/x/r", "nowhere")+" "+a,
 			"rm -rf "+a,
 			"rm -rf /w/y; mkdir /w/y",
@@ -201,13 +208,16 @@ func (g *generator) edit(p *project) *project {
 			g.editSteps(q)
 		}
 	}
+	if g.one(4) {
+		g.reorder(q)
+	}
 	return q
 }
 
 func (g *generator) editContext(p *project) {
 	name, other := pick(g, contextFiles...), pick(g, contextFiles...)
 	n := p.nodes[name]
-	switch g.IntN(12) {
+	switch g.IntN(16) {
 	case 0, 1: // also of the same size and time
 		n.text = pick(g, "1", "2", "3", "4")
 	case 2:
@@ -216,17 +226,22 @@ func (g *generator) editContext(p *project) {
 		n.uid, n.gid = g.IntN(3), g.IntN(3)
 	case 4:
 		n.mtime++
-	case 5:
+	case 5, 12:
 		n.cap = pick[byte](g, 0, 10, 13)
-	case 6:
+	case 6, 13:
 		n.user = pick(g, "", "a", "b")
 	case 7: // two change places
 		p.nodes[name], p.nodes[other] = p.nodes[other], n
 		return
-	case 8:
-		if n.hard == "" && name != other {
-			n.hard = other
+	case 8, 14: // alike, or one file
+		if name == other {
+			return
+		}
+		if n.hard == "" {
+			n = p.nodes[other]
+			n.hard = pick(g, "", other)
 		} else {
+			n = p.nodes[n.hard]
 			n.hard = ""
 		}
 	case 9:
@@ -237,7 +252,7 @@ func (g *generator) editContext(p *project) {
 			return
 		}
 		n = g.file()
-	case 11:
+	case 11, 15:
 		a := p.nodes["a.tar"]
 		a.archive = 1 + (a.archive - 1) ^ (1 << g.IntN(6))
 		p.nodes["a.tar"] = a
@@ -274,7 +289,7 @@ func (g *generator) editSteps(p *project) {
 			p.steps[at].text, p.steps[at-1].text = p.steps[at-1].text, p.steps[at].text
 		}
 	case 4:
-		p.steps[at].text = g.reorder(p.steps[at].text)
+		p.steps[at].text = g.reflag(p.steps[at].text)
 	default:
 		if !isFrom {
 			g.ids++
@@ -283,20 +298,68 @@ func (g *generator) editSteps(p *project) {
 	}
 }
 
-// reorder turns the sources of a COPY around, or gives it other flags.
-func (g *generator) reorder(text string) string {
-	words := strings.Fields(text)
-	if words[0] != "COPY" {
-		return text
+// links exchanges hard links and copies.
+var links = strings.NewReplacer("ln -f /", "cp -a /", "cp -a /", "ln -f /")
+
+// mountSource is where a mount of a step is from.
+var mountSource = regexp.MustCompile(`source=[^, ]+`)
+
+// reorder has one step that reads two parts of an input read them in the other order, or make copies in place of hard links.
+func (g *generator) reorder(p *project) {
+	var turned []step
+	for _, s := range p.steps {
+		if s.text = turn(s.text); s.text != "" {
+			turned = append(turned, s)
+		}
 	}
+	if len(turned) == 0 {
+		return
+	}
+	s := pick(g, turned...)
+	p.steps[slices.IndexFunc(p.steps, func(o step) bool { return o.id == s.id })] = s
+}
+
+// turn returns an instruction with its sources, or the sources of its mounts, in the other order, or with copies in place of hard
+// links, or the other way round; "" if it has none of them.
+func turn(text string) string {
+	words := strings.Fields(text)
+	switch words[0] {
+	case "COPY":
+		if sources := words[copyFlags(words) : len(words)-1]; len(sources) > 1 {
+			slices.Reverse(sources)
+			return strings.Join(words, " ")
+		}
+	case "RUN":
+		if sources := mountSource.FindAllString(text, -1); len(sources) > 1 {
+			return mountSource.ReplaceAllStringFunc(text, func(string) string {
+				last := sources[len(sources)-1]
+				sources = sources[:len(sources)-1]
+				return last
+			})
+		}
+		if other := links.Replace(text); other != text {
+			return other
+		}
+	}
+	return ""
+}
+
+// copyFlags returns where the flags of a COPY end.
+func copyFlags(words []string) int {
 	first := 1
 	for strings.HasPrefix(words[first], "--") {
 		first++
 	}
-	if sources := words[first : len(words)-1]; len(sources) > 1 {
-		slices.Reverse(sources)
-		return strings.Join(words, " ")
+	return first
+}
+
+// reflag gives a COPY another mode and owner.
+func (g *generator) reflag(text string) string {
+	words := strings.Fields(text)
+	if words[0] != "COPY" {
+		return text
 	}
+	first := copyFlags(words)
 	flags := slices.DeleteFunc(slices.Clone(words[1:first]), func(f string) bool { return strings.HasPrefix(f, "--ch") })
 	return strings.Join(slices.Concat([]string{"COPY" + g.flags(false)}, flags, words[first:]), " ")
 }

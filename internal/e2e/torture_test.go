@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -107,7 +108,8 @@ func (r *torture) put(p *project, slot int) {
 type outcome struct {
 	code              int
 	err               string
-	flat, layers, run []string // the tree as a tar and as layers; the configuration
+	flat, layers, run []string          // the tree as a tar and as layers; the configuration
+	steps             map[string]string // see result.steps
 }
 
 // build is a build under way.
@@ -127,7 +129,7 @@ func (r *torture) start(s *site, p *project, slot int, more ...string) *build {
 func (r *torture) outcome(b *build) outcome {
 	r.t.Helper()
 	res := b.result()
-	out := outcome{code: res.code, err: res.err}
+	out := outcome{code: res.code, err: res.err, steps: res.steps()}
 	if res.code != 0 {
 		for _, crash := range []string{"the engine ended", "panic:", "goroutine "} {
 			if strings.Contains(res.err, crash) {
@@ -230,10 +232,31 @@ func (r *torture) round() {
 			if diff := compare(warm, r.cold(slot)); diff != "" {
 				r.report(diff, r.held[slot])
 			}
+			if slot == 0 {
+				r.checkNoCache(flags, warm.steps)
+			}
 		}
 	}
 	r.site.healthy()
 	r.t.Logf("%d versions compared, of which %d cannot be built", len(r.versions), r.refused)
+}
+
+// checkNoCache checks that a build took nothing from the cache that its flags tell it to run.
+func (r *torture) checkNoCache(flags []string, steps map[string]string) {
+	for _, f := range flags {
+		stage, ok := strings.CutPrefix(f, "--no-cache")
+		if !ok {
+			continue
+		}
+		stage = "[" + strings.TrimPrefix(stage, "-filter=") // all of them, or one
+		for name, state := range steps {
+			at, does, _ := strings.Cut(name, "] ")
+			verb, _, _ := strings.Cut(does, " ")
+			if state == "CACHED" && strings.HasPrefix(at, stage) && slices.Contains([]string{"RUN", "COPY", "ADD", "WORKDIR"}, verb) {
+				r.t.Errorf("TORTURE=1 TORTURE_SEED=%d: %s: %q is from the cache\n%s", r.seed, f, name, strings.Join(r.did, "\n"))
+			}
+		}
+	}
 }
 
 func (r *torture) build(p *project, slot int, flags []string) *build {
