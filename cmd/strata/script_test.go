@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -55,7 +56,26 @@ func TestScriptDaemon(t *testing.T) {
 	runScripts(t, true)
 }
 
+// scriptsDir has testscript make its directories in one that is removed: with -run it leaves an empty one.
+func scriptsDir(t *testing.T) {
+	if testWork := flag.Lookup("testwork"); testWork != nil && testWork.Value.String() == "true" {
+		return
+	}
+	dir, err := os.MkdirTemp(os.Getenv("GOTMPDIR"), "strata-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		left, _ := filepath.Glob(filepath.Join(dir, "*", "*"))
+		if err := os.RemoveAll(dir); err != nil || len(left) > 0 {
+			t.Errorf("scripts left %v: %v", left, err)
+		}
+	})
+	t.Setenv("GOTMPDIR", dir)
+}
+
 func runScripts(t *testing.T, daemon bool) {
+	scriptsDir(t)
 	testscript.Run(t, testscript.Params{
 		Dir:           filepath.Join("testdata", "script"),
 		UpdateScripts: *update,
