@@ -128,7 +128,7 @@ func (g *generator) copy(stage int) string {
 	for g.one(3) {
 		sources = append(sources, pick(g, from...))
 	}
-	if g.one(6) { // the last one wins
+	if g.one(4) { // the last one wins
 		sources = []string{"d/f", "e/f"}
 		if from[0] == "/w/x" {
 			sources = []string{"/w/x/r", "/w/y/r"}

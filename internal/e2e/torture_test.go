@@ -215,6 +215,10 @@ func (r *torture) round() {
 			}
 		}
 		flags := r.disturb(p)
+		if len(flags) > 0 && r.one(2) { // what a cache knows must not be taken for what differs in this alone
+			p = p.clone()
+			r.reorder(p)
+		}
 		r.did = append(r.did, fmt.Sprintf("build of version %d %v", len(r.versions), flags))
 		r.versions = append(r.versions, p)
 		builds := []*build{r.build(p, 0, flags)}
