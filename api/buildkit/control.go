@@ -208,6 +208,11 @@ func (s *Server) Prune(req *control.PruneRequest, stream control.Control_PruneSe
 		All: req.All, Filters: req.Filter, KeepDuration: time.Duration(req.KeepDuration),
 		Reserved: Space{Bytes: req.ReservedSpace}, MaxUsed: Space{Bytes: req.MaxUsedSpace}, MinFree: Space{Bytes: req.MinFreeSpace},
 	}
+	done, err := s.quota.read(stream.Context(), peerOf(stream.Context()).Identity) // it walks through the whole state
+	if err != nil {
+		return err
+	}
+	defer done()
 	of := s.of(stream.Context())
 	return s.prune(stream.Context(), r, []*tenant{of}, of.sees, stream.Send)
 }

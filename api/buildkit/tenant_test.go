@@ -6,7 +6,9 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -423,5 +425,41 @@ func TestTenantOf(t *testing.T) {
 	}
 	if err := Tenancy("uid").Check(); err == nil {
 		t.Error("an unknown tenancy is taken")
+	}
+}
+
+// TestAttackManyListsOfUsage lets one client ask again and again for what takes space, or to prune, which walks through the whole state. A
+// few of its calls are carried out at a time, and other clients do not wait for them.
+func TestAttackManyListsOfUsage(t *testing.T) {
+	addr, s := serveServer(t, Options{Tenancy: TenancyClient})
+	mallory, alice := dialAs(t, addr, 1234), dialAs(t, addr, 1235)
+	var ends []func()
+	for range maxReaders { // calls of its own
+		done, err := s.quota.read(t.Context(), "user 1234")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends = append(ends, done)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := mallory.DiskUsage(ctx, &control.DiskUsageRequest{}); err == nil {
+		t.Error("one list more is made at the same time")
+	}
+	prune, err := mallory.Prune(ctx, &control.PruneRequest{})
+	if err == nil {
+		_, err = prune.Recv()
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		t.Error("the state is pruned at the same time")
+	}
+	if _, err := alice.DiskUsage(t.Context(), &control.DiskUsageRequest{}); err != nil {
+		t.Error(err)
+	}
+	for _, end := range ends {
+		end()
+	}
+	if _, err := mallory.DiskUsage(t.Context(), &control.DiskUsageRequest{}); err != nil {
+		t.Error(err)
 	}
 }
