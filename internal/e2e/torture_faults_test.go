@@ -176,15 +176,16 @@ func (f *faults) round(kind string) {
 		s.killEngine()
 		down = true
 	}
+	lost := false
 	if down {
 		f.disk.Unmount()
-		f.repair()
+		lost = f.repair()
 		f.disk.Mount()
 	}
 	if f.bad.broken.Swap(false) && r.code == 0 {
 		s.ok("image", "pull", name) // what was pushed is whole
 	}
-	f.settle(name, p, r, cut)
+	f.settle(name, p, r, cut, lost)
 }
 
 // noCrash fails on what no fault may cause.
@@ -197,12 +198,9 @@ func (f *faults) noCrash(r result) {
 	}
 }
 
-// repair does what a machine does when it mounts a file system that had errors.
-func (f *faults) repair() {
-	if f.fs == "ext4" {
-		f.disk.Check()
-	}
-}
+// repair does what a machine does when it mounts a file system that had errors. It reports whether the file system has lost
+// what was durable.
+func (f *faults) repair() (lost bool) { return f.fs == "ext4" && f.disk.Check() }
 
 // fill takes all space, or all inodes, of the disk. The returned function gives them back.
 func (f *faults) fill(kind string) func() {
@@ -240,8 +238,9 @@ func (f *faults) fill(kind string) func() {
 	}
 }
 
-// settle checks what is promised after a fault. cut is when what was not durable may have been lost; zero = it may not.
-func (f *faults) settle(name string, p *project, r result, cut time.Time) {
+// settle checks what is promised after a fault. cut is when what was not durable may have been lost; zero = it may not. After a loss
+// of the file system itself, images may be gone.
+func (f *faults) settle(name string, p *project, r result, cut time.Time, lost bool) {
 	t, s := f.t, f.site
 	if fill := filepath.Join(f.disk.Dir, "fill"); exists(fill) {
 		if err := os.RemoveAll(fill); err != nil {
@@ -258,7 +257,7 @@ func (f *faults) settle(name string, p *project, r result, cut time.Time) {
 		s.healthy()
 	}
 	f.kept = slices.DeleteFunc(f.kept, func(im ackedImage) bool {
-		return f.check(im, !cut.IsZero() && cut.Sub(im.at) < 3*time.Second)
+		return f.check(im, lost || !cut.IsZero() && cut.Sub(im.at) < 3*time.Second)
 	})
 	cold := f.cold(0)
 	if r.code == 0 && cut.IsZero() { // acknowledged, and nothing may have been lost

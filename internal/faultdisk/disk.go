@@ -142,17 +142,21 @@ func (d *Disk) Mount(options ...string) {
 	d.command("mount", args...)
 }
 
-// Check repairs an ext4 file system that is not mounted, as a machine does when it starts.
-func (d *Disk) Check() {
+// Check repairs an ext4 file system that is not mounted, as a machine does when it starts. It reports whether that was not enough:
+// the file system itself has lost something that had been flushed, as when a write of its metadata has failed.
+func (d *Disk) Check() (lost bool) {
 	d.t.Helper()
 	d.attach()
 	// Its exit status has bit 1 if it has repaired something, and bit 4 if errors are left.
 	err := exec.Command("e2fsck", "-p", d.loop).Run()
-	if exit, ok := errors.AsType[*exec.ExitError](err); err != nil && (!ok || exit.ExitCode() > 1) {
-		if out, err := exec.Command("e2fsck", "-y", d.loop).CombinedOutput(); err != nil {
-			d.t.Logf("e2fsck: %v: %s", err, out)
-		}
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if err == nil || ok && exit.ExitCode() <= 1 {
+		return false
 	}
+	if out, err := exec.Command("e2fsck", "-y", d.loop).CombinedOutput(); err != nil {
+		d.t.Logf("e2fsck: %v: %s", err, out)
+	}
+	return true
 }
 
 // Sync writes the file system's caches to the disk.
