@@ -62,17 +62,41 @@ func (e *Engine) watchSpace(tenant string) {
 				delete(w.watched, tenant)
 			}
 			w.mu.Unlock()
-			e.limitSpace(tenant, builds) // also when the last build has ended: its results count
-			if ended {
-				return
-			}
-			select {
-			case <-time.After(max(time.Second, 20*time.Since(start))):
-			case <-w.ended:
+			free := e.freeSpace()
+			room := e.limitSpace(tenant, builds) // also when the last build has ended: its results count
+			if ended || !e.rest(time.Since(start), free, room) {
 				return
 			}
 		}
 	})
+}
+
+// rest waits until it is time for another look at a tenant's space, after one that took some time, began with so much free space,
+// and found so much room for the tenant. It returns false if there is no more to be watched.
+func (e *Engine) rest(took time.Duration, free, room int64) bool {
+	step := max(time.Second, took)
+	for waited := time.Duration(0); !lookAgain(waited, took, free-e.freeSpace(), room); waited += step {
+		select {
+		case <-time.After(step):
+		case <-e.space.ended:
+			return false
+		}
+	}
+	return true
+}
+
+// lookAgain reports whether a tenant's space needs a look, some time after one that took long. Adding up many files must not be most
+// of what the machine does, but a tenant that makes looks expensive gets no time to fill the disk: what the disk has lost
+// meanwhile may be half of the tenant's room.
+func lookAgain(waited, took time.Duration, lost, room int64) bool {
+	const little = 64 << 20
+	return waited >= max(time.Second, 20*took) || waited >= max(time.Second, took) && lost > max(little, room/2)
+}
+
+// freeSpace returns the bytes that are free on the disk, of which each file takes some at least.
+func (e *Engine) freeSpace() int64 {
+	bytes, files := e.store.Free()
+	return bytes + files*store.LeastSize
 }
 
 // close ends the watch. No build may begin any more.
@@ -86,7 +110,8 @@ func (w *spaceWatch) close() {
 }
 
 // limitSpace collects what a tenant has beyond its share. If that does not suffice, it ends the youngest of the builds.
-func (e *Engine) limitSpace(tenant string, builds []*build) {
+// It returns how many bytes are left for the tenant.
+func (e *Engine) limitSpace(tenant string, builds []*build) (room int64) {
 	ctx, limit := context.Background(), e.TenantSpace()
 	other := e.spaceBesides(tenant)
 	owned, err := e.store.Owned(tenant)
@@ -111,12 +136,13 @@ func (e *Engine) limitSpace(tenant string, builds []*build) {
 			WithHint("remove caches and contexts: docker buildx prune --all, or buildctl prune --all. " +
 				"The operator can remove images with names (strata image rm), or raise tenantSpace in the daemon's configuration"))
 	}
+	return max(0, limit-owned-other)
 }
 
 // spaceBesides returns the bytes of what a tenant writes at this moment, and of its own directory.
 func (e *Engine) spaceBesides(tenant string) int64 {
 	ctx := context.Background()
-	return e.store.Growing(ctx, tenant) + store.DiskUsage(ctx, e.TenantDir(tenant))
+	return e.store.Growing(ctx, tenant) + e.box.Unlinked(ctx, tenant) + store.DiskUsage(ctx, e.TenantDir(tenant))
 }
 
 // buildsOf returns a tenant's builds, youngest first.

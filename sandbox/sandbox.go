@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -55,6 +56,7 @@ type Sandbox struct {
 	allowedParents []string
 	parents        parents
 	mountPoints    mountPoints
+	busy           busy
 	oldRunc        bool
 
 	mu     sync.Mutex // of prepare and outside
@@ -314,6 +316,7 @@ func (s *Sandbox) start(ctx context.Context, b *bundle, p *plan) (*Exit, error) 
 	if err := s.host.ceilings(p); err != nil {
 		return nil, diag.Errorf(diag.Unavailable, "cannot limit the memory of steps: %w", err)
 	}
+	defer s.busy.begin(p.Client, path.Dir(p.cgroup))()
 	c := &container{bundle: b, cgroup: p.cgroup, cgroups: s.host.cgroups, spec: p.Spec, started: make(chan struct{}), log: b.file("log.json")}
 	why := s.lacks
 	if s.native != nil && p.live == nil {

@@ -171,6 +171,15 @@ type reserve struct {
 	full         bool
 }
 
+// Free returns how many bytes and files the file system has room for.
+func (s *Store) Free() (bytes, files int64) {
+	var st unix.Statfs_t
+	if unix.Fstatfs(int(s.dir.Fd()), &st) != nil {
+		return 0, 0
+	}
+	return int64(st.Bavail) * st.Bsize, int64(st.Ffree)
+}
+
 func (s *Store) reserve() reserve {
 	var st unix.Statfs_t
 	if unix.Fstatfs(int(s.dir.Fd()), &st) != nil {

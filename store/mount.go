@@ -374,15 +374,16 @@ func (s *Store) rootUsage() int64 {
 	if unix.Fstat(int(s.dir.Fd()), &st) != nil {
 		return 0
 	}
-	return diskUsageBut(s.ctx, s.root, func(path string, dev uint64) bool { return dev != st.Dev && strings.HasPrefix(path, tmp) })
+	return diskUsageBut(s.ctx, s.root, 0, func(path string, dev uint64) bool { return dev != st.Dev && strings.HasPrefix(path, tmp) })
 }
 
 // diskUsage returns the bytes that a directory takes, counting hard links once. What cannot be read counts nothing.
 func diskUsage(ctx context.Context, dir string) int64 {
-	return diskUsageBut(ctx, dir, func(string, uint64) bool { return false })
+	return diskUsageBut(ctx, dir, 0, func(string, uint64) bool { return false })
 }
 
-func diskUsageBut(ctx context.Context, dir string, skip func(path string, dev uint64) bool) (total int64) {
+// diskUsageBut adds up the files of a directory, of which each takes some bytes at least.
+func diskUsageBut(ctx context.Context, dir string, least int64, skip func(path string, dev uint64) bool) (total int64) {
 	linked := map[uint64]bool{}
 	_ = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if ctx.Err() != nil {
@@ -408,7 +409,7 @@ func diskUsageBut(ctx context.Context, dir string, skip func(path string, dev ui
 			}
 			linked[st.Ino] = true
 		}
-		total += st.Blocks * 512
+		total += max(st.Blocks*512, least)
 		return nil
 	})
 	return total

@@ -134,6 +134,10 @@ func (s *Store) leftPartials(owner string) (n int64) {
 	return n
 }
 
+// LeastSize is what a file of a running step takes at least, in bytes: empty files take up the inodes of the file system, which are
+// about as many as it has place for small files.
+const LeastSize = 4096
+
 // Growing returns the bytes on disk of what an owner is writing at this moment: the layers of running steps, their cache
 // mounts beyond what Owned counts, and blobs. It walks through the files.
 func (s *Store) Growing(ctx context.Context, owner string) (n int64) {
@@ -147,7 +151,7 @@ func (s *Store) Growing(ctx context.Context, owner string) (n int64) {
 	s.mu.RUnlock()
 	dirs = append(dirs, s.writers.of(owner)...)
 	for _, dir := range dirs {
-		n += diskUsage(ctx, dir)
+		n += diskUsageBut(ctx, dir, LeastSize, func(string, uint64) bool { return false })
 	}
 	for name, recorded := range s.leasedMounts(owner) {
 		n += max(0, diskUsage(ctx, s.path("mounts", name))-recorded)

@@ -224,6 +224,26 @@ func TestAttackOneClientFillsTheDisk(t *testing.T) {
 	}
 }
 
+// A client's step fills the disk with files that have no name: their space is found by the processes that use them. It makes empty
+// files too, which take inodes, of which the machine has as many as it has place for small files.
+func TestAttackFilesThatNobodyFinds(t *testing.T) {
+	const limit = 64 << 20
+	addr, _ := serve(t, Options{Tenancy: TenancyClient}, func(o *engine.Options) { o.TenantBytes = limit })
+	for name, script := range map[string]string{
+		"removed":          "exec 3>/f; rm /f; dd if=/dev/zero bs=1M count=200 >&3; sleep 100000",
+		"removed in cache": "exec 3>/c/f; rm /c/f; dd if=/dev/zero bs=1M count=200 >&3; sleep 100000",
+		"empty":            "mkdir /d; cd /d; seq 1 20000 | xargs touch; sleep 100000",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			err := solve(t, dialAs(t, addr, 1300+len(name)), "r", command(t, script))
+			if err == nil || !strings.Contains(err.Error(), "may have 64MiB") {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
 // checkUsage looks at what users see of the disk usage, and at what they can remove.
 func checkUsage(t *testing.T, e *engine.Engine, a, b client) {
 	t.Helper()
