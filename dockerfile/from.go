@@ -300,7 +300,7 @@ func (s *stage) pullError(err error) error {
 	}
 	candidates := s.p.names()
 	if near := diag.Suggest(s.ref, candidates); s.external && near != "" && near != s.ref {
-		e.Msg = fmt.Sprintf("no stage %q (did you mean %q?); as an image it could not be reached: %s", s.ref, near, e.Msg)
+		e.Msg = fmt.Sprintf("no stage %q, and it cannot be pulled as an image: %s", s.ref, e.Msg)
 		e.Hint = fmt.Sprintf("did you mean %s?", near)
 	}
 	if e.Kind == diag.NotFound || e.Kind == diag.Denied {
